@@ -1,0 +1,133 @@
+"""Where arrays live and what the array API standard lacks. The one file that may name numpy or cupy."""
+
+import math
+import os
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import array_api_compat as aac
+import numpy as np
+
+Array = Any  # anything with an array API namespace: NumPy, CuPy, torch, array_api_strict
+
+NO_GPU = """{what}
+To run on a GPU you need an NVIDIA driver and the CuPy that matches it:
+    pip install 'sparc_ref[cuda13]'      driver 580 or newer (CUDA 13)
+    pip install 'sparc_ref[cuda12]'      driver 525 or newer (CUDA 12)
+Then `nvidia-smi` and `python -c "import cupy; cupy.cuda.runtime.getDeviceCount()"` should both answer.
+Without a GPU, leave the device at cpu."""
+
+
+def get_device(name: str) -> str:
+    """Check that a device can be used: "cpu" or "cuda".  Returns its name; raises ValueError that says what is missing."""
+    if name == "cpu":
+        return name
+    if name != "cuda":
+        raise ValueError(f'device: expected "cpu" or "cuda", got {name!r}')
+    try:
+        import cupy
+    except ImportError as error:
+        raise ValueError(NO_GPU.format(what=f"device cuda: CuPy cannot be imported ({error}).")) from None
+    try:
+        count = cupy.cuda.runtime.getDeviceCount()
+    except cupy.cuda.runtime.CUDARuntimeError as error:
+        raise ValueError(NO_GPU.format(what=f"device cuda: CuPy is installed, but the driver says: {error}.")) from None
+    if count == 0:
+        raise ValueError(NO_GPU.format(what="device cuda: CuPy is installed, but there is no GPU here."))
+    return name
+
+
+def to_device(x: Any, device: str) -> Any:
+    """Move a NumPy array, or a dict or tuple of them, to "cpu" or "cuda"."""
+    if isinstance(x, dict):
+        return {key: to_device(value, device) for key, value in x.items()}
+    if isinstance(x, tuple):
+        return tuple(to_device(value, device) for value in x)
+    if device == "cpu":
+        return x
+    import cupy
+
+    return cupy.asarray(x)
+
+
+def to_numpy(x: Array) -> np.ndarray:
+    """Copy any array to NumPy, whatever device it is on."""
+    if aac.is_cupy_array(x):
+        return x.get()
+    if aac.is_torch_array(x):
+        return x.detach().cpu().numpy()
+    if aac.is_numpy_array(x) or np.isscalar(x):
+        return np.asarray(x)
+    xp = aac.array_namespace(x)
+    cpu = getattr(xp, "Device", None)  # array_api_strict
+    return np.asarray(x if cpu is None else aac.to_device(x, cpu("CPU_DEVICE")))
+
+
+def like(x: np.ndarray, other: Array, dtype: Any = None) -> Array:
+    """A host array as an array of `other`'s kind, on its device, in `dtype` (None: other's)."""
+    xp = aac.array_namespace(other)
+    return xp.asarray(x, dtype=dtype or other.dtype, device=aac.device(other))
+
+
+def scatter_add(ids: Array, rows: Array, count: int) -> Array:
+    """Sum rows that share an id.      ids (N,) int, rows (N,C) -> (count,C), row i = sum of rows where ids == i"""
+    if aac.is_numpy_array(rows):
+        order = np.argsort(ids, kind="stable")
+        out = np.zeros((count, rows.shape[1]), rows.dtype)
+        present, starts = np.unique(ids[order], return_index=True)
+        if len(present):
+            out[present] = np.add.reduceat(rows[order], starts, axis=0)
+        return out
+    if aac.is_torch_array(rows):
+        return rows.new_zeros((count, rows.shape[1])).index_add_(0, ids, rows)
+    if aac.is_cupy_array(rows):
+        import cupy
+        import cupyx
+
+        out = cupy.zeros((count, rows.shape[1]), rows.dtype)
+        cupyx.scatter_add(out, ids, rows)
+        return out
+    xp = aac.array_namespace(ids, rows)
+    hot = xp.arange(count, dtype=ids.dtype, device=aac.device(ids))[:, None] == ids[None, :]
+    return xp.astype(hot, rows.dtype) @ rows
+
+
+def erf(x: Array) -> Array:
+    """The error function, elementwise."""
+    if aac.is_torch_array(x):
+        import torch
+
+        return torch.erf(x)
+    if aac.is_cupy_array(x):
+        from cupyx.scipy import special
+
+        return special.erf(x)
+    host = to_numpy(x)
+    try:
+        from scipy.special import erf as host_erf
+    except ImportError:  # slow and exact
+        host_erf = np.vectorize(math.erf, otypes=[float])
+    return like(host_erf(host).astype(host.dtype), x)
+
+
+def row_blocks(x: Array, size: int = 1 << 17) -> list[slice]:
+    """Ranges of rows that fit a core's cache together with their temporaries; one range where memory is not NumPy's.
+
+    x (N,C).  `size` is the bytes of one block: 128 KiB was the fastest of 16 KiB to 4 MiB (see bench/step.py).
+    """
+    n = x.shape[0]
+    step = max(1, size // (x.shape[1] * x.dtype.itemsize)) if aac.is_numpy_array(x) else max(1, n)
+    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
+
+
+def cores() -> int:
+    """CPU cores that this process may use."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def run_threads(functions: list) -> list:
+    """Call functions of no argument side by side; returns their results in order, whatever order they end in."""
+    if len(functions) < 2 or cores() == 1:
+        return [function() for function in functions]
+    with ThreadPoolExecutor(min(cores(), len(functions))) as pool:
+        return list(pool.map(lambda function: function(), functions))

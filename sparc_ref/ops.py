@@ -1,0 +1,265 @@
+"""Every differentiable primitive: y, back = op(x, ...), then dx, ... = back(dy).
+
+B batch, L tokens, P patches, C width, N rows.  d<name> is dLoss/d<name>.  An op writes only into arrays that it made itself.
+`back` may be called any number of times, each call on its own.
+"""
+
+import math
+
+from array_api_compat import array_namespace
+
+from sparc_ref import backend
+from sparc_ref.backend import Array
+
+
+def at_least_float32(x: Array) -> tuple[Array, callable]:
+    """Widen float16 and bfloat16 to float32.      x -> x, back; the gradient returns in x's own dtype"""
+    xp = array_namespace(x)
+    narrow = xp.finfo(x.dtype).bits < 32
+    return xp.astype(x, xp.float32) if narrow else x, lambda dy: xp.astype(dy, x.dtype) if narrow else dy
+
+
+def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, callable]:
+    """y = x weight' + bias.      x (...,C), weight (K,C), bias (K,) or None -> (...,K); back -> dx, dweight[, dbias]"""
+    xp = array_namespace(x, weight)
+    rows = xp.reshape(x, (-1, weight.shape[1]))           # (N,C): one large product beats many small ones
+    y = rows @ weight.T                                   # (N,K)
+    if bias is not None:
+        y += bias
+
+    def back(dy):
+        dy = xp.reshape(dy, (-1, weight.shape[0]))        # (N,K)
+        dx = xp.reshape(dy @ weight, x.shape)
+        dweight = dy.T @ rows                             # (K,C)
+        return (dx, dweight) if bias is None else (dx, dweight, xp.sum(dy, axis=0))
+
+    return xp.reshape(y, (*x.shape[:-1], weight.shape[0])), back
+
+
+def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, callable]:
+    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis, the variance in a second pass.
+
+    x (...,C), weight (C,), bias (C,) -> (...,C); back -> dx, dweight, dbias
+    """
+    xp = array_namespace(x)
+    width = x.shape[-1]
+    x_hat = x - xp.mean(x, axis=-1, keepdims=True)
+    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat)[..., None] / width + eps)
+    x_hat *= rstd
+    y = x_hat * weight
+    y += bias
+
+    def back(dy):
+        flat_dy, flat_x_hat = xp.reshape(dy, (-1, width)), xp.reshape(x_hat, (-1, width))
+        dx = dy * weight
+        along = xp.vecdot(dx, x_hat)[..., None] / width
+        dx -= xp.mean(dx, axis=-1, keepdims=True)
+        dx -= x_hat * along
+        dx *= rstd
+        return dx, xp.sum(flat_dy * flat_x_hat, axis=0), xp.sum(flat_dy, axis=0)
+
+    return y, back
+
+
+def gelu(x: Array, kind: str = "tanh") -> tuple[Array, callable]:
+    """y = x Phi(x), Phi the normal distribution.  kind "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or "erf".
+
+    x (...,C) -> (...,C); back -> dx.  The slope is made with the value, block by block, while x is in the cache.
+    """
+    xp = array_namespace(x)
+    value_and_slope = {"tanh": _gelu_tanh, "erf": _gelu_erf}.get(kind)
+    if value_and_slope is None:
+        raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
+    rows = xp.reshape(x, (-1, x.shape[-1]))
+    y, slope = xp.empty_like(rows), xp.empty_like(rows)
+    for block in backend.row_blocks(rows):
+        y[block, :], slope[block, :] = value_and_slope(rows[block, :])
+
+    def back(dy):
+        return dy * xp.reshape(slope, x.shape)
+
+    return xp.reshape(y, x.shape), back
+
+
+def _gelu_tanh(x):
+    xp = array_namespace(x)
+    k = math.sqrt(2 / math.pi)
+    cubic = 0.044715 * k
+    x2 = x * x                                            # x**3 is 290 times slower than x*x*x
+    u = x2 * cubic
+    u += k
+    u *= x
+    phi = xp.tanh(u)
+    phi += 1
+    phi *= 0.5                                            # y = x phi
+    y = x * phi
+    x2 *= 6 * cubic                                       # slope = phi + x dphi,  dphi = 2 phi (1 - phi) du
+    x2 += 2 * k
+    x2 *= y
+    x2 *= 1 - phi
+    x2 += phi
+    return y, x2
+
+
+def _gelu_erf(x):
+    xp = array_namespace(x)
+    phi = 0.5 + 0.5 * backend.erf(x * math.sqrt(0.5))
+    return x * phi, phi + x * xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
+
+
+def softmax(z: Array, mask: Array | None = None) -> tuple[Array, callable]:
+    """a = exp(z) / sum exp(z) over the last axis.  Masked entries get 0, and so does a row with nothing but masked entries.
+
+    z (...,K), mask (...,K) bool that broadcasts to it, true = in -> (...,K); back -> dz
+    """
+    xp = array_namespace(z)
+    a, total = _exp_rows(xp, z, mask)[:2]
+    a /= total
+
+    def back(da):
+        dz = da - xp.vecdot(da, a)[..., None]
+        dz *= a
+        return dz
+
+    return a, back
+
+
+def log_softmax(z: Array, mask: Array | None = None) -> tuple[Array, callable]:
+    """log of softmax(z, mask).  Masked entries are left out by where() before exp; their value here is 0, so is their gradient.
+
+    z (...,K), mask bool that broadcasts to it -> (...,K); back -> dz
+    """
+    xp = array_namespace(z)
+    p, total, shifted = _exp_rows(xp, z, mask)
+    p /= total
+    log_p = shifted - xp.log(total)
+    if mask is not None:
+        log_p = xp.where(mask, log_p, 0.0)
+
+    def back(dlog_p):
+        if mask is not None:
+            dlog_p = xp.where(mask, dlog_p, 0.0)
+        return dlog_p - p * xp.sum(dlog_p, axis=-1, keepdims=True)
+
+    return log_p, back
+
+
+def _exp_rows(xp, z, mask):
+    """exp(z - max), its sum (1 where a row is empty) and z - max, with masked entries out."""
+    if mask is not None:
+        z = xp.where(mask, z, -xp.inf)
+    top = xp.max(z, axis=-1, keepdims=True)
+    if mask is not None:
+        top = xp.where(top == -xp.inf, 0.0, top)          # an empty row: -inf - 0, never -inf - -inf
+    shifted = z - top
+    e = xp.exp(shifted)
+    total = xp.sum(e, axis=-1, keepdims=True)
+    return e, total if mask is None else xp.where(total == 0, 1.0, total), shifted
+
+
+def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, callable]:
+    """y = x / max(|x|, eps) over the last axis; right for any finite x, also where the sum of squares would overflow.
+
+    x (...,D) -> (...,D); back -> dx
+    """
+    xp = array_namespace(x)
+    top = xp.max(xp.abs(x), axis=-1, keepdims=True)
+    top = xp.where(top == 0, 1.0, top)                    # |x| = top |x/top|
+    y = x / top
+    length = xp.sqrt(xp.vecdot(y, y))[..., None]
+    least = eps / top
+    long = length > least
+    length = xp.where(long, length, least)
+    y /= length
+
+    def back(dy):
+        along = xp.where(long, xp.vecdot(y, dy)[..., None], 0.0)
+        return (dy - y * along) / length / top
+
+    return y, back
+
+
+def masked_mean(x: Array, mask: Array | None = None) -> tuple[Array, callable]:
+    """Mean over the real tokens; 0 where there are none.      x (B,L,C), mask (B,L) bool or None -> (B,C); back -> dx"""
+    xp = array_namespace(x)
+    if mask is None:
+        return xp.mean(x, axis=1), lambda dy: xp.broadcast_to((dy / x.shape[1])[:, None, :], x.shape)
+    count = xp.sum(xp.astype(mask, x.dtype), axis=1)[:, None]
+    count = xp.where(count == 0, 1.0, count)              # (B,1)
+    y = xp.sum(xp.where(mask[..., None], x, 0.0), axis=1) / count
+
+    def back(dy):
+        return xp.where(mask[..., None], (dy / count)[:, None, :], 0.0)
+
+    return y, back
+
+
+def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None) -> tuple[Array, callable]:
+    """Multi-head attention: softmax(q k' / sqrt(C/heads)) v in each head.  Padding is masked as keys.
+
+    q, k, v (B,L,C), mask (B,L) bool or None -> (B,L,C); back -> dq, dk, dv
+    """
+    xp = array_namespace(q, k, v)
+    T = xp.matrix_transpose
+    batch, length, width = q.shape
+    depth = width // heads
+    if depth * heads != width:
+        raise ValueError(f"attention: expected a width that {heads} heads divide, got {width}")
+
+    def split(x):                                         # (B,L,C) -> (B*heads,L,depth)
+        x = xp.reshape(x, (batch, length, heads, depth))
+        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch * heads, length, depth))
+
+    def merge(x):                                         # (B*heads,L,depth) -> (B,L,C)
+        x = xp.reshape(x, (batch, heads, length, depth))
+        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, length, width))
+
+    keys = None
+    if mask is not None:                                  # (B*heads,1,L)
+        keys = xp.reshape(xp.broadcast_to(mask[:, None, :], (batch, heads, length)), (batch * heads, 1, length))
+    scale = depth**-0.5
+    q, k, v = split(q), split(k), split(v)
+    s = q @ T(k)                                          # (B*heads,L,L)
+    s *= scale
+    a, back_softmax = softmax(s, keys)
+
+    def back(dy):
+        dy = split(dy)
+        ds = back_softmax(dy @ T(v))
+        ds *= scale
+        return merge(ds @ k), merge(T(ds) @ q), merge(T(a) @ dy)
+
+    return merge(a @ v), back
+
+
+def embedding(ids: Array, weight: Array) -> tuple[Array, callable]:
+    """y = weight[ids].      ids (B,L) int in [0,V), weight (V,C) -> (B,L,C); back -> dweight, rows of equal ids summed"""
+    xp = array_namespace(ids, weight)
+    flat = xp.reshape(ids, (-1,))
+    y = xp.reshape(xp.take(weight, flat, axis=0), (*ids.shape, weight.shape[1]))
+
+    def back(dy):
+        return backend.scatter_add(flat, xp.reshape(dy, (-1, weight.shape[1])), weight.shape[0])
+
+    return y, back
+
+
+def patch_embedding(images: Array, weight: Array, bias: Array, patch: int) -> tuple[Array, callable]:
+    """Cut images into patches, row by row, and map each linearly: a convolution whose stride is its kernel.
+
+    images (B,3,H,W), weight (C,3*patch*patch) in the order channel, row, column -> (B,P,C); back -> dimages, dweight, dbias
+    """
+    xp = array_namespace(images, weight)
+    batch, channels, height, width = images.shape
+    if height % patch or width % patch:
+        raise ValueError(f"images: expected height and width that the patch size {patch} divides, got {height} x {width}")
+    grid = (batch, channels, height // patch, patch, width // patch, patch)
+    cut = xp.permute_dims(xp.reshape(images, grid), (0, 2, 4, 1, 3, 5))
+    y, back_linear = linear(xp.reshape(cut, (batch, -1, channels * patch * patch)), weight, bias)
+
+    def back(dy):
+        dcut, dweight, dbias = back_linear(dy)
+        dcut = xp.permute_dims(xp.reshape(dcut, cut.shape), (0, 3, 1, 4, 2, 5))
+        return xp.reshape(dcut, images.shape), dweight, dbias
+
+    return y, back
