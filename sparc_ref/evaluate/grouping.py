@@ -5,9 +5,12 @@ One query per object that a caption names: the weights (eq. 4) of all tokens of 
     mass      the share of the weight inside the object's mask
     pointing  the most weighted patch lies on the object
     iou       the region of patches with at least half of the largest weight, against the object: intersection / union
+    choice    of all objects in the picture, the named one has the most weight per pixel (asked where there are several)
 
 Patches on an object's border count by the fraction that the mask covers, so uniform weights score exactly the object's
-share of the picture in all three: that is the chance level. lift = value / chance.
+share of the picture in the first three: that is their chance level. lift = value / chance. But an untrained model is
+above it, because objects stand out from their ground whatever the word: only choice, with chance 1 / objects, tells
+whether the word matters.
 """
 
 import numpy as np
@@ -23,8 +26,9 @@ def grouping(
     word_region[n,l] is the object (row of masks[n]) that token l names, -1 if none (so also for padding).
     grid (gh,gw): P = gh*gw. on: what "the patch lies on the object" counts, "cover": the covered fraction of it;
     "touch": 1 if the mask touches it at all (its chance is then the share of patches touched).
-    Returns mass, pointing, iou, each with _chance and _lift; best: the mean of the most covered patch, which is the
-    highest value that mass, and pointing by cover, can take; objects: how many were asked.
+    Returns mass, pointing, iou and, where a picture has several objects, choice, each with _chance and _lift;
+    best: the mean of the most covered patch, the highest value that mass, and pointing by cover, can take;
+    objects: how many were asked.
     Without any object the dict is {"objects": 0.0}.
     ValueError: wrong shapes, NaN, negative weights, an index that is no object.
     """
@@ -37,8 +41,11 @@ def summary(scores: dict[str, np.ndarray]) -> dict[str, float]:
     out = {"objects": float(objects)}
     if objects == 0:
         return out
-    for name in ("mass", "pointing", "iou"):
-        value, chance = float(np.mean(scores[name])), float(np.mean(scores[f"{name}_chance"]))
+    for name in ("mass", "pointing", "iou", "choice"):
+        asked = np.isfinite(scores[name])
+        if not np.any(asked):
+            continue
+        value, chance = float(np.mean(scores[name][asked])), float(np.mean(scores[f"{name}_chance"][asked]))
         out |= {name: value, f"{name}_chance": chance, f"{name}_lift": value / chance}
     return out | {"best": float(np.mean(scores["best"]))}
 
@@ -46,7 +53,10 @@ def summary(scores: dict[str, np.ndarray]) -> dict[str, float]:
 def queries(
     weights: np.ndarray, word_region: np.ndarray, masks: np.ndarray, grid: tuple[int, int], *, on: str = "cover"
 ) -> dict[str, np.ndarray]:
-    """One value per named object with a visible pixel, in order of picture and object.       -> dict of (Q,) arrays"""
+    """One value per named object with a visible pixel, in order of picture and object.       -> dict of (Q,) arrays
+
+    choice is NaN where the picture has one visible object.
+    """
     gh, gw = grid
     weights = finite("weights", weights, ("N", "L", gh * gw))
     N, L, P = weights.shape
@@ -61,9 +71,11 @@ def queries(
         raise ValueError("weights: expected none below 0, got negative ones (similarities?)")
 
     cover = patch_cover(masks, grid)                              # (N,R,P)
-    out = {k: [] for k in ("image", "region", "mass", "pointing", "iou", "best",
-                           "mass_chance", "pointing_chance", "iou_chance")}
+    out = {k: [] for k in ("image", "region", "mass", "pointing", "iou", "choice", "best",
+                           "mass_chance", "pointing_chance", "iou_chance", "choice_chance")}
     for n in range(N):
+        visible = np.flatnonzero(np.any(cover[n], axis=-1))
+        per_pixel = cover[n] / np.maximum(np.sum(cover[n], axis=-1, keepdims=True), 1e-300)       # (R,P)
         for r in np.unique(word_region[n][named[n]]):
             inside = cover[n, r]                                  # (P,)
             if not np.any(inside):
@@ -75,9 +87,12 @@ def queries(
             target = inside if on == "cover" else (inside > 0).astype(np.float64)
             region = a >= np.max(a) / 2
             overlap, share = np.sum(inside[region]), np.mean(inside)
+            on_each = per_pixel[visible] @ a
+            first = visible[on_each >= np.max(on_each) * (1 - 1e-12)]
+            choice = (r in first) / len(first) if len(visible) > 1 else np.nan
             row = (n, r, np.sum(a * inside), np.mean(target[top]),
-                   overlap / (np.count_nonzero(region) + np.sum(inside) - overlap), np.max(inside),
-                   share, np.mean(target), share)
+                   overlap / (np.count_nonzero(region) + np.sum(inside) - overlap), choice, np.max(inside),
+                   share, np.mean(target), share, 1 / len(visible))
             for values, value in zip(out.values(), row):
                 values.append(value)
     return {k: np.asarray(v, np.int64 if k in ("image", "region") else np.float64) for k, v in out.items()}

@@ -77,6 +77,18 @@ def test_patch_cover_equals_a_fine_count(rng, H, W, gh, gw):
     assert np.allclose(patch_cover(mask, (gh, gw)).mean(-1), mask.mean((-2, -1)))
 
 
+def test_choice_asks_which_of_the_objects_and_is_blind_to_what_merely_stands_out():
+    masks = np.stack([square(4, 4, 0, 2, 0, 2), square(4, 4, 2, 4, 0, 4), np.zeros((4, 4), bool)])[None]
+    both = np.array([[[0.5, 0, 0.5, 0.5]] * 2]) / 1.5             # the same weights, on the objects, for both names
+    got = grouping(both, np.array([[0, 1]]), masks, (2, 2))
+    assert got["mass"] == pytest.approx(0.5) and got["mass_chance"] == pytest.approx(0.375)
+    assert got["choice"] == got["choice_chance"] == 0.5           # they tie: a hidden third object is no candidate
+    own = np.array([[[0.7, 0, 0.3, 0], [0.4, 0, 0.3, 0.3]]])      # the second puts more on its object, but less per pixel
+    assert queries(own, np.array([[0, 1]]), masks, (2, 2))["choice"].tolist() == [1, 0]
+    alone = grouping(own, np.array([[0, -1]]), masks[:, :1], (2, 2))
+    assert "choice" not in alone and "mass" in alone
+
+
 def test_touch_counts_a_border_patch_as_the_object():
     masks = square(4, 4, 0, 1, 0, 1)[None, None]
     w = np.array([[[1.0, 0, 0, 0]]])
