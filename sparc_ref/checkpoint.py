@@ -7,8 +7,8 @@
         tokenizer/                what the tokenizer's own save() wrote
 
 A checkpoint is written to a hidden directory, flushed to disk and then renamed, so whatever has its final name is complete: a
-process killed at any moment leaves the previous checkpoint as it was. Reading trusts nothing: sizes, hashes, names, shapes, dtypes
-and finiteness are checked before a number is used, and no path leaves the directory. Nothing is ever unpickled.
+process killed at any moment leaves the previous checkpoint as it was. Reading trusts nothing: sizes, hashes, names, shapes,
+types and finiteness are checked before a number is used, and no path leaves the directory. Nothing is ever unpickled.
 """
 
 import hashlib
@@ -244,7 +244,7 @@ def compare(path, what, got, wanted):
 
 def refuse(path, reason):
     earlier = [p for p in steps(path.parent) if p.name < path.name] if STEP_NAME.fullmatch(path.name) else []
-    fix = f"delete it to continue from {earlier[-1].name}" if earlier else "no earlier one is there: restore a copy or train anew"
+    fix = f"delete it to continue from {earlier[-1].name}" if earlier else "no earlier one is there: train anew"
     return CheckpointError(f"{path}: {reason}; {fix}")
 
 
