@@ -1,9 +1,15 @@
 """Data: scenes drawn here, scenes pasted from pictures, image-caption files; tokenizers; batches."""
 
 from .batches import Batch, Batches, Joined, Limited, to_images, word_regions
+from .captions import CaptionData, open_captions
 from .drawn import DrawnScenes
 from .example import Example, Region
+from .images import load_image
+from .load_report import LoadReport
+from .pictures import PictureScenes
 from .tokenizer import Encoding, WordTokenizer, load_tokenizer
+from .unigram import UnigramTokenizer
 
-__all__ = ["Batch", "Batches", "DrawnScenes", "Encoding", "Example", "Joined", "Limited", "Region", "WordTokenizer",
-           "load_tokenizer", "to_images", "word_regions"]
+__all__ = ["Batch", "Batches", "CaptionData", "DrawnScenes", "Encoding", "Example", "Joined", "Limited", "LoadReport",
+           "PictureScenes", "Region", "UnigramTokenizer", "WordTokenizer", "load_image", "load_tokenizer", "open_captions",
+           "to_images", "word_regions"]
