@@ -18,11 +18,11 @@ def ring(x, y):
 
 
 def square(x, y):
-    return np.maximum(np.abs(x), np.abs(y)) - 0.76
+    return np.maximum(np.abs(x), np.abs(y)) - 0.7
 
 
 def triangle(x, y):
-    return np.maximum(y - 0.6, 0.8660254 * np.abs(x) - 0.5 * y - 0.5)
+    return np.maximum(y - 0.5, 0.8660254 * np.abs(x) - 0.5 * y - 0.5)
 
 
 def cross(x, y):
@@ -31,9 +31,9 @@ def cross(x, y):
 
 
 def moon(x, y):
-    x = x - 0.15
+    x = x - 0.14
     inner = x - 0.52
-    return np.maximum(np.sqrt(x * x + y * y) - 0.95, 0.74 - np.sqrt(inner * inner + y * y))
+    return np.maximum(np.sqrt(x * x + y * y) - 0.9, 0.7 - np.sqrt(inner * inner + y * y))
 
 
 def star(x, y):
@@ -47,10 +47,10 @@ def star(x, y):
 
 def heart(x, y):
     """Two discs above a wedge whose sides are tangent to them."""
-    x, y = np.abs(x), y + 0.02
+    x, y = np.abs(x) / 0.95, y / 0.95 + 0.02
     disc = np.sqrt((x - 0.44) * (x - 0.44) + (y + 0.30) * (y + 0.30)) - 0.50
     wedge = np.maximum(0.7371746 * x + 0.6757023 * (y - 0.92), 0.2264 * x - 0.974 * (y + 0.15))
-    return np.minimum(disc, wedge)
+    return 0.95 * np.minimum(disc, wedge)
 
 
 SHAPES = {"circle": circle, "square": square, "triangle": triangle, "star": star,
