@@ -6,6 +6,7 @@
     checkpoints/     step_<n>/, the newest of them
 """
 
+import hashlib
 import json
 import os
 import shutil
@@ -15,6 +16,7 @@ from pathlib import Path
 
 from sparc_ref import checkpoint
 from sparc_ref.data import load_tokenizer
+from sparc_ref.model import SPARCConfig, parameter_shapes
 
 CONFIG, METRICS, CHECKPOINTS, TOKENIZER = "config.json", "metrics.jsonl", "checkpoints", "tokenizer"
 TIMING = ("seconds", "examples_per_second")               # the fields of metrics.jsonl that differ from run to run
@@ -113,6 +115,30 @@ def lock(out):
             except BlockingIOError:
                 raise ValueError(f"{out}: another process is training here; wait for it or choose another --out") from None
         yield
+
+
+def fingerprint(dataset, most=64):
+    """What a data set says of itself, and a sha256 over up to `most` of its examples, evenly spread.   -> JSON-able dict"""
+    digest = hashlib.sha256()
+    for i in range(0, len(dataset), -(-len(dataset) // most)):
+        example = dataset[i]
+        digest.update(json.dumps([i, list(example.captions), list(example.image.shape)]).encode())
+        digest.update(example.image.tobytes())
+    return {**dataset.describe(), "sha256 of some examples": digest.hexdigest()}
+
+
+def load_run(path):
+    """A trained model from a checkpoint or a run directory.   -> params, config, tokenizer, Checkpoint
+
+    CheckpointError (a ValueError) for anything that is wrong with it.
+    """
+    found = checkpoint.load(path)
+    config = checkpoint.from_json(SPARCConfig, found.record.get("config", {}).get("model"), found.path)
+    checkpoint.check_params(found.path, found.params, parameter_shapes(config))
+    tokenizer = load_tokenizer(found.tokenizer_dir)
+    if tokenizer.hash != found.tokenizer or tokenizer.vocab_size != config.vocab_size:
+        raise checkpoint.CheckpointError(f"{found.path}: its tokenizer is not the one that the model was trained with")
+    return found.params, config, tokenizer, found
 
 
 def shorten(value, most=80):

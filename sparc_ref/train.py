@@ -26,7 +26,7 @@ from sparc_ref.backend import get_device, to_device, to_numpy
 from sparc_ref.data import Batches
 from sparc_ref.evaluate.run import evaluate
 from sparc_ref.model import forward, init_params, parameter_shapes
-from sparc_ref.rundir import CHECKPOINTS, CONFIG, METRICS, Metrics, lock, open_run, shorten
+from sparc_ref.rundir import CHECKPOINTS, CONFIG, METRICS, Metrics, fingerprint, lock, open_run, shorten
 
 
 @dataclass(frozen=True)
@@ -97,8 +97,9 @@ def train(config, options, datasets, tokenizer, out, *, validation=None, resume=
     if not datasets:
         raise ValueError("datasets: expected at least one, got none")
     device = get_device(options.device)
-    record = {"model": asdict(config), "train": asdict(options), "data": [d.describe() for d in datasets],
-              "validation": {name: d.describe() for name, d in (validation or {}).items()}, "tokenizer": tokenizer.hash}
+    record = {"model": asdict(config), "train": asdict(options), "tokenizer": tokenizer.hash,
+              "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
+              "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
     record = json.loads(json.dumps(record))               # tuples become lists, as they come back
     with lock(out), one_blas_thread(options.shards > 1):
         start = open_run(out, record, tokenizer, resume, overwrite)

@@ -1,0 +1,91 @@
+"""Data named on a command line:  kind[:path][?option=value&...]
+
+    drawn                                   scenes drawn here; the options of DrawnScenes: drawn?style=short&fused=true
+    pictures:emoji.zip?names=emoji.jsonl    a folder or zip of pictures with transparency, pasted into scenes; PictureScenes
+    captions:photos/                        a folder with captions.jsonl, a COCO JSON, a CSV or TSV; open_captions
+"""
+
+import difflib
+import inspect
+import types
+import typing
+
+from sparc_ref.data import (
+    CaptionData,
+    DrawnScenes,
+    PictureScenes,
+    UnigramTokenizer,
+    WordTokenizer,
+    load_tokenizer,
+    open_captions,
+)
+
+KINDS = {"drawn": DrawnScenes, "pictures": PictureScenes, "captions": open_captions}
+
+
+def open_source(spec, size, **defaults):
+    """Open the data that a command line names.      defaults: options such as split, used where spec and the kind have none
+
+    ValueError: unknown kind or option (with the nearest), a path too many or too few, or what the data itself refuses.
+    """
+    head, _, query = spec.partition("?")
+    kind, _, path = head.partition(":")
+    if kind not in KINDS:
+        raise ValueError(f"data {spec!r}: expected {', '.join(KINDS)}{nearest(kind, KINDS)}; for example drawn, "
+                         "pictures:emoji.zip, captions:photos/captions.jsonl")
+    if bool(path) != (kind != "drawn"):
+        raise ValueError(f"data {spec!r}: expected {'drawn, without a path' if kind == 'drawn' else f'{kind}:PATH'}")
+    make = KINDS[kind]
+    known = {k: p for k, p in inspect.signature(make).parameters.items() if k not in ("source", "path", "progress")}
+    given = {}
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        if name not in known or not equals:
+            raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, known)}; {kind} has {', '.join(known)}")
+        given[name] = parse(spec, name, value, known[name].annotation)
+    options = {k: v for k, v in {"size": size, **defaults}.items() if k in known} | given
+    return make(*[path] * bool(path), **options)
+
+
+def has_splits(spec):
+    """Whether the source comes with scenes that are not trained on."""
+    return not spec.startswith("captions")
+
+
+def parse(spec, name, text, kind):
+    """One option's value: int, float, bool, a tuple of ints "1,3", or text."""
+    kinds = typing.get_args(kind) if isinstance(kind, types.UnionType) else (kind,)
+    try:
+        if bool in kinds:
+            return {"true": True, "1": True, "false": False, "0": False}[text.lower()]
+        if int in kinds or float in kinds:
+            return int(text) if int in kinds else float(text)
+        if any(typing.get_origin(k) is tuple for k in kinds):
+            return tuple(int(x) for x in text.split(","))
+    except (KeyError, ValueError):
+        raise ValueError(f"data {spec!r}: {name}: expected {getattr(kind, '__name__', kind)}, got {text!r}") from None
+    return text
+
+
+def nearest(name, known):
+    close = difflib.get_close_matches(name, list(known), n=1, cutoff=0.5)
+    return f" (did you mean {close[0]}?)" if close else ""
+
+
+def make_tokenizer(datasets, vocab_size, eos=True, lower=True):
+    """Words for generated scenes, whose vocabulary is known; sentencepiece unigrams learned from the captions otherwise."""
+    if all(hasattr(d, "vocabulary") for d in datasets):
+        return WordTokenizer((w for d in datasets for w in d.vocabulary()), eos=eos, lower=lower)
+    return UnigramTokenizer.train((text for d in datasets for text in texts_of(d)), vocab_size, eos=eos, lower=lower)
+
+
+def texts_of(dataset, most=20_000):
+    """The captions of a data set; of scenes, which are endless, those of the first `most`."""
+    if isinstance(dataset, CaptionData):
+        return [text for texts in dataset.texts for text in texts]
+    return [text for i in range(min(len(dataset), most)) for text in dataset[i].captions]
+
+
+def open_tokenizer(path, eos=True, lower=True):
+    """A tokenizer that sparc_ref saved, or a sentencepiece .model file."""
+    return UnigramTokenizer.load(path, eos, lower) if str(path).endswith(".model") else load_tokenizer(path)
