@@ -251,10 +251,12 @@ def read_picture(data: bytes, side: int, keep_opaque: bool) -> np.ndarray:
         raise
     except Image.UnidentifiedImageError as error:
         raise Unusable("not a PNG file", "by its content") from error
+    except Image.DecompressionBombError as error:
+        raise Unusable("picture too large", str(error)) from error
     except Exception as error:                                    # decoders raise nearly anything on damaged files
         raise Unusable("picture damaged", f"{type(error).__name__}: {error}") from error
     alpha = np.asarray(image)[..., 3]
-    if alpha.min() >= 128 and not keep_opaque:                    # its mask would be the whole rectangle
+    if alpha.min() == 255 and not keep_opaque:                    # its mask would be the whole rectangle
         raise Unusable("no transparency")
     rows, columns = np.flatnonzero((alpha >= 128).any(1)), np.flatnonzero((alpha >= 128).any(0))
     if not len(rows):
@@ -270,5 +272,5 @@ def scaled(picture: np.ndarray, side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     longest = max(height, width)
     shape = (max(1, (width * side + longest // 2) // longest), max(1, (height * side + longest // 2) // longest))
-    image = Image.fromarray(picture).resize(shape, Image.Resampling.BOX if side < longest else Image.Resampling.BILINEAR)
+    image = Image.frombytes("RGBa", (width, height), picture.tobytes()).resize(shape, Image.Resampling.BOX if side < longest else Image.Resampling.BILINEAR)
     return np.array(image)
