@@ -130,8 +130,16 @@ def test_missing_extras_are_named(tmp_path):
 
 
 def test_help_imports_little():
-    code = "import sys; sys.argv[1:] = ['--help']\nfrom sparc_ref.__main__ import main\ntry: main()\nexcept SystemExit: pass\n" \
-           "print(sorted({'torch', 'cupy', 'matplotlib', 'scipy', 'PIL', 'sentencepiece'} & set(sys.modules)))"
+    code = """
+import sys
+sys.argv[1:] = ["--help"]
+from sparc_ref.__main__ import main
+try:
+    main()
+except SystemExit:
+    pass
+print(sorted({"torch", "cupy", "matplotlib", "scipy", "PIL", "sentencepiece"} & set(sys.modules)))
+"""
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
     assert done.stdout.splitlines()[-1] == "[]"
 
