@@ -36,7 +36,7 @@ PANELS = (
     Panel("loss_global", "Global loss on training batches", "nats"),
     Panel("loss_fine", "Fine-grained loss on training batches", "nats"),
     Panel("t2i_r1", "Retrieval: caption finds its picture first", "share of captions", "t2i_r1_chance"),
-    Panel("pointing", "Localisation: a name's first patch is on its object", "share of names", "pointing_chance"),
+    Panel("pointing", "Localisation: a name's top patch is on its object", "share of names", "pointing_chance"),
     Panel("choice", "Localisation: a name picks its object among others", "share of names", "choice_chance"),
     Panel("miou", "Zero-shot segmentation", "mean IoU", "miou_chance"),
     Panel("grounding_gap", "Grounding gap: loss with shuffled minus true pictures", "nats", 0.0),
@@ -129,7 +129,8 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[P
     """Learning curves of several models, one panel per measure that any of them has.
 
     series: {model: rows}, a row is a dict with "step" and any numbers (a line of metrics.jsonl). Rows may lack a key.
-    Long curves are drawn as the means of at most `points` blocks of steps. Returns a Figure; ValueError: nothing to draw.
+    Where rows name several splits, the first one is drawn. Long curves are drawn as the means of about `points` blocks.
+    Returns a Figure; ValueError: nothing to draw.
     """
     found = [(p, {name: curve(rows, p.key) for name, rows in series.items()}) for p in panels]
     found = [(p, {n: c for n, c in lines.items() if len(c[0])}) for p, lines in found]
@@ -140,6 +141,7 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[P
     across = min(len(found), 2)
     down = -(-len(found) // across)
     figure = new_figure((5.4 * across, 2.9 * down), layout="constrained")
+    figure.get_layout_engine().set(h_pad=0.12, w_pad=0.08)
     for i, (panel, lines) in enumerate(found):
         ax = figure.add_subplot(down, across, i + 1)
         ends = []
@@ -164,8 +166,9 @@ def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[P
 
 
 def curve(rows, key):
-    """Steps and values of the rows that have a finite number under this key."""
-    pairs = [(r["step"], r[key]) for r in rows if "step" in r and is_number(r.get(key))]
+    """Steps and values of the rows that have a finite number under this key; of several splits, the first one's."""
+    rows = [r for r in rows if is_number(r.get("step")) and is_number(r.get(key))]
+    pairs = [(r["step"], r[key]) for r in rows if r.get("split") == rows[0].get("split")]
     return np.array([s for s, _ in pairs], np.float64), np.array([v for _, v in pairs], np.float64)
 
 
@@ -199,7 +202,7 @@ def label_ends(ax, ends, chance):
     for i in range(len(at) - 2, -1, -1):
         at[i] = min(at[i], at[i + 1] - need)
     for y, (_, name, colour) in zip(at, ends):
-        ax.text(1.02, y, clean(name), transform=ax.transAxes, color=colour, fontsize=SMALL + 0.5, va="center")
+        ax.text(1.02, y, shortened(clean(name), 22), transform=ax.transAxes, color=colour, fontsize=SMALL + 0.5, va="center")
 
 
 def masks(
@@ -286,8 +289,12 @@ def draw_labels(ax, labels, truth, numbers):
 
 def png(figure, dpi: int = 150) -> bytes:
     """A figure as a PNG file."""
+    import warnings
+
     out = io.BytesIO()
-    figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message="Glyph .* missing from")      # a box stands for it: an emoji in a caption
+        figure.savefig(out, format="png", dpi=dpi, facecolor="white", metadata={"Software": None})
     return out.getvalue()
 
 
@@ -320,7 +327,7 @@ def bare(ax):
 
 
 def word_title(ax, word, bold):
-    word = word if len(word) <= 14 else word[:13] + "…"
+    word = shortened(word, 14)
     ax.set_title(word, fontsize=NORMAL if len(word) <= 9 else SMALL, fontweight="bold" if bold else "normal", pad=3)
 
 
@@ -340,6 +347,10 @@ def scale(x):
 def clean(text):
     """Text that matplotlib prints as it is: no dollar mathematics, no line breaks, no control characters."""
     return "".join(c if c.isprintable() else " " for c in str(text)).replace("$", r"\$")
+
+
+def shortened(text, width):
+    return text if len(text) <= width else text[:width - 1] + "…"
 
 
 def wrapped(text, width):

@@ -60,7 +60,6 @@ body { font: 17px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: #111; 
        max-width: 68rem; padding: 1rem 1.2rem 4rem; overflow-wrap: break-word; }
 h1 { font-size: 1.7rem; line-height: 1.2; margin: .8rem 0 .4rem; }
 h2 { font-size: 1.25rem; margin: 2.4rem 0 .5rem; border-bottom: 1px solid #999; padding-bottom: .2rem; }
-h3 { font-size: 1rem; margin: 1.4rem 0 .3rem; }
 p, li { max-width: 46rem; }
 .scroll { overflow-x: auto; }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
@@ -73,7 +72,8 @@ tbody td:first-child { white-space: normal; min-width: 9rem; }
 td.chance, td small { color: #555; }
 td small { display: block; font-size: .78rem; }
 td.missing { color: #555; font-style: italic; }
-.settings td { text-align: left; white-space: normal; font-size: .88rem; vertical-align: baseline; }
+.settings td, .settings thead th { text-align: left; white-space: normal; font-size: .85rem; vertical-align: baseline;
+                                   padding: .12rem .7rem .12rem 0; }
 .settings tr.differs td { font-weight: bold; }
 figure { margin: 1rem 0 1.6rem; }
 figure img { max-width: 100%; height: auto; display: block; }
@@ -81,14 +81,16 @@ figcaption { font-size: .88rem; color: #444; max-width: 46rem; margin-top: .3rem
 pre { background: #f3f3f3; padding: .6rem .8rem; overflow-x: auto; font-size: .88rem; }
 @media (max-width: 40rem) {
   body { font-size: 16px; padding: .5rem .8rem 3rem; }
-  th, td { padding: .22rem .35rem; font-size: .86rem; }
+  th, td { padding: .22rem .3rem; font-size: .84rem; }
+  tbody td { white-space: normal; } tbody td:first-child { min-width: 7rem; }
   figure .wide { overflow-x: auto; } figure .wide img { max-width: none; width: 46rem; }
 }
 @media print {
   @page { size: A4; margin: 14mm; }
-  body { font-size: 10.5pt; padding: 0; max-width: none; }
-  h2, h3 { break-after: avoid; } figure, tr, pre { break-inside: avoid; }
-  figure img { max-height: 245mm; } .scroll, figure .wide { overflow: visible; }
+  body { font-size: 10pt; line-height: 1.4; padding: 0; max-width: none; }
+  h2 { break-after: avoid; } figure, tr, pre, section { break-inside: avoid; }
+  th, td { padding-top: .12rem; padding-bottom: .12rem; } .settings td { font-size: 8pt; line-height: 1.25; }
+  figure img { max-height: 215mm; } .scroll, figure .wide { overflow: visible; }
   pre { white-space: pre-wrap; border: 1px solid #999; background: #fff; }
 }
 """
@@ -129,6 +131,11 @@ def safe(text: Any) -> str:
     return html.escape(visible(text), quote=True)
 
 
+def together(text: str) -> str:
+    """safe, and no line break between a number and its unit or spread."""
+    return safe(text).replace(" %", "&nbsp;%").replace(" ± ", "&nbsp;±&nbsp;")
+
+
 def results(report):
     """The table, first of all, and the sentences."""
     rows, last = [], None
@@ -139,10 +146,10 @@ def results(report):
         best, cells = best_of(report, number, values), []
         for i, (run, x) in enumerate(zip(report.runs, values)):
             known = spread(run, number)
-            text = f"<b>{safe(printed(number, x))}</b>" if i in best else safe(printed(number, x))
-            small = f"<small>{safe(printed_spread(number, known))}</small>" if known else ""
+            text = f"<b>{together(printed(number, x))}</b>" if i in best else together(printed(number, x))
+            small = f"<small>{together(printed_spread(number, known))}</small>" if known else ""
             cells.append(f"<td{' class=missing' if x is None else ''}>{text}{small}</td>")
-        cells.append(f'<td class="chance">{"" if base is None else safe(printed(number, base))}</td>')
+        cells.append(f'<td class="chance">{"" if base is None else together(printed(number, base))}</td>')
         rows.append(f"<tr><td>{safe(number.label)}</td>{''.join(cells)}</tr>")
     if not rows:
         return "<h2>Results</h2><p>No number was measured.</p>"
@@ -152,9 +159,10 @@ def results(report):
         legend.insert(0, "Small print: mean ± standard deviation over seeds, the number of seeds in brackets.")
     if len(report.runs) > 1:
         legend.insert(0, "Bold: the better of the runs, unless the difference is within the spread over seeds.")
+    sentences = "".join(f"<li>{together(text)}</li>" for text in findings(report))
     return f"""<h2>Results</h2><div class="scroll"><table><thead><tr><th></th>{head}<th scope="col">chance</th></tr></thead>
 <tbody>{"".join(rows)}</tbody></table></div>
-<p>{safe(" ".join(findings(report)))}</p><p><small>{safe(" ".join(legend))}</small></p>"""
+<ul>{sentences}</ul><p><small>{safe(" ".join(legend))}</small></p>"""
 
 
 def scenes(report):
@@ -203,29 +211,33 @@ def segmentation(report):
 
 def settings(report):
     """Configuration of each run side by side; what differs is bold and marked."""
-    keys = list(dict.fromkeys(key for run in report.runs for key in run.config))
-    if not keys:
-        return ""
-    rows = []
-    for key in keys:
-        values = [str(run.config[key]) if key in run.config else "–" for run in report.runs]
-        differs = len(set(values)) > 1
-        cells = "".join(f"<td>{safe(v)}</td>" for v in values)
-        rows.append(f"<tr{' class=differs' if differs else ''}><td>{safe(key)}{' ≠' if differs else ''}</td>{cells}</tr>")
-    head = "".join(f"<th>{safe(run.name)}</th>" for run in report.runs)
-    note = "<p>Bold, with ≠: what differs.</p>" if len(report.runs) > 1 else ""
-    return (f'<h2>Configuration</h2>{note}<div class="scroll"><table class="settings"><thead><tr><th></th>{head}</tr></thead>'
-            f"<tbody>{''.join(rows)}</tbody></table></div>")
+    columns = {run.name: run.config for run in report.runs}
+    return side_by_side("Configuration", columns) if any(columns.values()) else ""
 
 
 def environment(report):
     """Data, machine and files."""
-    out = ""
-    for title, pairs in (("Training data", report.trained_on), ("Evaluation data", report.evaluated_on),
-                         ("Environment", report.environment),
+    data = {"training": report.trained_on, "evaluation": report.evaluated_on}
+    out = side_by_side("Data", {k: x for k, x in data.items() if x}) if any(data.values()) else ""
+    for title, pairs in (("Environment", report.environment),
                          ("Files", {f"{run.name}: {k}": v for run in report.runs for k, v in run.files.items()})):
-        out += f"<h3>{title}</h3>{pair_table(pairs)}" if pairs else ""
-    return f"<h2>Data, environment, files</h2>{out}" if out else ""
+        out += f"<section><h2>{title}</h2>{pair_table(pairs)}</section>" if pairs else ""
+    return out
+
+
+def side_by_side(title, columns: Mapping[str, Mapping[str, Any]]) -> str:
+    """A table with a row per key; rows whose values differ are bold and marked."""
+    rows = []
+    for key in dict.fromkeys(key for column in columns.values() for key in column):
+        values = [str(column[key]) if key in column else "–" for column in columns.values()]
+        differs = len(set(values)) > 1
+        cells = "".join(f"<td>{safe(v)}</td>" for v in values)
+        rows.append(f"<tr{' class=differs' if differs else ''}><td>{safe(key)}{' ≠' if differs else ''}</td>{cells}</tr>")
+    head = "".join(f'<th scope="col">{safe(name)}</th>' for name in columns)
+    note = "<p>Bold, with ≠: what differs.</p>" if len(columns) > 1 else ""
+    return f"""<section><h2>{safe(title)}</h2>{note}
+<div class="scroll"><table class="settings"><thead><tr><th></th>{head}</tr></thead>
+<tbody>{"".join(rows)}</tbody></table></div></section>"""
 
 
 def pair_table(pairs: Mapping[str, Any]) -> str:

@@ -109,6 +109,7 @@ def spread(run, number):
 
 
 def printed(number, x):
+    """A value with its unit; "not measured" for None."""
     if x is None:
         return MISSING
     if number.kind == "share":
@@ -119,11 +120,12 @@ def printed(number, x):
 
 
 def printed_spread(number, known):
+    """mean ± standard deviation (number of seeds)"""
     mean, sd, n = known
     if number.kind == "share":
-        return f"{100 * mean:.1f} ± {100 * sd:.1f} % ({n} seeds)"
+        return f"{100 * mean:.1f} ± {100 * sd:.1f} % ({n})"
     digits = 0 if number.kind in ("seconds", "count") else 3
-    return f"{mean:.{digits}f} ± {sd:.{digits}f} ({n} seeds)"
+    return f"{mean:.{digits}f} ± {sd:.{digits}f} ({n})"
 
 
 def within(a, b, spread_a, spread_b):
@@ -227,7 +229,7 @@ def results_table(report: DemoReport) -> str:
         known = [spread(run, number) for run in report.runs]
         lines.append([f"  {number.label}", *cells, "" if base is None else printed(number, base)])
         if any(known):
-            lines.append(["      over seeds", *("" if k is None else printed_spread(number, k) for k in known), ""])
+            lines.append(["      mean ± sd (seeds)", *("" if k is None else printed_spread(number, k) for k in known), ""])
     lines = [[visible(cell) for cell in line] for line in lines]
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
