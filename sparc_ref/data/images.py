@@ -9,7 +9,7 @@ import numpy as np
 
 from .load_report import Unusable
 
-FORMATS = ("BMP", "GIF", "JPEG", "MPO", "PNG", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
+FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that starts another program, as EPS does
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
 

@@ -272,5 +272,5 @@ def scaled(picture: np.ndarray, side: int) -> np.ndarray:
     height, width = picture.shape[:2]
     longest = max(height, width)
     shape = (max(1, (width * side + longest // 2) // longest), max(1, (height * side + longest // 2) // longest))
-    image = Image.frombytes("RGBa", (width, height), picture.tobytes()).resize(shape, Image.Resampling.BOX if side < longest else Image.Resampling.BILINEAR)
-    return np.array(image)
+    image = Image.frombytes("RGBa", (width, height), picture.tobytes())
+    return np.array(image.resize(shape, Image.Resampling.BOX if side < longest else Image.Resampling.BILINEAR))

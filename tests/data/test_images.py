@@ -1,0 +1,184 @@
+"""Any image file becomes RGB or says why it cannot."""
+
+import io
+import os
+
+import numpy as np
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import Image
+
+from sparc_ref.data import load_image
+from sparc_ref.data.images import read_image, resize
+from sparc_ref.data.load_report import LoadReport, Unusable, shortened
+
+
+@pytest.mark.parametrize(("mode", "format", "change"), [
+    ("RGB", "PNG", None), ("RGB", "JPEG", None), ("RGB", "WEBP", None), ("RGB", "BMP", None), ("RGB", "TIFF", None),
+    ("L", "PNG", "grey made RGB"), ("L", "JPEG", "grey made RGB"), ("1", "PNG", "black and white made RGB"),
+    ("P", "PNG", "palette made RGB"), ("P", "GIF", "palette made RGB"), ("CMYK", "JPEG", "CMYK made RGB"),
+    ("CMYK", "TIFF", "CMYK made RGB"), ("RGBA", "PNG", "alpha channel composited on white"),
+    ("LA", "PNG", "alpha channel composited on white"), ("YCbCr", "JPEG", None),
+    ("I;16", "PNG", "16 bits per channel reduced to 8"), ("I;16", "TIFF", "more than 8 bits per channel reduced to 8")])
+def test_every_mode_becomes_rgb(photo, mode, format, change):
+    """The picture stays the same picture: its left-to-right gradient survives every conversion."""
+    pixels, changes = read_image(photo(mode, format=format), 24)
+    assert pixels.shape == (24, 24, 3) and pixels.dtype == np.uint8
+    assert changes == ([change] if change else [])
+    luma = pixels.astype(float).mean((0, 2))
+    assert luma[-4:].mean() > luma[:4].mean() + 30
+    if mode in ("L", "I;16", "1", "LA"):
+        assert (pixels == pixels[..., :1]).all()
+
+
+def test_sixteen_bits_keep_their_range():
+    values = np.linspace(0, 65535, 64).astype(np.uint16).reshape(8, 8)
+    stream = io.BytesIO()
+    Image.fromarray(values).save(stream, "PNG")
+    pixels, _ = read_image(stream.getvalue(), 8)
+    assert np.array_equal(pixels[..., 0], (values / 257.0 + 0.5).astype(np.uint8))
+
+
+def test_floats_need_a_known_range():
+    def tiff(values):
+        stream = io.BytesIO()
+        Image.fromarray(np.asarray(values, np.float32)).save(stream, "TIFF")
+        return stream.getvalue()
+    assert np.array_equal(read_image(tiff([[0, 0.5], [0.25, 1]]), 2)[0][..., 0], [[0, 128], [64, 255]])
+    assert np.array_equal(read_image(tiff([[0, 100], [7, 255]]), 2)[0][..., 0], [[0, 100], [7, 255]])
+    for bad in ([[0, np.nan]], [[-1, 1]], [[0, 256]], [[0, np.inf]]):
+        with pytest.raises(Unusable, match="unknown range of values"):
+            read_image(tiff(bad), 2)
+
+
+def test_transparency_lies_on_white():
+    pixels = np.zeros((8, 8, 4), np.uint8)
+    pixels[:, 4:] = 255, 0, 0, 255
+    pixels[:, 2:4] = 0, 0, 0, 128
+    stream = io.BytesIO()
+    Image.fromarray(pixels).save(stream, "PNG")
+    out, _ = read_image(stream.getvalue(), 8)
+    assert out[0].tolist() == [[255] * 3] * 2 + [[127] * 3] * 2 + [[255, 0, 0]] * 4
+    stream = io.BytesIO()
+    Image.fromarray(np.array([[0, 1]], np.uint8)).convert("P").save(stream, "PNG", transparency=0)
+    out, changes = read_image(stream.getvalue(), 2)
+    assert out[0, 0].tolist() == [255] * 3 and changes == ["alpha channel composited on white"]
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_exif_turns_the_image_upright(orientation):
+    """A red corner at the top left, stored in each of the eight orientations."""
+    upright = np.zeros((16, 16, 3), np.uint8)
+    upright[:6, :6, 0] = 255
+    upright[:6, 10:, 2] = 255
+    stored = {1: upright, 2: upright[:, ::-1], 3: upright[::-1, ::-1], 4: upright[::-1],
+              5: upright.transpose(1, 0, 2), 6: np.rot90(upright, 1),
+              7: upright[::-1, ::-1].transpose(1, 0, 2), 8: np.rot90(upright, -1)}
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    stream = io.BytesIO()
+    Image.fromarray(np.ascontiguousarray(stored[orientation])).save(stream, "PNG", exif=exif)
+    pixels, changes = read_image(stream.getvalue(), 16)
+    assert np.array_equal(pixels, upright)
+    assert changes == (["turned upright as its EXIF says"] if orientation > 1 else [])
+
+
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
+def test_damaged_exif_does_not_lose_the_image(photo, monkeypatch):
+    monkeypatch.setattr(Image.Exif, "get", lambda *_: 1 / 0)
+    assert read_image(photo(), 8)[1] == ["unreadable EXIF ignored"]
+    monkeypatch.undo()
+    for garbage in (b"Exif\0\0garbage", b"Exif\0\0MM\0*\0\0\0\x08\xff\xff", b""):
+        pixels, _ = read_image(photo(format="JPEG", exif=garbage), 8)
+        assert pixels.shape == (8, 8, 3)
+
+
+def test_the_first_frame_of_an_animation():
+    frames = [Image.new("RGB", (8, 8), c) for c in ("red", "blue")]
+    for format in ("GIF", "WEBP", "PNG"):
+        stream = io.BytesIO()
+        options = {"lossless": True} if format == "WEBP" else {}
+        frames[0].save(stream, format, save_all=True, append_images=frames[1:], **options)
+        pixels, changes = read_image(stream.getvalue(), 4)
+        assert (pixels == [255, 0, 0]).all() and "first frame of an animation taken" in changes
+
+
+def test_what_cannot_be_used_says_why(tmp_path, photo, bomb):
+    def reason(source, **options):
+        with pytest.raises(Unusable) as caught:
+            read_image(source, 8, **options)
+        return caught.value.reason
+    png, jpeg = photo(), photo(format="JPEG")
+    assert reason(bomb()) == reason(bomb(8100, 8000)) == "image too large"
+    assert reason(png, max_pixels=40 * 30 - 1) == "image too large"
+    read_image(png, 8, max_pixels=40 * 30)
+    assert reason(jpeg[:len(jpeg) // 2]) == "image truncated"
+    assert reason(png[:len(png) // 2]) in ("image truncated", "image corrupt")
+    assert reason(b"") == reason(b"GIF") == reason(b"hello world" * 99) == "not an image"
+    assert reason(b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\nshowpage\n") == "not an image"
+    damaged = bytearray(png)
+    damaged[60] ^= 255
+    assert reason(bytes(damaged)) in ("image corrupt", "image truncated")
+    assert reason(tmp_path / "absent.png") == "image missing"
+    assert reason(tmp_path) == "not a regular file"
+    os.mkfifo(tmp_path / "pipe.png")
+    assert reason(tmp_path / "pipe.png") == "not a regular file"
+    assert reason(tmp_path / ("x" * 5000)) in ("image missing", "image unreadable")
+    with pytest.raises(ValueError, match=r"absent\.png: image missing"):
+        load_image(tmp_path / "absent.png", 8)
+
+
+@pytest.mark.filterwarnings("ignore:.*EXIF", "ignore:.*[Tt]runcated")
+@settings(max_examples=120, deadline=None)
+@given(st.data())
+def test_damaged_files_never_crash(data):
+    format = data.draw(st.sampled_from(["PNG", "JPEG", "GIF", "WEBP", "TIFF", "BMP", "PPM"]))
+    stream = io.BytesIO()
+    Image.linear_gradient("L").resize((20, 20)).convert("RGB").save(stream, format)
+    content = bytearray(stream.getvalue())
+    for _ in range(data.draw(st.integers(1, 6))):
+        at = data.draw(st.integers(0, len(content) - 1))
+        content[at] = data.draw(st.integers(0, 255))
+    content = content[:data.draw(st.integers(0, len(content)))] if data.draw(st.booleans()) else content
+    try:
+        pixels, changes = read_image(bytes(content), 8)
+    except Unusable as error:
+        assert error.reason
+    else:
+        assert pixels.shape == (8, 8, 3) and pixels.dtype == np.uint8 and isinstance(changes, list)
+
+
+def test_squash_takes_everything_and_crop_the_middle():
+    wide = np.zeros((20, 60, 3), np.uint8)
+    wide[:, :20, 0], wide[:, 20:40, 1], wide[:, 40:, 2] = 255, 255, 255
+    squashed, cropped = resize(wide, 30), resize(wide, 20, "crop")
+    assert squashed.shape == (30, 30, 3) and [squashed[15, x].argmax() for x in (4, 15, 26)] == [0, 1, 2]
+    assert (cropped == [0, 255, 0]).all()
+    assert np.array_equal(resize(wide[:, :20], 20), wide[:, :20])
+    for bad, name in (((wide, 8, "fit"), "how"), ((wide, 0), "size")):
+        with pytest.raises(ValueError, match=f"{name}: expected"):
+            resize(*bad)
+
+
+def test_downsampling_averages():
+    """A fine checkerboard becomes grey, not a moire of black and white."""
+    board = (np.indices((128, 128)).sum(0) % 2 * 255).astype(np.uint8)[..., None].repeat(3, -1)
+    small = resize(board, 16).astype(int)
+    assert abs(small - 127.5).max() < 4
+
+
+def test_the_report_is_one_readable_summary():
+    report = LoadReport("here.jsonl")
+    report.kept["images"] = 2
+    report.convert("grey made RGB", "a.png")
+    for n in range(5):
+        report.skip("image missing", f"{n}\n\x1b[31m\ud800.png", "because")
+    assert str(report).split("\n") == [
+        "here.jsonl: kept 2 images", "  converted 1, grey made RGB: a.png",
+        "  skipped 5, image missing: " + ", ".join(f"{n}\\n\\x1b[31m\\ud800.png: because" for n in range(3)) + ", ..."]
+    assert report.as_dict()["skipped"] == {"image missing": 5}
+    assert str(LoadReport("x")) == "x: kept nothing"
+    assert len(shortened("y" * 999)) == 163
+    with pytest.raises(ValueError, match=r"f: image missing: a \(strict\)"):
+        LoadReport("f", strict=True).skip("image missing", "a")
