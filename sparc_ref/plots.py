@@ -59,9 +59,10 @@ def explain(
     for name, x in (("similarity", similarity), ("minmax", minmax), ("weights", weights)):
         if x is not None and (L == 0 or np.shape(x) != (L, P)):
             raise ValueError(f"{name}: expected (L,P) with L={L} >= 1, P={P}, got {np.shape(x)}")
-    stages = {"similarity\n(signed)": (similarity, scale(similarity)), "min-max\n(0 to 1, each word)": (minmax, (0.0, 1.0)),
-              "sparse weights\n(sum to 1)": (weights, (0.0, scale(weights)[1]))}
-    stages = {k: x for k, x in stages.items() if x[0] is not None}
+    stages = {"similarity\n(signed)": (similarity, scale(similarity))}
+    if minmax is not None:
+        stages["min-max\n(0 to 1, each word)"] = (minmax, (0.0, 1.0))
+    stages["sparse weights\n(sum to 1)"] = (weights, (0.0, scale(weights)[1]))
     blocks = np.array_split(np.arange(L), -(-L // per_block))
     across, rows = len(blocks[0]), len(stages) + 1
 

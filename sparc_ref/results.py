@@ -86,7 +86,7 @@ def table(report: DemoReport) -> list[tuple[Number, list[float | None], float | 
     rows = []
     for number in report.numbers:
         values = [run.final.get(number.key) for run in report.runs]
-        values = [float(x) if is_number(x) else None for x in values]
+        values = [float(x) if x is not None and is_number(x) else None for x in values]
         if any(x is not None for x in values):
             rows.append((number, values, chance(report, number)))
     return rows

@@ -1,6 +1,7 @@
 """What figures show of single examples: the stages of the alignment, word by word, and predicted against true masks."""
 
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -76,9 +77,10 @@ def explain_example(params, config, tokenizer, example, classes=(), class_emb=No
         raise ValueError(f"caption: expected at least one word, got {caption!r}")
     image = images_of(params, config, [example])
     trace = align(params, config, texts_of(params, config, tokens, mask)["t"], image["v"], mask)
-    stages = {k: trace[k][0, kept] if k in trace else None for k in ("similarity", "minmax", "sparse", "weights")}
+    stages: dict[str, Any] = {k: trace[k][0, kept] if k in trace else None
+                              for k in ("similarity", "minmax", "sparse", "weights")}
     grid = grid_of(config, [example])
-    masks = {}
+    masks: dict[str, Any] = {}
     if example.regions and classes:
         masks = {"truth": truth_of(example, classes), "classes": tuple(classes)}
         if class_emb is not None:

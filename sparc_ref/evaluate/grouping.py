@@ -71,7 +71,7 @@ def queries(
         raise ValueError("weights: expected none below 0, got negative ones (similarities?)")
 
     cover = patch_cover(masks, grid)                              # (N,R,P)
-    out = {k: [] for k in ("image", "region", "mass", "pointing", "iou", "choice", "best",
+    out: dict[str, list] = {k: [] for k in ("image", "region", "mass", "pointing", "iou", "choice", "best",
                            "mass_chance", "pointing_chance", "iou_chance", "choice_chance")}
     for n in range(N):
         visible = np.flatnonzero(np.any(cover[n], axis=-1))

@@ -49,8 +49,9 @@ def evaluate(
     classes = tuple(dataset.classes)
     K = len(classes)
 
-    v_bar, t_bar, owner = [], [], []
-    grouped, counts = [], {}
+    v_bar, t_bar, owners = [], [], []
+    grouped: list[dict] = []
+    counts: dict[tuple[str, str], list] = {}
     fine = []                                                     # (v, t, mask) of the pictures for the grounding gap
     for a in range(0, len(indices), batch):
         examples = [dataset[i] for i in indices[a:a + batch]]
@@ -60,7 +61,7 @@ def evaluate(
         text = texts_of(params, config, tokens, mask, shards)
         v_bar.append(image["v_bar"])
         t_bar.append(text["t_bar"])
-        owner.append(a + of)
+        owners.append(a + of)
         if a < grounding:
             first = np.searchsorted(of, np.arange(min(len(examples), grounding - a)))
             fine.append((image["v"][:len(first)], text["t"][first], mask[first]))
@@ -81,7 +82,7 @@ def evaluate(
                     counts.setdefault((name, how), []).append(
                         intersections(labels, truth, K, background=how, ignore=ignore_label(K)))
 
-    owner = np.concatenate(owner)
+    owner = np.concatenate(owners)
     out = {"images": float(len(indices)), "captions": float(len(owner))}
     out |= retrieval(np.concatenate(v_bar), np.concatenate(t_bar), owner)
     out |= {f"{k}_chance": x for k, x in retrieval_chance(owner, len(indices)).items()}
