@@ -1,5 +1,6 @@
 """Where arrays live and what the array API standard lacks. The one file that may name numpy or cupy."""
 
+import ctypes
 import math
 import os
 from concurrent.futures import ThreadPoolExecutor
@@ -110,10 +111,11 @@ def erf(x: Array) -> Array:
     return like(host_erf(host).astype(host.dtype), x)
 
 
-def row_blocks(x: Array, size: int = 1 << 17) -> list[slice]:
+def row_blocks(x: Array, size: int = 1 << 18) -> list[slice]:
     """Ranges of rows that fit a core's cache together with their temporaries; one range where memory is not NumPy's.
 
-    x (N,C).  `size` is the bytes of one block: 128 KiB was the fastest of 16 KiB to 4 MiB (see bench/step.py).
+    x (N,C).  `size` is the bytes of one block.  Smaller blocks would suit one thread better, but each call of a ufunc
+    hands Python's lock over and back: with two threads 256 KiB took 0.7 of the time of 128 KiB, 1 MiB no less.
     """
     n = x.shape[0]
     step = max(1, size // (x.shape[1] * x.dtype.itemsize)) if aac.is_numpy_array(x) else max(1, n)
@@ -127,7 +129,30 @@ def cores() -> int:
 
 def run_threads(functions: list) -> list:
     """Call functions of no argument side by side; returns their results in order, whatever order they end in."""
-    if len(functions) < 2 or cores() == 1:
+    workers = min(cores(), len(functions))
+    if workers < 2:
         return [function() for function in functions]
-    with ThreadPoolExecutor(min(cores(), len(functions))) as pool:
-        return list(pool.map(lambda function: function(), functions))
+    results, todo = [None] * len(functions), iter(range(len(functions)))
+
+    def work():
+        for i in todo:
+            results[i] = functions[i]()
+
+    with ThreadPoolExecutor(workers) as pool:
+        for done in [pool.submit(work) for _ in range(workers)]:
+            done.result()
+    return results
+
+
+def keep_memory() -> None:
+    """Ask the C library to keep freed memory for the next step rather than hand it back, page by page, to the system.
+
+    For programs that allocate the same arrays over and over, such as training; on glibc alone, elsewhere it does nothing.
+    """
+    try:
+        mallopt = ctypes.CDLL(None).mallopt
+    except (OSError, AttributeError, TypeError):
+        return
+    mallopt(-3, 32 << 20)  # M_MMAP_THRESHOLD, the largest that glibc takes
+    mallopt(-1, (1 << 31) - 1)  # M_TRIM_THRESHOLD
+    mallopt(-8, 1)  # M_ARENA_MAX: the heaps of other threads are given back however the threshold stands

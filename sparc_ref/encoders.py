@@ -5,6 +5,8 @@ cut off; gradients come back under the same short names.
 """
 
 import itertools
+from functools import reduce
+from operator import add
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -84,15 +86,17 @@ def block(p, x, mask, heads, gelu, eps):
 
     Keys have no bias: it would shift every score of a row alike, and softmax would take it out again.
     """
-    h, back_norm1 = ops.layer_norm(x, p["norm1.weight"], p["norm1.bias"], eps)
-    q, back_q = ops.linear(h, p["attn.query.weight"], p["attn.query.bias"])
-    k, back_k = ops.linear(h, p["attn.key.weight"])
-    v, back_v = ops.linear(h, p["attn.value.weight"], p["attn.value.bias"])
-    o, back_attention = ops.attention(q, k, v, heads, mask)
+    xp = array_namespace(x)
+    width = x.shape[-1]
+    qkv_weight = xp.concat([p[f"attn.{part}.weight"] for part in ("query", "key", "value")], axis=0)
+    qkv_bias = xp.concat([p["attn.query.bias"], xp.zeros_like(p["attn.query.bias"]), p["attn.value.bias"]], axis=0)
+    qkv, back_qkv = ops.layer_norm_linear(x, p["norm1.weight"], p["norm1.bias"], qkv_weight, qkv_bias, eps)
+    o, back_attention = ops.attention(*(qkv[..., i * width : (i + 1) * width] for i in range(3)), heads, mask)
     x1, back_out = ops.linear(o, p["attn.out.weight"], p["attn.out.bias"])
     x1 += x
-    h, back_norm2 = ops.layer_norm(x1, p["norm2.weight"], p["norm2.bias"], eps)
-    m, back_up = ops.linear(h, p["mlp.up.weight"], p["mlp.up.bias"])
+    m, back_up = ops.layer_norm_linear(
+        x1, p["norm2.weight"], p["norm2.bias"], p["mlp.up.weight"], p["mlp.up.bias"], eps
+    )
     m, back_gelu = ops.gelu(m, gelu)
     y, back_down = ops.linear(m, p["mlp.down.weight"], p["mlp.down.bias"])
     y += x1
@@ -101,17 +105,14 @@ def block(p, x, mask, heads, gelu, eps):
         g = {}
         dm, g["mlp.down.weight"], g["mlp.down.bias"] = back_down(dy)
         dm = back_gelu(dm)
-        dh, g["mlp.up.weight"], g["mlp.up.bias"] = back_up(dm)
-        dx1, g["norm2.weight"], g["norm2.bias"] = back_norm2(dh)
+        dx1, g["norm2.weight"], g["norm2.bias"], g["mlp.up.weight"], g["mlp.up.bias"] = back_up(dm)
         dx1 += dy
         do, g["attn.out.weight"], g["attn.out.bias"] = back_out(dx1)
-        dq, dk, dv = back_attention(do)
-        dh, g["attn.value.weight"], g["attn.value.bias"] = back_v(dv)
-        dh_k, g["attn.key.weight"] = back_k(dk)
-        dh_q, g["attn.query.weight"], g["attn.query.bias"] = back_q(dq)
-        dh += dh_k
-        dh += dh_q
-        dx, g["norm1.weight"], g["norm1.bias"] = back_norm1(dh)
+        dqkv = xp.concat(back_attention(do), axis=-1)
+        dx, g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_qkv(dqkv)
+        for i, name in enumerate(("query", "key", "value")):
+            g[f"attn.{name}.weight"] = dweight[i * width : (i + 1) * width, :]
+        g["attn.query.bias"], g["attn.value.bias"] = dbias[:width], dbias[2 * width :]
         dx += dx1
         return dx, g
 
@@ -175,7 +176,8 @@ def in_shards(encode, shards: int, *inputs: Array) -> tuple[tuple[Array, ...], c
         gradients = backend.run_threads(
             [lambda s=s, b=b: b(*(d[s, ...] for d in doutputs)) for s, (_, b) in zip(parts, encoded)]
         )
-        return {name: sum(g[name] for g in gradients) for name in gradients[0]}
+        names = list(gradients[0])
+        return dict(zip(names, backend.run_threads([lambda n=n: reduce(add, [g[n] for g in gradients]) for n in names])))
 
     return outputs, back
 

@@ -31,32 +31,63 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, c
         dy = xp.reshape(dy, (-1, weight.shape[0]))        # (N,K)
         dx = xp.reshape(dy @ weight, x.shape)
         dweight = dy.T @ rows                             # (K,C)
-        return (dx, dweight) if bias is None else (dx, dweight, xp.sum(dy, axis=0))
+        return (dx, dweight) if bias is None else (dx, dweight, xp.ones_like(dy[:, 0]) @ dy)
 
     return xp.reshape(y, (*x.shape[:-1], weight.shape[0])), back
 
 
-def layer_norm(x: Array, weight: Array, bias: Array, eps: float = 1e-6) -> tuple[Array, callable]:
-    """y = (x - mean) / sqrt(var + eps) * weight + bias over the last axis, the variance in a second pass.
+def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, callable]:
+    """x_hat = (x - mean) / sqrt(var + eps) over the last axis, the variance in a second pass.
 
-    x (...,C), weight (C,), bias (C,) -> (...,C); back -> dx, dweight, dbias
+    x (...,C) -> (...,C); back -> dx
     """
     xp = array_namespace(x)
-    width = x.shape[-1]
-    x_hat = x - xp.mean(x, axis=-1, keepdims=True)
-    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat)[..., None] / width + eps)
+    rows = xp.reshape(x, (-1, x.shape[-1]))               # (N,C)
+    each = xp.ones_like(rows[0, :]) / x.shape[-1]         # means as products with 1/C: BLAS is faster than mean()
+    x_hat = rows - (rows @ each)[:, None]
+    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat) / x.shape[-1] + eps)[:, None]
     x_hat *= rstd
-    y = x_hat * weight
-    y += bias
+
+    def back(dx_hat):
+        dx_hat = xp.reshape(dx_hat, rows.shape)
+        dx = x_hat * (xp.vecdot(dx_hat, x_hat) / -x.shape[-1])[:, None]
+        dx += dx_hat
+        dx -= (dx_hat @ each)[:, None]
+        dx *= rstd
+        return xp.reshape(dx, x.shape)
+
+    return xp.reshape(x_hat, x.shape), back
+
+
+def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[Array, callable]:
+    """y = standardize(x) * gain + shift.      x (...,C), gain (C,), shift (C,) -> (...,C); back -> dx, dgain, dshift"""
+    xp = array_namespace(x)
+    x_hat, back_x_hat = standardize(x, eps)
 
     def back(dy):
-        flat_dy, flat_x_hat = xp.reshape(dy, (-1, width)), xp.reshape(x_hat, (-1, width))
-        dx = dy * weight
-        along = xp.vecdot(dx, x_hat)[..., None] / width
-        dx -= xp.mean(dx, axis=-1, keepdims=True)
-        dx -= x_hat * along
-        dx *= rstd
-        return dx, xp.sum(flat_dy * flat_x_hat, axis=0), xp.sum(flat_dy, axis=0)
+        axes = tuple(range(dy.ndim - 1))
+        return back_x_hat(dy * gain), xp.sum(dy * x_hat, axis=axes), xp.sum(dy, axis=axes)
+
+    return x_hat * gain + shift, back
+
+
+def layer_norm_linear(
+    x: Array, gain: Array, shift: Array, weight: Array, bias: Array, eps: float = 1e-6
+) -> tuple[Array, callable]:
+    """linear(layer_norm(x)): gain and shift go into the linear layer, so that no scaled copy of x_hat is ever made.
+
+    (x_hat gain + shift) weight' + bias = x_hat (weight gain)' + (weight shift + bias)
+    x (...,C), gain (C,), shift (C,), weight (K,C), bias (K,) -> (...,K); back -> dx, dgain, dshift, dweight, dbias
+    """
+    xp = array_namespace(x)
+    x_hat, back_x_hat = standardize(x, eps)
+    y, back_linear = linear(x_hat, weight * gain, weight @ shift + bias)
+
+    def back(dy):
+        dx_hat, dfolded, dbias = back_linear(dy)
+        dgain, dshift = xp.sum(dfolded * weight, axis=0), dbias @ weight
+        dweight = dfolded * gain + dbias[:, None] * shift
+        return back_x_hat(dx_hat), dgain, dshift, dweight, dbias
 
     return y, back
 
@@ -214,22 +245,31 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
         x = xp.reshape(x, (batch, heads, length, depth))
         return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, length, width))
 
-    keys = None
-    if mask is not None:                                  # (B*heads,1,L)
-        keys = xp.reshape(xp.broadcast_to(mask[:, None, :], (batch, heads, length)), (batch * heads, 1, length))
     scale = depth**-0.5
-    q, k, v = split(q), split(k), split(v)
-    s = q @ T(k)                                          # (B*heads,L,L)
-    s *= scale
-    a, back_softmax = softmax(s, keys)
+    q, k, v = split(q) * scale, split(k), split(v)
+    s = k @ T(q)                                          # (B*heads,keys,queries): reductions over keys run along memory
+    if mask is not None:
+        keys = xp.reshape(xp.broadcast_to(mask[:, None, :], (batch, heads, length)), (batch * heads, length, 1))
+        s = xp.where(keys, s, -xp.inf)
+    top = xp.max(s, axis=1, keepdims=True)
+    if mask is not None:
+        top = xp.where(top == -xp.inf, 0.0, top)          # nothing but padding: -inf - 0, never -inf - -inf
+    s -= top
+    a = xp.exp(s)
+    total = xp.sum(a, axis=1, keepdims=True)
+    a /= total if mask is None else xp.where(total == 0, 1.0, total)
+    y = merge(T(a) @ v)                                   # (B,L,C)
 
     def back(dy):
+        along = xp.vecdot(xp.reshape(dy, (-1, depth)), xp.reshape(y, (-1, depth)))  # sum over keys of a da = dy . y
+        along = xp.permute_dims(xp.reshape(along, (batch, length, heads)), (0, 2, 1))
         dy = split(dy)
-        ds = back_softmax(dy @ T(v))
-        ds *= scale
-        return merge(ds @ k), merge(T(ds) @ q), merge(T(a) @ dy)
+        ds = v @ T(dy)                                    # da, then through the softmax
+        ds -= xp.reshape(along, (batch * heads, 1, length))
+        ds *= a
+        return merge(T(ds) @ k) * scale, merge(ds @ q), merge(a @ dy)
 
-    return merge(a @ v), back
+    return y, back
 
 
 def embedding(ids: Array, weight: Array) -> tuple[Array, callable]:

@@ -41,16 +41,18 @@ def adamw_step(
         raise ValueError(f"grads: expected the names of params; differs in {sorted(params.keys() ^ grads.keys())[:5]}")
     step = state["step"] + 1
     beta1, beta2 = betas
-    rate = lr / (1 - beta1**step)
     root = math.sqrt(1 - beta2**step)
+    rate = lr * root / (1 - beta1**step)
 
     def update(name):
         xp = array_namespace(params[name])
-        p, g, m, v = params[name], grads[name], state["m"][name], state["v"][name]
-        m = beta1 * m + (1 - beta1) * g
-        v = beta2 * v + (1 - beta2) * (g * g)
-        change = m / (xp.sqrt(v) / root + eps) * rate
-        return (p * (1 - lr * weight_decay) if decays(name) else p) - change, m, v
+        p, g = params[name], grads[name]
+        m = beta1 * state["m"][name]
+        m += (1 - beta1) * g
+        v = beta2 * state["v"][name]
+        v += (1 - beta2) * (g * g)
+        new = p * (1 - lr * weight_decay) if decays(name) else p
+        return new - rate * m / (xp.sqrt(v) + eps * root), m, v  # both bias corrections are in rate and root
 
     done = dict(zip(params, backend.run_threads([lambda name=name: update(name) for name in params])))
     state = {"step": step, "m": {n: d[1] for n, d in done.items()}, "v": {n: d[2] for n, d in done.items()}}
@@ -59,15 +61,15 @@ def adamw_step(
 
 def clip_by_global_norm(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
     """Scale all gradients by one factor so that their joint L2 norm is at most `limit`.  Returns them and the norm before."""
-    total = 0.0
-    for g in grads.values():
-        xp = array_namespace(g)
-        flat = xp.reshape(g, (-1,))
-        total += float(xp.vecdot(flat, flat))
-    norm = math.sqrt(total)
+    def squares(g):
+        flat = array_namespace(g).reshape(g, (-1,))
+        return float(array_namespace(g).vecdot(flat, flat))
+
+    norm = math.sqrt(sum(backend.run_threads([lambda g=g: squares(g) for g in grads.values()])))
     if not norm > limit:
         return grads, norm
-    return {name: g * (limit / norm) for name, g in grads.items()}, norm
+    scaled = backend.run_threads([lambda g=g: g * (limit / norm) for g in grads.values()])
+    return dict(zip(grads, scaled)), norm
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: float = 0.0) -> float:
