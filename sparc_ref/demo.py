@@ -47,11 +47,13 @@ def recipe(config):
     """
     from sparc_ref.data import DrawnScenes, WordTokenizer
 
-    scenes = DrawnScenes(style="short", fused=True, clutter=False, textures=False)
+    scenes = DrawnScenes(style="short", fused=True)
     tokenizer = WordTokenizer(scenes.vocabulary(), eos=False)
-    model = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, max_tokens=8, text_positions="none")
-    training = TrainConfig(steps=config.steps, eval_every=max(1, config.steps // 6), eval_limit=192, seed=config.seed,
-                           warmup=min(50, config.steps // 4), checkpoint_every=config.checkpoint_every, log_every=10)
+    model = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, max_tokens=8, text_positions="none", text_depth=0,
+                    h_v="none")
+    training = TrainConfig(steps=config.steps, lr=2e-3, warmup=min(50, config.steps // 4), attention_start=0.0,
+                           eval_every=max(1, config.steps // 6), eval_limit=192, seed=config.seed,
+                           checkpoint_every=config.checkpoint_every, log_every=10)
     return scenes, replace(scenes, split="validation", count=192), tokenizer, model, training
 
 

@@ -43,6 +43,7 @@ class TrainConfig:
     eps: float = 1e-6               # AdamW: open_clip's, the paper is silent
     weight_decay: float = 0.2       # decoupled, matrices only; appendix D.4 sweeps 0.1 .. 0.3
     clip: float = 1.0               # limit of the gradient's global norm; the paper is silent, this is the usual one
+    attention_start: float = 1.0    # factor on the attention's output weights at the start; 0: every patch starts as itself
     seed: int = 0                   # initial weights, order of the data and draws of captions
     log_every: int = 10             # updates between two rows of metrics
     eval_every: int = 100           # updates between two evaluations; 0: at the end only
@@ -57,7 +58,7 @@ class TrainConfig:
         for name in ("batch", "keep", "log_every", "checkpoint_every", "shards", "eval_limit"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
-        for name in ("steps", "warmup", "final_lr", "weight_decay", "eval_every", "seed"):
+        for name in ("steps", "warmup", "final_lr", "weight_decay", "eval_every", "seed", "attention_start"):
             if not getattr(self, name) >= 0:
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip", "eps"):
@@ -111,7 +112,7 @@ def train(config, options, datasets, tokenizer, out, *, validation=None, resume=
             for b, position in zip(batches, start.record["positions"]):
                 b.restore(position)
         else:
-            params = init_params(config, np.random.default_rng(options.seed), options.dtype)
+            params = initial(config, options)
             state, step, seen = optim.adamw_init(params), 0, {"examples": 0, "tokens_truncated": 0}
         say(announce(config, options, datasets, tokenizer, out, device, params, step))
         params = to_device(params, device)
@@ -184,6 +185,13 @@ class Run:
         checkpoint.save(self.out / CHECKPOINTS, step, host(params), state, record, self.tokenizer)
         checkpoint.prune(self.out / CHECKPOINTS, self.options.keep)
         self.saved = step
+
+
+def initial(config, options):
+    """The parameters before the first update: init_params, the attention's output scaled by attention_start."""
+    params = init_params(config, np.random.default_rng(options.seed), options.dtype)
+    start = np.asarray(options.attention_start, options.dtype)
+    return {name: p * start if name.endswith("attn.out.weight") else p for name, p in params.items()}
 
 
 def gradients(params, batches, config, shards=1, device="cpu", step=0):
