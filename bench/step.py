@@ -1,10 +1,11 @@
-"""One training step of a preset: this package in NumPy against the same model in torch eager, round by round in one process.
+"""One training step of a preset: this package in NumPy against the same model in torch eager.
 
-    python bench/step.py [--preset small] [--batch 64] [--length 16] [--rounds 15] [--threads 2] [--shards 4] [--out FILE]
+    python bench/step.py [--preset small] [--batch 64] [--length 16] [--rounds 15] [--threads 2] [--shards 2] [--out FILE]
 
-A step is forward, every gradient, clipping and AdamW, in float32.  Prints ratios (medians over rounds), never a time as a
-bar; the floor is the step's matrix products alone, in the same shards; peak memory is each side's own process, above what
-it held before the first step.
+A step is forward, every gradient, clipping and AdamW, in float32.  Each side runs in a process of its own, as its users run
+it, and the sides take turns, one step each, so that all meet the same machine.  Prints ratios (medians over rounds), never a
+time as a bar.  "matrix products" are the step's products alone, in the same shards and threads: the floor.  Peak memory is
+what a side's process needed beyond what it held before its first step.
 """
 
 import argparse
@@ -103,26 +104,26 @@ def products_step(args):
     return lambda: backend.run_threads([shard] * args.shards)
 
 
-def seconds(step):
-    start = time.perf_counter()
-    step()
-    return time.perf_counter() - start
+SIDES = {
+    "numpy": numpy_step,
+    "torch": torch_step,
+    "torch, GELU erf": lambda args: torch_step(args, "none"),
+    "torch, memory kept": torch_step,  # with the allocator settings that sparc_ref's training uses
+    "matrix products": products_step,
+}
 
 
-def peak_memory(args, side):
-    """MiB above the level before the first step, in a process of its own."""
-    command = [sys.executable, __file__, "--memory", side]
-    command += [f"--{name}={getattr(args, name)}" for name in ("preset", "batch", "length", "threads", "shards")]
-    return float(subprocess.run(command, check=True, capture_output=True, text=True).stdout.split()[-1])
-
-
-def measure_memory(args):
+def work(args):
+    """One side: a line in, one step, its loss and seconds out; at the end the peak memory in MiB."""
+    if args.side in ("numpy", "matrix products", "torch, memory kept"):
+        backend.keep_memory()
     one_blas_thread(args)
-    step = numpy_step(args) if args.memory == "numpy" else torch_step(args)
+    step = SIDES[args.side](args)
     before = resident("VmRSS")
-    for _ in range(3):
-        step()
-    print(resident("VmHWM") - before)
+    for _ in sys.stdin:
+        start = time.perf_counter()
+        loss = step()
+        print(loss if isinstance(loss, float) else 0.0, time.perf_counter() - start, resident("VmHWM") - before, flush=True)
 
 
 def resident(field):
@@ -131,10 +132,21 @@ def resident(field):
         return next(int(line.split()[1]) for line in status if line.startswith(field)) / 1024
 
 
+def start(args, side):
+    command = [sys.executable, __file__, "--side", side]
+    command += [f"--{name}={getattr(args, name)}" for name in ("preset", "batch", "length", "threads", "shards")]
+    return subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+
+
+def one_step(worker):
+    worker.stdin.write("\n")
+    worker.stdin.flush()
+    return [float(x) for x in worker.stdout.readline().split()]
+
+
 def one_blas_thread(args):
     from threadpoolctl import ThreadpoolController
 
-    backend.keep_memory()
     ThreadpoolController().select(internal_api="openblas").limit(limits=1 if args.shards > 1 else args.threads)
 
 
@@ -145,44 +157,38 @@ def main():
     parser.add_argument("--length", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--shards", type=int, default=4)
-    parser.add_argument("--memory", choices=("numpy", "torch"), help=argparse.SUPPRESS)
+    parser.add_argument("--shards", type=int, default=2)
+    parser.add_argument("--side", choices=SIDES, help=argparse.SUPPRESS)
     parser.add_argument("--out", help="also write the result as JSON")
     args = parser.parse_args()
-    if args.memory:
-        return measure_memory(args)
-    one_blas_thread(args)
-    sides = {
-        "numpy": numpy_step(args),
-        "torch, GELU tanh": torch_step(args),
-        "torch, GELU erf": torch_step(args, "none"),
-        "matrix products": products_step(args),
-    }
-    losses = {name: step() for name, step in sides.items()}
-    if abs(losses["numpy"] / losses["torch, GELU tanh"] - 1) > 1e-5:
-        raise SystemExit(f"the two sides compute different losses: {losses}")
-    times = {name: [] for name in sides}
-    for _ in range(args.rounds):
-        for name, step in sides.items():
-            times[name].append(seconds(step))
+    if args.side:
+        return work(args)
+    workers = {side: start(args, side) for side in SIDES}
+    first = {side: one_step(worker)[0] for side, worker in workers.items()}
+    if abs(first["numpy"] / first["torch"] - 1) > 1e-5:
+        raise SystemExit(f"the two sides compute different losses: {first}")
+    rounds = [{side: one_step(worker) for side, worker in workers.items()} for _ in range(args.rounds + 2)][2:]
+    for worker in workers.values():
+        worker.stdin.close()
+        worker.wait()
 
     def ratio(a, b):
-        return statistics.median(x / y for x, y in zip(times[a], times[b]))
+        return statistics.median(r[a][1] / r[b][1] for r in rounds)
 
     result = {
-        "what": f"{args.preset}, batch {args.batch}, {args.length} tokens, {args.threads} threads, {args.shards} shards, float32",
-        "numpy / torch (GELU tanh)": ratio("numpy", "torch, GELU tanh"),
-        "numpy / torch (GELU erf)": ratio("numpy", "torch, GELU erf"),
-        "numpy / its matrix products": ratio("numpy", "matrix products"),
-        "torch (GELU tanh) / the same products": ratio("torch, GELU tanh", "matrix products"),
-        "share of matrix products": ratio("matrix products", "numpy"),
-        "numpy seconds a step, for orientation": statistics.median(times["numpy"]),
-        "peak memory, numpy MiB": peak_memory(args, "numpy"),
-        "peak memory, torch MiB": peak_memory(args, "torch"),
+        "what": f"{args.preset}: batch {args.batch}, {args.length} tokens, {args.threads} threads, {args.shards} shards, float32",
+        "numpy / torch": ratio("numpy", "torch"),
+        "numpy / torch with the erf GELU": ratio("numpy", "torch, GELU erf"),
+        "numpy / torch with memory kept": ratio("numpy", "torch, memory kept"),
+        "numpy / matrix products": ratio("numpy", "matrix products"),
+        "torch / matrix products": ratio("torch", "matrix products"),
+        "matrix products' share of numpy": ratio("matrix products", "numpy"),
+        "numpy peak memory / torch": rounds[-1]["numpy"][2] / rounds[-1]["torch"][2],
+        "for orientation, seconds a step": statistics.median(r["numpy"][1] for r in rounds),
+        "for orientation, MiB": rounds[-1]["numpy"][2],
     }
-    result["peak memory, numpy / torch"] = result["peak memory, numpy MiB"] / result["peak memory, torch MiB"]
     for name, value in result.items():
-        print(f"{name:40s} {value if isinstance(value, str) else f'{value:.3f}'}")
+        print(f"{name:34s} {value if isinstance(value, str) else f'{value:.3f}'}")
     if args.out:
         with open(args.out, "w") as file:
             json.dump(result, file, indent=1)

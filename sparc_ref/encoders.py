@@ -91,7 +91,7 @@ def block(p, x, mask, heads, gelu, eps):
     qkv_weight = xp.concat([p[f"attn.{part}.weight"] for part in ("query", "key", "value")], axis=0)
     qkv_bias = xp.concat([p["attn.query.bias"], xp.zeros_like(p["attn.query.bias"]), p["attn.value.bias"]], axis=0)
     qkv, back_qkv = ops.layer_norm_linear(x, p["norm1.weight"], p["norm1.bias"], qkv_weight, qkv_bias, eps)
-    o, back_attention = ops.attention(*(qkv[..., i * width : (i + 1) * width] for i in range(3)), heads, mask)
+    o, back_attention = ops.attention(qkv, heads, mask)
     x1, back_out = ops.linear(o, p["attn.out.weight"], p["attn.out.bias"])
     x1 += x
     m, back_up = ops.layer_norm_linear(
@@ -108,8 +108,7 @@ def block(p, x, mask, heads, gelu, eps):
         dx1, g["norm2.weight"], g["norm2.bias"], g["mlp.up.weight"], g["mlp.up.bias"] = back_up(dm)
         dx1 += dy
         do, g["attn.out.weight"], g["attn.out.bias"] = back_out(dx1)
-        dqkv = xp.concat(back_attention(do), axis=-1)
-        dx, g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_qkv(dqkv)
+        dx, g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_qkv(back_attention(do))
         for i, name in enumerate(("query", "key", "value")):
             g[f"attn.{name}.weight"] = dweight[i * width : (i + 1) * width, :]
         g["attn.query.bias"], g["attn.value.bias"] = dbias[:width], dbias[2 * width :]

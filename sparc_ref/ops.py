@@ -1,12 +1,13 @@
 """Every differentiable primitive: y, back = op(x, ...), then dx, ... = back(dy).
 
 B batch, L tokens, P patches, C width, N rows.  d<name> is dLoss/d<name>.  An op writes only into arrays that it made itself.
-`back` may be called any number of times, each call on its own.
+`back` may be called any number of times, each call on its own.  It keeps the arrays that it names: where only a shape is
+needed, it names the shape, or else twice the memory would stay taken.
 """
 
 import math
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, device
 
 from sparc_ref import backend
 from sparc_ref.backend import Array
@@ -22,6 +23,7 @@ def at_least_float32(x: Array) -> tuple[Array, callable]:
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, callable]:
     """y = x weight' + bias.      x (...,C), weight (K,C), bias (K,) or None -> (...,K); back -> dx, dweight[, dbias]"""
     xp = array_namespace(x, weight)
+    shape = x.shape
     rows = xp.reshape(x, (-1, weight.shape[1]))           # (N,C): one large product beats many small ones
     y = rows @ weight.T                                   # (N,K)
     if bias is not None:
@@ -29,11 +31,11 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, c
 
     def back(dy):
         dy = xp.reshape(dy, (-1, weight.shape[0]))        # (N,K)
-        dx = xp.reshape(dy @ weight, x.shape)
+        dx = xp.reshape(dy @ weight, shape)
         dweight = dy.T @ rows                             # (K,C)
         return (dx, dweight) if bias is None else (dx, dweight, xp.ones_like(dy[:, 0]) @ dy)
 
-    return xp.reshape(y, (*x.shape[:-1], weight.shape[0])), back
+    return xp.reshape(y, (*shape[:-1], weight.shape[0])), back
 
 
 def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, callable]:
@@ -42,21 +44,22 @@ def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, callable]:
     x (...,C) -> (...,C); back -> dx
     """
     xp = array_namespace(x)
-    rows = xp.reshape(x, (-1, x.shape[-1]))               # (N,C)
-    each = xp.ones_like(rows[0, :]) / x.shape[-1]         # means as products with 1/C: BLAS is faster than mean()
-    x_hat = rows - (rows @ each)[:, None]
-    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat) / x.shape[-1] + eps)[:, None]
+    shape, width = x.shape, x.shape[-1]
+    x_hat = xp.reshape(x, (-1, width))                    # (N,C)
+    each = xp.ones_like(x_hat[0, :]) / width              # means as products with 1/C: BLAS is faster than mean()
+    x_hat = x_hat - (x_hat @ each)[:, None]
+    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat) / width + eps)[:, None]
     x_hat *= rstd
 
     def back(dx_hat):
-        dx_hat = xp.reshape(dx_hat, rows.shape)
-        dx = x_hat * (xp.vecdot(dx_hat, x_hat) / -x.shape[-1])[:, None]
+        dx_hat = xp.reshape(dx_hat, (-1, width))
+        dx = x_hat * (xp.vecdot(dx_hat, x_hat) / -width)[:, None]
         dx += dx_hat
         dx -= (dx_hat @ each)[:, None]
         dx *= rstd
-        return xp.reshape(dx, x.shape)
+        return xp.reshape(dx, shape)
 
-    return xp.reshape(x_hat, x.shape), back
+    return xp.reshape(x_hat, shape), back
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[Array, callable]:
@@ -101,15 +104,15 @@ def gelu(x: Array, kind: str = "tanh") -> tuple[Array, callable]:
     value_and_slope = {"tanh": _gelu_tanh, "erf": _gelu_erf}.get(kind)
     if value_and_slope is None:
         raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
-    rows = xp.reshape(x, (-1, x.shape[-1]))
+    shape, rows = x.shape, xp.reshape(x, (-1, x.shape[-1]))
     y, slope = xp.empty_like(rows), xp.empty_like(rows)
     for block in backend.row_blocks(rows):
         y[block, :], slope[block, :] = value_and_slope(rows[block, :])
 
     def back(dy):
-        return dy * xp.reshape(slope, x.shape)
+        return dy * xp.reshape(slope, shape)
 
-    return xp.reshape(y, x.shape), back
+    return xp.reshape(y, shape), back
 
 
 def _gelu_tanh(x):
@@ -225,14 +228,14 @@ def masked_mean(x: Array, mask: Array | None = None) -> tuple[Array, callable]:
     return y, back
 
 
-def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = None) -> tuple[Array, callable]:
+def attention(qkv: Array, heads: int, mask: Array | None = None) -> tuple[Array, callable]:
     """Multi-head attention: softmax(q k' / sqrt(C/heads)) v in each head.  Padding is masked as keys.
 
-    q, k, v (B,L,C), mask (B,L) bool or None -> (B,L,C); back -> dq, dk, dv
+    qkv (B,L,3C): queries, keys and values side by side; mask (B,L) bool or None -> (B,L,C); back -> dqkv
     """
-    xp = array_namespace(q, k, v)
+    xp = array_namespace(qkv)
     T = xp.matrix_transpose
-    batch, length, width = q.shape
+    batch, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
     depth = width // heads
     if depth * heads != width:
         raise ValueError(f"attention: expected a width that {heads} heads divide, got {width}")
@@ -241,12 +244,12 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
         x = xp.reshape(x, (batch, length, heads, depth))
         return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch * heads, length, depth))
 
-    def merge(x):                                         # (B*heads,L,depth) -> (B,L,C)
-        x = xp.reshape(x, (batch, heads, length, depth))
-        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch, length, width))
+    def merge(x):                                         # (B*heads,L,depth) -> (B,L,heads,depth)
+        return xp.permute_dims(xp.reshape(x, (batch, heads, length, depth)), (0, 2, 1, 3))
 
     scale = depth**-0.5
-    q, k, v = split(q) * scale, split(k), split(v)
+    q, k, v = (split(qkv[..., i * width : (i + 1) * width]) for i in range(3))
+    q = q * scale
     s = k @ T(q)                                          # (B*heads,keys,queries): reductions over keys run along memory
     if mask is not None:
         keys = xp.reshape(xp.broadcast_to(mask[:, None, :], (batch, heads, length)), (batch * heads, length, 1))
@@ -258,7 +261,7 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
     a = xp.exp(s)
     total = xp.sum(a, axis=1, keepdims=True)
     a /= total if mask is None else xp.where(total == 0, 1.0, total)
-    y = merge(T(a) @ v)                                   # (B,L,C)
+    y = xp.reshape(merge(T(a) @ v), (batch, length, width))
 
     def back(dy):
         along = xp.vecdot(xp.reshape(dy, (-1, depth)), xp.reshape(y, (-1, depth)))  # sum over keys of a da = dy . y
@@ -267,7 +270,10 @@ def attention(q: Array, k: Array, v: Array, heads: int, mask: Array | None = Non
         ds = v @ T(dy)                                    # da, then through the softmax
         ds -= xp.reshape(along, (batch * heads, 1, length))
         ds *= a
-        return merge(T(ds) @ k) * scale, merge(ds @ q), merge(a @ dy)
+        dqkv = xp.empty((batch, length, 3 * width), dtype=dy.dtype, device=device(dy))
+        for i, d in enumerate((T(ds) @ (k * scale), ds @ q, a @ dy)):
+            dqkv[..., i * width : (i + 1) * width] = xp.reshape(merge(d), (batch, length, width))
+        return dqkv
 
     return y, back
 

@@ -49,10 +49,15 @@ def adamw_step(
         p, g = params[name], grads[name]
         m = beta1 * state["m"][name]
         m += (1 - beta1) * g
-        v = beta2 * state["v"][name]
-        v += (1 - beta2) * (g * g)
-        new = p * (1 - lr * weight_decay) if decays(name) else p
-        return new - rate * m / (xp.sqrt(v) + eps * root), m, v  # both bias corrections are in rate and root
+        v = g * g
+        v *= 1 - beta2
+        v += beta2 * state["v"][name]
+        change = xp.sqrt(v)
+        change += eps * root                              # both bias corrections are in root and rate
+        change = m / change
+        change *= rate
+        p = p * (1 - lr * weight_decay) if decays(name) else p
+        return xp.asarray(p - change), xp.asarray(m), xp.asarray(v)  # NumPy makes scalars of 0-d results
 
     done = dict(zip(params, backend.run_threads([lambda name=name: update(name) for name in params])))
     state = {"step": step, "m": {n: d[1] for n, d in done.items()}, "v": {n: d[2] for n, d in done.items()}}

@@ -242,3 +242,25 @@ def test_import_is_light():
     loaded = set(subprocess.run([sys.executable, "-c", code], check=True, capture_output=True, text=True).stdout.split())
     heavy = {"torch", "cupy", "matplotlib", "PIL", "tyro", "tqdm", "rich", "safetensors", "sentencepiece", "scipy"}
     assert "numpy" in loaded and not loaded & heavy
+
+
+def test_forward_keeps_no_more_than_back_needs(rng):
+    """What stays allocated after forward, counted in rows of one width: a closure that names one array too many shows here."""
+    import tracemalloc
+
+    config = replace(TOY, vision_width=48, vision_heads=2, vision_depth=3, mlp_ratio=4, text_width=6, text_depth=0, embed_dim=4)
+    params, images, tokens, mask = make(rng, config, size=(128, 128))
+    forward(params, images, tokens, mask, config)
+    tracemalloc.start()
+    try:
+        kept = forward(params, images, tokens, mask, config)
+        size, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    patches = 32 * 32
+    row = 3 * patches * 48 * 8  # bytes of one (B,P,C)
+    scores = 2 * patches / 48  # attention weights, in widths
+    # a block: x_hat, q, k, v, heads' sum, x_hat, four of GELU's slope, four of its value; beside it f_v twice and the patches
+    needed = 3 * (6 + 8 + scores) + 2 + 1
+    assert kept[0].ndim == 0
+    assert size < (needed + 2) * row

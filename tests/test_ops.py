@@ -133,21 +133,26 @@ def test_masked_mean(rng):
     assert np.all(np.isfinite(ops.masked_mean(x, mask)[0]))
 
 
+def packed(attention):
+    """The oracle's attention for queries, keys and values side by side."""
+    return lambda qkv, **fixed: attention(*qkv.chunk(3, -1), **fixed)
+
+
 @pytest.mark.parametrize("masked", [False, True])
 def test_attention(rng, masked):
-    inputs = {name: draw(rng, 3, 5, 8) for name in "qkv"}
     fixed = {"heads": 2, "mask": masks(rng, 3, 5) if masked else None}
-    agree(ops.attention, inputs, rng, oracle.attention, fixed)
+    agree(ops.attention, {"qkv": draw(rng, 3, 5, 24)}, rng, packed(oracle.attention), fixed)
 
 
 def test_attention_of_one_token_and_of_none(rng):
     x = draw(rng, 2, 1, 4)
-    y, back = ops.attention(x, x, x, 2, np.array([[True], [False]]))
+    y, back = ops.attention(np.concatenate([x, x, x], -1), 2, np.array([[True], [False]]))
     close(y[0], x[0], "one token")
     assert np.all(y[1] == 0)
-    assert all(np.all(d[1] == 0) and np.all(np.isfinite(d)) for d in back(x))
+    dqkv = back(x)
+    assert np.all(dqkv[1] == 0) and np.all(np.isfinite(dqkv))
     with pytest.raises(ValueError, match="expected a width that 3 heads divide, got 4"):
-        ops.attention(x, x, x, 3)
+        ops.attention(np.concatenate([x, x, x], -1), 3)
 
 
 def test_embedding(rng):

@@ -1,0 +1,39 @@
+# Every target makes .venv and installs what it needs; nothing else has to be there but Python >= 3.11.
+PYTHON ?= python3
+PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
+
+.PHONY: help demo test test-slow real bench lint clean
+
+help:           ## this list
+	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
+
+demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 4 minutes)
+	.venv/bin/sparc-ref demo --resume
+
+test: .venv/test ## every test that takes seconds (about 3 minutes)
+	.venv/bin/python -m pytest -m "not slow"
+
+test-slow: .venv/test ## the tests that take minutes: ten kills, real photos
+	.venv/bin/python -m pytest -m slow
+
+real: .venv/run ## train on real photos and picture scenes from the sample data folder (about 15 minutes)
+	.venv/bin/python bench/real.py
+
+bench: .venv/test ## one training step against torch, ratios from one run; and the time of the import
+	.venv/bin/python bench/import_time.py
+	.venv/bin/python bench/step.py
+
+lint: .venv/dev ## ruff and mypy
+	.venv/bin/ruff check .
+	.venv/bin/mypy
+
+clean:          ## remove the environment and everything that runs wrote
+	rm -rf .venv runs .pytest_cache .hypothesis .ruff_cache .mypy_cache
+
+.venv/bin/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make $(MAKECMDGOALS) PYTHON=python3.x"; exit 1; }
+	$(PYTHON) -m venv .venv
+
+.venv/run .venv/test .venv/dev: .venv/bin/python pyproject.toml constraints.txt
+	$(PIP) --editable '.[$(@F)]'
+	@touch $@
