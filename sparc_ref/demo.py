@@ -33,7 +33,7 @@ class DemoConfig:
     out: Path = Path("runs/demo")   # the run directory
     seed: int = 0                   # initial weights, order of the data
     seeds: int = 1                  # how many seeds, from `seed` on; their spread goes into the report and seeds.json
-    steps: int = 600                # updates of each model
+    steps: int = 400                # updates of each model
     examples: int = 500             # held-out scenes that the final numbers are measured on
     checkpoint_every: int = 100     # updates between checkpoints
     resume: bool = False            # continue a demo that was stopped; start it where there is none
@@ -47,12 +47,12 @@ def recipe(config):
     """
     from sparc_ref.data import DrawnScenes, WordTokenizer
 
-    scenes = DrawnScenes(style="short", fused=True)
+    scenes = DrawnScenes(style="short")
     tokenizer = WordTokenizer(scenes.vocabulary(), eos=False)
-    model = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, max_tokens=8, text_positions="none", text_depth=0,
-                    h_v="none")
+    model = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, max_tokens=12, text_positions="none", text_depth=0,
+                    h_v="none", lambda_f=0.5)
     training = TrainConfig(steps=config.steps, lr=2e-3, warmup=min(50, config.steps // 4), attention_start=0.0,
-                           eval_every=max(1, config.steps // 6), eval_limit=192, seed=config.seed,
+                           eval_every=max(1, config.steps // 4), eval_limit=192, seed=config.seed,
                            checkpoint_every=config.checkpoint_every, log_every=10)
     return scenes, replace(scenes, split="validation", count=192), tokenizer, model, training
 
