@@ -76,7 +76,7 @@ def products_step(args):
     rng = np.random.default_rng(0)
     share = args.batch // args.shards
     towers = [
-        (config.vision_width, config.vision_heads, config.vision_depth, config.grid[0] * config.grid[1], 3 * config.patch_size**2),
+        (config.vision_width, config.vision_heads, config.vision_depth, config.grid[0] ** 2, 3 * config.patch_size**2),
         (config.text_width, config.text_heads, config.text_depth, args.length, None),
     ]
     pairs = []  # (rows, inputs, outputs, how often)
@@ -176,7 +176,7 @@ def main():
         return statistics.median(r[a][1] / r[b][1] for r in rounds)
 
     result = {
-        "what": f"{args.preset}: batch {args.batch}, {args.length} tokens, {args.threads} threads, {args.shards} shards, float32",
+        "what": f"{args.preset}: batch {args.batch}, {args.length} tokens, {args.threads} threads, {args.shards} shards",
         "numpy / torch": ratio("numpy", "torch"),
         "numpy / torch with the erf GELU": ratio("numpy", "torch, GELU erf"),
         "numpy / torch with memory kept": ratio("numpy", "torch, memory kept"),
