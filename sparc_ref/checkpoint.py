@@ -18,6 +18,7 @@ import re
 import shutil
 from dataclasses import dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -46,7 +47,9 @@ class Checkpoint:
     tokenizer_dir: Path
 
 
-def save(folder, step, params, optimizer, record, tokenizer):
+def save(
+    folder: str | os.PathLike, step: int, params: dict[str, np.ndarray], optimizer: dict, record: dict, tokenizer: Any
+) -> Path:
     """Write folder/step_<step> so that it exists completely or not at all, and return its path.
 
     params, optimizer["m"], optimizer["v"]  flat dicts of NumPy arrays with the same keys and shapes
@@ -85,7 +88,7 @@ def save(folder, step, params, optimizer, record, tokenizer):
     return final
 
 
-def load(path):
+def load(path: str | os.PathLike) -> Checkpoint:
     """Read and check a checkpoint directory; a run directory or its checkpoints/ stands for the newest in it.   -> Checkpoint
 
     Raises CheckpointError with the reason and the remedy; never returns part of a checkpoint.
@@ -102,7 +105,7 @@ def load(path):
     return Checkpoint(path, index["step"], params, optimizer, index["record"], index["tokenizer"], path / "tokenizer")
 
 
-def find(path):
+def find(path: str | os.PathLike) -> Path:
     """The checkpoint that a path stands for: itself, or the newest of a run directory or of its checkpoints/."""
     path = Path(path)
     if (path / INDEX).exists():
@@ -117,14 +120,14 @@ def find(path):
     raise CheckpointError(f"{path}: holds no checkpoint; expected a directory with {INDEX}, or a run with checkpoints/step_...")
 
 
-def steps(folder):
+def steps(folder: str | os.PathLike) -> list[Path]:
     """Complete checkpoints of a folder, oldest first."""
     folder = Path(folder)
     named = [(int(m[1]), p) for p in (folder.iterdir() if folder.is_dir() else ()) if (m := STEP_NAME.fullmatch(p.name))]
     return [p for _, p in sorted(named)]
 
 
-def prune(folder, keep):
+def prune(folder: str | os.PathLike, keep: int) -> None:
     """Delete all but the newest `keep` checkpoints (at least one stays). Each loses its name first, so none is ever partial."""
     for path in steps(folder)[:-max(keep, 1)]:
         gone = path.with_name(".deleted-" + path.name)
@@ -132,7 +135,7 @@ def prune(folder, keep):
         shutil.rmtree(gone)
 
 
-def clean(folder):
+def clean(folder: str | os.PathLike) -> None:
     """Remove what a killed process left unfinished."""
     for path in Path(folder).glob(".partial-*"):
         shutil.rmtree(path)
@@ -140,13 +143,13 @@ def clean(folder):
         shutil.rmtree(path)
 
 
-def check_params(path, params, shapes):
+def check_params(path: Path, params: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse parameters that do not fit a model.      shapes: name -> tuple, as model.parameter_shapes(config) gives"""
     wanted = {name: [params["theta"].dtype.name if "theta" in params else "", list(shape)] for name, shape in shapes.items()}
     compare(path, "the model of its configuration", {name: describe(x) for name, x in params.items()}, wanted)
 
 
-def from_json(cls, values, where):
+def from_json(cls: type, values: Any, where: Any) -> Any:
     """A frozen dataclass from its JSON dict (lists become tuples); a CheckpointError lists unknown and missing names."""
     names = {f.name for f in fields(cls)}
     if not isinstance(values, dict) or set(values) != names:

@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import tyro
 
@@ -14,13 +14,15 @@ from sparc_ref.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.train import Interrupted, TrainConfig, reasons, train
 
-# One optional option per field of SPARCConfig; what is not given is the preset's. vocab_size is an upper bound for a tokenizer
-# that is learned here.
-ModelOptions = make_dataclass("ModelOptions", [
-    (f.name, Annotated[f.type | None, tyro.conf.arg(help=f"{reasons(SPARCConfig).get(f.name, '')} [the preset's]".strip())],
-     field(default=None)) for f in fields(SPARCConfig)
-], frozen=True)
-ModelOptions.__doc__ = "What to change in the preset."
+if TYPE_CHECKING:
+    Preset, ModelOptions = str, SPARCConfig
+else:  # one optional option per field of SPARCConfig: what is not given is the preset's
+    Preset, why = Literal[tuple(PRESETS)], reasons(SPARCConfig)
+    ModelOptions = make_dataclass("ModelOptions", [
+        (f.name, Annotated[f.type | None, tyro.conf.arg(help=f"{why.get(f.name, '')} [the preset's]".strip())],
+         field(default=None)) for f in fields(SPARCConfig)
+    ], frozen=True)
+    ModelOptions.__doc__ = "What to change in the preset. vocab_size is the most pieces that a tokenizer learns here."
 
 
 @dataclass(frozen=True)
@@ -38,7 +40,7 @@ class Train:
     model: ModelOptions
     data: tuple[str, ...] = ("drawn",)  # what to train on; several are accumulated
     validation: tuple[str, ...] = ()  # what to measure on; default: scenes' validation split, captioned images themselves
-    preset: Literal[tuple(PRESETS)] = "tiny"  # tiny: seconds on a CPU; small: minutes; the others are the paper's
+    preset: Preset = "tiny"         # tiny: seconds on a CPU; small: minutes; the others are the paper's
     tokenizer: Path | None = None   # a saved tokenizer or a sentencepiece .model; default: learned from the captions
     eos: bool = True                # end every caption with an EOS token
     lower: bool = True              # lower-case captions
@@ -69,14 +71,16 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain}
 
 
-def run(argv):
+def run(argv: list[str]) -> int:
     """Parse and carry out a command.   -> exit status: 0, 2 for what the user can mend, 130 when interrupted
 
     tyro itself ends wrong options with status 2 and the nearest name.
     """
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)       # progress shows in a log file too
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, args=argv, prog="sparc-ref", sort_subcommands=False,
         description="A readable NumPy reference of SPARC (arXiv 2401.09865).",

@@ -13,8 +13,10 @@ import os
 import platform
 import sys
 import time
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -22,7 +24,7 @@ from sparc_ref import __version__
 from sparc_ref.model import PRESETS
 from sparc_ref.train import TrainConfig, train
 
-MODELS = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
+MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
 SPREAD = "demo_spread.json"                               # package data, a measured seeds.json
 
 
@@ -40,7 +42,7 @@ class DemoConfig:
     overwrite: bool = False         # delete the demo that `out` holds
 
 
-def recipe(config):
+def recipe(config: DemoConfig) -> tuple:
     """Data, model and training of the demo.   -> train set, validation set, tokenizer, SPARCConfig, TrainConfig for a seed
 
     docs/learning.md says what else was tried.
@@ -57,7 +59,7 @@ def recipe(config):
     return scenes, replace(scenes, split="validation", count=192), tokenizer, model, training
 
 
-def demo(config, again="sparc-ref demo --resume", say=print):
+def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callable[[str], Any] = print) -> Path:
     """Train and measure both models for every seed, write report.html and print its table.   -> path of the report"""
     if config.seeds < 1 or config.examples < 2 or config.steps < 1:
         raise ValueError("expected seeds >= 1, examples >= 2, steps >= 1; "

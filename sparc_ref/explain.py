@@ -1,12 +1,20 @@
 """What a trained model sees in a picture, word by word: a figure and a table."""
 
 import os
+from collections.abc import Callable
 from pathlib import Path
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
+if TYPE_CHECKING:
+    from sparc_ref.evaluate.examples import Explained
 
-def explain(checkpoint, image, caption, out="explain.png", say=print):
+
+def explain(
+    checkpoint: str | os.PathLike, image: str | os.PathLike, caption: str, out: str | os.PathLike = "explain.png",
+    say: Callable[[str], Any] = print,
+) -> "Explained":
     """Draw similarity, min-max, weights and grouped region of every word of a caption over a picture.
 
     checkpoint  a checkpoint or run directory; image  any picture file, squeezed to the model's square; out  the PNG to write

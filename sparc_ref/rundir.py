@@ -13,6 +13,7 @@ import shutil
 import sys
 from contextlib import contextmanager
 from pathlib import Path
+from typing import Any
 
 from sparc_ref import checkpoint
 from sparc_ref.data import load_tokenizer
@@ -89,7 +90,7 @@ class Metrics:
         os.fsync(self.file.fileno())
 
 
-def read_metrics(path):
+def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a metrics file; a last line that a kill cut short is left out.   ValueError for any other damage"""
     lines = Path(path).read_text(encoding="utf-8").splitlines()
     rows = []
@@ -117,7 +118,7 @@ def lock(out):
         yield
 
 
-def fingerprint(dataset, most=64):
+def fingerprint(dataset: Any, most: int = 64) -> dict:
     """What a data set says of itself, and a sha256 over up to `most` of its examples, evenly spread.   -> JSON-able dict"""
     digest = hashlib.sha256()
     for i in range(0, len(dataset), -(-len(dataset) // most)):
@@ -127,7 +128,7 @@ def fingerprint(dataset, most=64):
     return {**dataset.describe(), "sha256 of some examples": digest.hexdigest()}
 
 
-def load_run(path):
+def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoint.Checkpoint]:
     """A trained model from a checkpoint or a run directory.   -> params, config, tokenizer, Checkpoint
 
     CheckpointError (a ValueError) for anything that is wrong with it.

@@ -7,8 +7,11 @@
 
 import difflib
 import inspect
+import os
 import types
 import typing
+from collections.abc import Callable, Sequence
+from typing import Any
 
 from sparc_ref.data import (
     CaptionData,
@@ -20,10 +23,10 @@ from sparc_ref.data import (
     open_captions,
 )
 
-KINDS = {"drawn": DrawnScenes, "pictures": PictureScenes, "captions": open_captions}
+KINDS: dict[str, Callable[..., Any]] = {"drawn": DrawnScenes, "pictures": PictureScenes, "captions": open_captions}
 
 
-def open_source(spec, size, **defaults):
+def open_source(spec: str, size: int, **defaults: Any) -> Any:
     """Open the data that a command line names.      defaults: options such as split, used where spec and the kind have none
 
     ValueError: unknown kind or option (with the nearest), a path too many or too few, or what the data itself refuses.
@@ -47,7 +50,7 @@ def open_source(spec, size, **defaults):
     return make(*[path] * bool(path), **options)
 
 
-def has_splits(spec):
+def has_splits(spec: str) -> bool:
     """Whether the source comes with scenes that are not trained on."""
     return not spec.startswith("captions")
 
@@ -72,7 +75,7 @@ def nearest(name, known):
     return f" (did you mean {close[0]}?)" if close else ""
 
 
-def make_tokenizer(datasets, vocab_size, eos=True, lower=True):
+def make_tokenizer(datasets: Sequence[Any], vocab_size: int, eos: bool = True, lower: bool = True) -> Any:
     """Words for generated scenes, whose vocabulary is known; sentencepiece unigrams learned from the captions otherwise."""
     if all(hasattr(d, "vocabulary") for d in datasets):
         return WordTokenizer((w for d in datasets for w in d.vocabulary()), eos=eos, lower=lower)
@@ -86,6 +89,6 @@ def texts_of(dataset, most=20_000):
     return [text for i in range(min(len(dataset), most)) for text in dataset[i].captions]
 
 
-def open_tokenizer(path, eos=True, lower=True):
+def open_tokenizer(path: str | os.PathLike, eos: bool = True, lower: bool = True) -> Any:
     """A tokenizer that sparc_ref saved, or a sentencepiece .model file."""
     return UnigramTokenizer.load(path, eos, lower) if str(path).endswith(".model") else load_tokenizer(path)

@@ -10,13 +10,16 @@ the number of cores does not matter. (With shards = 1, BLAS may split a product 
 
 import inspect
 import json
+import os
 import re
 import signal
 import sys
 import time
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -25,7 +28,7 @@ from sparc_ref import checkpoint, optim
 from sparc_ref.backend import get_device, to_device, to_numpy
 from sparc_ref.data import Batches
 from sparc_ref.evaluate.run import evaluate
-from sparc_ref.model import forward, init_params, parameter_shapes
+from sparc_ref.model import SPARCConfig, forward, init_params, parameter_shapes
 from sparc_ref.rundir import CHECKPOINTS, CONFIG, METRICS, Metrics, fingerprint, lock, open_run, shorten
 
 
@@ -79,7 +82,11 @@ class Interrupted(Exception):
     """Training was asked to stop; a checkpoint was written."""
 
 
-def train(config, options, datasets, tokenizer, out, *, validation=None, resume=False, overwrite=False, again="", say=print):
+def train(
+    config: SPARCConfig, options: TrainConfig, datasets: Sequence[Any], tokenizer: Any, out: str | os.PathLike, *,
+    validation: Mapping[str, Any] | None = None, resume: bool = False, overwrite: bool = False, again: str = "",
+    say: Callable[[str], Any] = print,
+) -> dict[str, np.ndarray]:
     """Train a model and return its parameters (NumPy).   rundir.py says what is written to `out`.
 
     config      SPARCConfig; its vocab_size must be the tokenizer's
@@ -187,20 +194,23 @@ class Run:
         self.saved = step
 
 
-def initial(config, options):
+def initial(config: SPARCConfig, options: TrainConfig) -> dict[str, np.ndarray]:
     """The parameters before the first update: init_params, the attention's output scaled by attention_start."""
     params = init_params(config, np.random.default_rng(options.seed), options.dtype)
     start = np.asarray(options.attention_start, options.dtype)
     return {name: p * start if name.endswith("attn.out.weight") else p for name, p in params.items()}
 
 
-def gradients(params, batches, config, shards=1, device="cpu", step=0):
+def gradients(
+    params: dict, batches: Sequence[Batches], config: SPARCConfig, shards: int = 1, device: str = "cpu", step: int = 0
+) -> tuple[dict, dict[str, float]]:
     """One batch from each data set; the mean of their gradients and of their losses (appendix D.2).   -> grads, row
 
     row: loss, loss_global, loss_fine, zeroed (share of weights that the threshold set to zero), examples, tokens_truncated,
     and with several data sets each one's loss. Raises NonFiniteLoss that names the data set and the examples.
     """
-    total, rows = None, []
+    total: dict = {}
+    rows: list[dict] = []
     for source in batches:
         dropped = source.tokenizer.counts.dropped
         batch = next(source)
@@ -218,7 +228,7 @@ def gradients(params, batches, config, shards=1, device="cpu", step=0):
                                 f"{batch.index.tolist()}; the parameters before this update are kept: lower lr or clip, "
                                 "or raise warmup, and start anew")
         grads = back(1 / len(batches))
-        total = grads if total is None else {name: total[name] + g for name, g in grads.items()}
+        total = {name: total[name] + g for name, g in grads.items()} if total else grads
     mean = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if k not in ("examples", "tokens_truncated")}
     mean |= {k: sum(r[k] for r in rows) for k in ("examples", "tokens_truncated")}
     if len(batches) > 1:
