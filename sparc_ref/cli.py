@@ -6,7 +6,7 @@ import shlex
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
@@ -15,7 +15,8 @@ from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.train import Interrupted, TrainConfig, reasons, train
 
 if TYPE_CHECKING:
-    Preset, ModelOptions = str, SPARCConfig
+    Preset: TypeAlias = str
+    ModelOptions: TypeAlias = SPARCConfig
 else:  # one optional option per field of SPARCConfig: what is not given is the preset's
     Preset, why = Literal[tuple(PRESETS)], reasons(SPARCConfig)
     ModelOptions = make_dataclass("ModelOptions", [
