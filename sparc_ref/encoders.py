@@ -6,7 +6,7 @@ cut off; gradients come back under the same short names.
 
 import itertools
 from functools import reduce
-from operator import add
+from operator import iadd
 
 import numpy as np
 from array_api_compat import array_namespace
@@ -176,7 +176,7 @@ def in_shards(encode, shards: int, *inputs: Array) -> tuple[tuple[Array, ...], c
             [lambda s=s, b=b: b(*(d[s, ...] for d in doutputs)) for s, (_, b) in zip(parts, encoded)]
         )
         names = list(gradients[0])
-        return dict(zip(names, backend.run_threads([lambda n=n: reduce(add, [g[n] for g in gradients]) for n in names])))
+        return dict(zip(names, backend.run_threads([lambda n=n: reduce(iadd, [g[n] for g in gradients]) for n in names])))
 
     return outputs, back
 

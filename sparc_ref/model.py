@@ -174,8 +174,8 @@ def forward(
     theta = params["theta"]
     theta_fine = params.get("theta_fine", theta)
 
-    (f_v, v, v_bar), back_image = in_shards(lambda x: _image(params, x, config), shards, images)
-    (f_t, t, t_bar), back_text = in_shards(lambda x, m: _text(params, x, m, config), shards, tokens, mask)
+    towers = in_shards(lambda *batch: _pair(params, *batch, config), shards, images, tokens, mask)
+    (f_v, v, v_bar, f_t, t, t_bar), back_towers = towers
     loss_g, trace_g, back_global = losses.global_loss(v_bar, t_bar, theta)
     loss = config.lambda_g * loss_g
     trace = {"image_features": f_v, "text_features": f_t, "v": v, "t": t, "v_bar": v_bar, "t_bar": t_bar}
@@ -194,9 +194,8 @@ def forward(
         dv, dt, dtheta_fine = xp.zeros_like(v), xp.zeros_like(t), xp.zeros_like(theta)
         if config.lambda_f:
             dv, dt, dtheta_fine = back_fine(config.lambda_f * dloss)
-        image, text = back_image(dv, dv_bar), back_text(dt, dt_bar)
         thetas = {"theta": dtheta, "theta_fine": dtheta_fine} if "theta_fine" in params else {"theta": dtheta + dtheta_fine}
-        g = image | text | thetas
+        g = back_towers(dv, dv_bar, dt, dt_bar) | thetas
         return {name: g[name] for name in params}
 
     return loss, trace, back
@@ -219,6 +218,17 @@ def encode_texts(
     _, tokens = check_inputs(params, None, tokens, mask, config)
     (_, t, t_bar), _ = in_shards(lambda x, m: _text(params, x, m, config), shards, tokens, mask)
     return {"t": t, "t_bar": t_bar}
+
+
+def _pair(params, images, tokens, mask, config):
+    """Both towers, one after the other: what one thread does for its part of the batch."""
+    image, back_image = _image(params, images, config)
+    text, back_text = _text(params, tokens, mask, config)
+
+    def back(dv, dv_bar, dt, dt_bar):
+        return back_image(dv, dv_bar) | back_text(dt, dt_bar)
+
+    return (*image, *text), back
 
 
 def _image(params, images, config):
