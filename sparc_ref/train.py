@@ -25,7 +25,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from sparc_ref import checkpoint, optim
-from sparc_ref.backend import get_device, to_device, to_numpy
+from sparc_ref.backend import get_device, keep_memory, to_device, to_numpy
 from sparc_ref.data import Batches
 from sparc_ref.evaluate.run import evaluate
 from sparc_ref.model import SPARCConfig, forward, init_params, parameter_shapes
@@ -109,6 +109,7 @@ def train(
               "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
               "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
     record = json.loads(json.dumps(record))               # tuples become lists, as they come back
+    keep_memory()
     with lock(out), one_blas_thread(options.shards > 1):
         start = open_run(out, record, tokenizer, resume, overwrite)
         batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
