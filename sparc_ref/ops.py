@@ -89,7 +89,9 @@ def layer_norm_linear(
     def back(dy):
         dx_hat, dfolded, dbias = back_linear(dy)
         dgain, dshift = xp.sum(dfolded * weight, axis=0), dbias @ weight
-        dweight = dfolded * gain + dbias[:, None] * shift
+        dweight = dfolded                                 # ours, and not needed again
+        dweight *= gain
+        dweight += dbias[:, None] * shift
         return back_x_hat(dx_hat), dgain, dshift, dweight, dbias
 
     return y, back

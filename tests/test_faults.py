@@ -47,7 +47,7 @@ OPS = [
     ("layer_norm", "back_x_hat(dy * gain)", "back_x_hat(dy)", {"x": d(3, 4, 6), "gain": d(6), "shift": d(6)}, {}),
     ("layer_norm", "xp.sum(dy * x_hat, axis=axes)", "xp.sum(dy * x, axis=axes)",
      {"x": d(3, 4, 6), "gain": d(6), "shift": d(6)}, {}),
-    ("layer_norm_linear", " + dbias[:, None] * shift", "",
+    ("layer_norm_linear", "dweight += dbias[:, None] * shift", "pass",
      {"x": d(3, 4), "gain": d(4), "shift": d(4), "weight": d(5, 4), "bias": d(5)}, {}),
     ("layer_norm_linear", "xp.sum(dfolded * weight, axis=0)", "xp.sum(dfolded, axis=0)",
      {"x": d(3, 4), "gain": d(4), "shift": d(4), "weight": d(5, 4), "bias": d(5)}, {}),
