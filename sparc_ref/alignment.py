@@ -3,6 +3,8 @@
 B batch, L tokens, P patches, D joint width.  t (B,L,D) tokens, v (B,P,D) patches.  d<name> is dLoss/d<name>.
 """
 
+from collections.abc import Callable
+
 from array_api_compat import array_namespace
 
 from sparc_ref import ops
@@ -28,7 +30,7 @@ def align_patches(
     threshold_on: str = "minmax",
     flat: str = "uniform",
     ties: str = "share",
-) -> tuple[Array, dict[str, Array], callable]:
+) -> tuple[Array, dict[str, Array], Callable]:
     """Average, for every token, the patches that resemble it.      t (B,L,D), v (B,P,D) -> c (B,L,D)
 
     s     = t v'                                          trace["similarity"]: plain inner product, signed

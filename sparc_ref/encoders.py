@@ -5,6 +5,7 @@ cut off; gradients come back under the same short names.
 """
 
 import itertools
+from collections.abc import Callable
 from functools import reduce
 from operator import iadd
 
@@ -17,7 +18,7 @@ from sparc_ref.backend import Array
 
 def vision_tower(
     p: dict[str, Array], images: Array, *, patch: int, grid: tuple[int, int], heads: int, gelu: str, eps: float, resize: str
-) -> tuple[Array, callable]:
+) -> tuple[Array, Callable]:
     """f_v: images (B,3,H,W) -> (B,P,C), any H and W that `patch` divides; back(dy) -> gradients.
 
     grid: rows and columns for which the positions were learned; for another grid they are resized ("bicubic" | "linear").
@@ -39,7 +40,7 @@ def vision_tower(
 
 def text_tower(
     p: dict[str, Array], tokens: Array, mask: Array, *, heads: int, gelu: str, eps: float
-) -> tuple[Array, callable]:
+) -> tuple[Array, Callable]:
     """f_t: tokens (B,L) int, mask (B,L) bool -> (B,L,C); padding is no key for anyone; back(dy) -> gradients.
 
     Without "positions" among the parameters, the tower sees a caption as a bag of tokens.
@@ -118,7 +119,7 @@ def block(p, x, mask, heads, gelu, eps):
     return y, back
 
 
-def resize_positions(positions: Array, grid: tuple[int, int], here: tuple[int, int], kind: str) -> tuple[Array, callable]:
+def resize_positions(positions: Array, grid: tuple[int, int], here: tuple[int, int], kind: str) -> tuple[Array, Callable]:
     """Learned positions for another grid, by interpolation.      positions (rows*columns,C) -> (P,C); back(dy) -> dpositions
 
     kind "bicubic" (a = -0.75) | "linear"; samples at pixel centres, edges repeated, no antialiasing: what torch's
@@ -155,7 +156,7 @@ def _cubic(d, a=-0.75):
     return np.where(d <= 1, near, np.where(d < 2, far, 0))
 
 
-def in_shards(encode, shards: int, *inputs: Array) -> tuple[tuple[Array, ...], callable]:
+def in_shards(encode, shards: int, *inputs: Array) -> tuple[tuple[Array, ...], Callable]:
     """Run an encoder on parts of the batch side by side in threads: each part's arrays fit a core's cache.
 
     encode(*inputs) -> outputs, back; back(*doutputs) -> gradients.  All inputs and outputs have the batch first.

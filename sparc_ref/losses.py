@@ -3,6 +3,8 @@
 B batch, L tokens, P patches, D joint width.  theta = log(1/tau), a 0-d array.  d<name> is dLoss/d<name>.
 """
 
+from collections.abc import Callable
+
 from array_api_compat import array_namespace, device
 
 from sparc_ref import ops
@@ -12,7 +14,7 @@ from sparc_ref.backend import Array
 REDUCTIONS = ("sample", "token")
 
 
-def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[str, Array], callable]:
+def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[str, Array], Callable]:
     """Eq. 1: every picture finds its caption among the batch's, and every caption its picture.
 
     v_bar, t_bar (B,D) need not be normalised.  L_g = 1/2 [CE(z) + CE(z')], z_ij = phi(v_bar_i, t_bar_j) / tau, mean over B.
@@ -49,7 +51,7 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
 
 def fine_grained_loss(
     v: Array, t: Array, mask: Array, theta: Array, *, reduction: str = "sample", **options
-) -> tuple[Array, dict[str, Array], callable]:
+) -> tuple[Array, dict[str, Array], Callable]:
     """Eq. 6: every token finds its own group of patches among its caption's, and every group its token.
 
     v (B,P,D) patches, t (B,L,D) tokens, mask (B,L) bool, true = real token.

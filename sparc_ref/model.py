@@ -4,6 +4,7 @@ Parameters are one flat dict under the names of a torch state_dict; a linear lay
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, fields, replace
 
 import numpy as np
@@ -162,7 +163,7 @@ def init_params(config: SPARCConfig, rng: np.random.Generator, dtype: str = "flo
 
 def forward(
     params: dict[str, Array], images: Array, tokens: Array, mask: Array, config: SPARCConfig, shards: int = 1
-) -> tuple[Array, dict[str, Array], callable]:
+) -> tuple[Array, dict[str, Array], Callable]:
     """Eq. 7: L = lambda_g L_g + lambda_f L_f, and everything on the way to it.
 
     images (B,3,H,W) float, normalised; tokens (B,L) int; mask (B,L) bool, true = real token.  Padding may hold any id.
@@ -174,7 +175,7 @@ def forward(
     theta = params["theta"]
     theta_fine = params.get("theta_fine", theta)
 
-    towers = in_shards(lambda *batch: _pair(params, *batch, config), shards, images, tokens, mask)
+    towers = in_shards(lambda *batch: _pair(params, config, *batch), shards, images, tokens, mask)
     (f_v, v, v_bar, f_t, t, t_bar), back_towers = towers
     loss_g, trace_g, back_global = losses.global_loss(v_bar, t_bar, theta)
     loss = config.lambda_g * loss_g
@@ -220,7 +221,7 @@ def encode_texts(
     return {"t": t, "t_bar": t_bar}
 
 
-def _pair(params, images, tokens, mask, config):
+def _pair(params, config, images, tokens, mask):
     """Both towers, one after the other: what one thread does for its part of the batch."""
     image, back_image = _image(params, images, config)
     text, back_text = _text(params, tokens, mask, config)
@@ -232,7 +233,7 @@ def _pair(params, images, tokens, mask, config):
 
 
 def _image(params, images, config):
-    """images -> f_v, v = g_v(f_v), v_bar = g_v(h_v(mean f_v)); back(df_v, dv, dv_bar) is back(dv, dv_bar)"""
+    """images -> f_v, v = g_v(f_v), v_bar = g_v(h_v(mean f_v)); back(dv, dv_bar) -> gradients"""
     f_v, back_tower = vision_tower(
         part(params, "vision."), images, patch=config.patch_size, grid=config.grid, heads=config.vision_heads,
         gelu=config.gelu, eps=config.layer_norm_eps, resize=config.position_resize,

@@ -6,6 +6,7 @@ needed, it names the shape, or else twice the memory would stay taken.
 """
 
 import math
+from collections.abc import Callable
 
 from array_api_compat import array_namespace, device
 
@@ -13,14 +14,14 @@ from sparc_ref import backend
 from sparc_ref.backend import Array
 
 
-def at_least_float32(x: Array) -> tuple[Array, callable]:
+def at_least_float32(x: Array) -> tuple[Array, Callable]:
     """Widen float16 and bfloat16 to float32.      x -> x, back; the gradient returns in x's own dtype"""
     xp = array_namespace(x)
     narrow = xp.finfo(x.dtype).bits < 32
     return xp.astype(x, xp.float32) if narrow else x, lambda dy: xp.astype(dy, x.dtype) if narrow else dy
 
 
-def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, callable]:
+def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Callable]:
     """y = x weight' + bias.      x (...,C), weight (K,C), bias (K,) or None -> (...,K); back -> dx, dweight[, dbias]"""
     xp = array_namespace(x, weight)
     shape = x.shape
@@ -38,7 +39,7 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, c
     return xp.reshape(y, (*shape[:-1], weight.shape[0])), back
 
 
-def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, callable]:
+def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, Callable]:
     """x_hat = (x - mean) / sqrt(var + eps) over the last axis, the variance in a second pass.
 
     x (...,C) -> (...,C); back -> dx
@@ -62,7 +63,7 @@ def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, callable]:
     return xp.reshape(x_hat, shape), back
 
 
-def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[Array, callable]:
+def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[Array, Callable]:
     """y = standardize(x) * gain + shift.      x (...,C), gain (C,), shift (C,) -> (...,C); back -> dx, dgain, dshift"""
     xp = array_namespace(x)
     x_hat, back_x_hat = standardize(x, eps)
@@ -76,7 +77,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[
 
 def layer_norm_linear(
     x: Array, gain: Array, shift: Array, weight: Array, bias: Array, eps: float = 1e-6
-) -> tuple[Array, callable]:
+) -> tuple[Array, Callable]:
     """linear(layer_norm(x)): gain and shift go into the linear layer, so that no scaled copy of x_hat is ever made.
 
     (x_hat gain + shift) weight' + bias = x_hat (weight gain)' + (weight shift + bias)
@@ -97,7 +98,7 @@ def layer_norm_linear(
     return y, back
 
 
-def gelu(x: Array, kind: str = "tanh") -> tuple[Array, callable]:
+def gelu(x: Array, kind: str = "tanh") -> tuple[Array, Callable]:
     """y = x Phi(x), Phi the normal distribution.  kind "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or "erf".
 
     x (...,C) -> (...,C); back -> dx.  The slope is made with the value, block by block, while x is in the cache.
@@ -143,7 +144,7 @@ def _gelu_erf(x):
     return x * phi, phi + x * xp.exp(-0.5 * x * x) / math.sqrt(2 * math.pi)
 
 
-def softmax(z: Array, mask: Array | None = None) -> tuple[Array, callable]:
+def softmax(z: Array, mask: Array | None = None) -> tuple[Array, Callable]:
     """a = exp(z) / sum exp(z) over the last axis.  Masked entries get 0, and so does a row with nothing but masked entries.
 
     z (...,K), mask (...,K) bool that broadcasts to it, true = in -> (...,K); back -> dz
@@ -160,7 +161,7 @@ def softmax(z: Array, mask: Array | None = None) -> tuple[Array, callable]:
     return a, back
 
 
-def log_softmax(z: Array, mask: Array | None = None) -> tuple[Array, callable]:
+def log_softmax(z: Array, mask: Array | None = None) -> tuple[Array, Callable]:
     """log of softmax(z, mask).  Masked entries are left out by where() before exp; their value here is 0, so is their gradient.
 
     z (...,K), mask bool that broadcasts to it -> (...,K); back -> dz
@@ -193,7 +194,7 @@ def _exp_rows(xp, z, mask):
     return e, total if mask is None else xp.where(total == 0, 1.0, total), shifted
 
 
-def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, callable]:
+def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Callable]:
     """y = x / max(|x|, eps) over the last axis; right for any finite x, also where the sum of squares would overflow.
 
     x (...,D) -> (...,D); back -> dx
@@ -215,7 +216,7 @@ def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, callable]:
     return y, back
 
 
-def masked_mean(x: Array, mask: Array | None = None) -> tuple[Array, callable]:
+def masked_mean(x: Array, mask: Array | None = None) -> tuple[Array, Callable]:
     """Mean over the real tokens; 0 where there are none.      x (B,L,C), mask (B,L) bool or None -> (B,C); back -> dx"""
     xp = array_namespace(x)
     if mask is None:
@@ -230,7 +231,7 @@ def masked_mean(x: Array, mask: Array | None = None) -> tuple[Array, callable]:
     return y, back
 
 
-def attention(qkv: Array, heads: int, mask: Array | None = None) -> tuple[Array, callable]:
+def attention(qkv: Array, heads: int, mask: Array | None = None) -> tuple[Array, Callable]:
     """Multi-head attention: softmax(q k' / sqrt(C/heads)) v in each head.  Padding is masked as keys.
 
     qkv (B,L,3C): queries, keys and values side by side; mask (B,L) bool or None -> (B,L,C); back -> dqkv
@@ -280,7 +281,7 @@ def attention(qkv: Array, heads: int, mask: Array | None = None) -> tuple[Array,
     return y, back
 
 
-def embedding(ids: Array, weight: Array) -> tuple[Array, callable]:
+def embedding(ids: Array, weight: Array) -> tuple[Array, Callable]:
     """y = weight[ids].      ids (B,L) int in [0,V), weight (V,C) -> (B,L,C); back -> dweight, rows of equal ids summed"""
     xp = array_namespace(ids, weight)
     flat = xp.reshape(ids, (-1,))
@@ -292,7 +293,7 @@ def embedding(ids: Array, weight: Array) -> tuple[Array, callable]:
     return y, back
 
 
-def patch_embedding(images: Array, weight: Array, bias: Array, patch: int) -> tuple[Array, callable]:
+def patch_embedding(images: Array, weight: Array, bias: Array, patch: int) -> tuple[Array, Callable]:
     """Cut images into patches, row by row, and map each linearly: a convolution whose stride is its kernel.
 
     images (B,3,H,W), weight (C,3*patch*patch) in the order channel, row, column -> (B,P,C); back -> dimages, dweight, dbias

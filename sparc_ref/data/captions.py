@@ -188,16 +188,16 @@ def _json(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
         for number, record in enumerate(content):
             yield from _record(record, f"record {number}", report)
         return
-    parts = [content.get(part) if isinstance(content, dict) else None for part in ("images", "annotations")]
-    if not all(isinstance(part, list) for part in parts):
+    images, notes = (content.get(part) if isinstance(content, dict) else None for part in ("images", "annotations"))
+    if not isinstance(images, list) or not isinstance(notes, list):
         raise ValueError(f'{path}: expected COCO captions with the lists "images" and "annotations", or a list of records')
     captions: dict[int | str, list] = {}
-    for number, note in enumerate(parts[1]):
+    for number, note in enumerate(notes):
         if isinstance(note, dict) and isinstance(note.get("image_id"), (int, str)) and "caption" in note:
             captions.setdefault(note["image_id"], []).append(note["caption"])
         else:
             report.skip("record without an image and a caption", f"annotation {number}")
-    for number, image in enumerate(parts[0]):
+    for number, image in enumerate(images):
         if isinstance(image, dict) and isinstance(image.get("id"), (int, str)) and "file_name" in image:
             yield f"image {image['id']}", image["file_name"], captions.pop(image["id"], [])
         else:
@@ -211,7 +211,8 @@ def _table(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
     lines = [line + "\n" for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
     style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
     reader = csv.reader(lines, **style)
-    columns, first = (0, 1), True
+    columns: tuple = (0, 1)
+    first = True
     while True:
         before = reader.line_num
         try:
@@ -229,7 +230,7 @@ def _table(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
             names = [cell.strip().lower() for cell in row]
             found = [next((names.index(f) for f in fields if f in names), None) for fields in (IMAGE_FIELDS, CAPTION_FIELDS)]
             if None not in found:
-                columns, width = tuple(found), len(row)
+                columns, width = (found[0], found[1]), len(row)
                 continue
             width = 2
         if not all(map(_valid, row)):

@@ -100,7 +100,7 @@ class DrawnScenes:
         centres = place(draws, radii, size)
 
         image = background(draws, size, self.clutter)
-        masks = []
+        masks: list[np.ndarray] = []
         for (colour, shape), r, centre, pattern in zip(chosen, radii, centres, texture):
             tone = np.array([c + draws.between(-8, 5) for c in COLOURS[colour]], np.float32)
             mask = draw(image, SHAPES[shape], TEXTURES[pattern], tone, centre, r, TURNS[draws.below(len(TURNS))])
@@ -114,7 +114,8 @@ class DrawnScenes:
         if self.style == "full":
             phrases = [" ".join([("small", "large")[big], *[pattern] * (pattern != "plain"), name])
                        for big, pattern, name in zip(large, texture, names)]
-        texts, spans = [], [[] for _ in range(n)]
+        texts: list[str] = []
+        spans: list[list] = [[] for _ in range(n)]
         for k in range(self.captions):
             text, at = caption(draws.shuffled(n), phrases, centres, size, self.style, "a")
             texts.append(text)

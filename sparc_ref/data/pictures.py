@@ -126,7 +126,8 @@ class PictureScenes:
             for below in masks:
                 below &= ~mask
             masks.append(mask)
-        texts, spans = [], [[] for _ in range(n)]
+        texts: list[str] = []
+        spans: list[list] = [[] for _ in range(n)]
         for k in range(self.captions):
             text, at = caption(draws.shuffled(n), names, centres, size, self.style, "")
             texts.append(text)
@@ -243,10 +244,10 @@ def read_picture(data: bytes, side: int, keep_opaque: bool) -> np.ndarray:
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-                if max(image.size) > MAX_SIDE:
-                    raise Unusable("picture too large", f"{image.width} x {image.height} pixels, at most {MAX_SIDE} a side")
-                image = image.convert("RGBA")
+            with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
+                if max(file.size) > MAX_SIDE:
+                    raise Unusable("picture too large", f"{file.width} x {file.height} pixels, at most {MAX_SIDE} a side")
+                image: Image.Image = file.convert("RGBA")
     except Unusable:
         raise
     except Image.UnidentifiedImageError as error:

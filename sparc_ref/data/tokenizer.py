@@ -12,6 +12,7 @@ import re
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
@@ -179,7 +180,7 @@ def load_tokenizer(folder: str | os.PathLike):
         content = json.loads(path.read_text(encoding="utf-8"))
         kind = content["kind"]
         if kind == "word":
-            tokenizer = WordTokenizer(content["words"], content["eos"], content["lower"])
+            tokenizer: Any = WordTokenizer(content["words"], content["eos"], content["lower"])
         elif kind == "unigram":
             from .unigram import UnigramTokenizer
 
