@@ -82,6 +82,11 @@ def run(argv: list[str]) -> int:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)       # progress shows in a log file too
+    given = [a.partition("=")[0] for a in argv if a.startswith("--")]
+    if twice := sorted({a for a in given if given.count(a) > 1}):
+        print(f"sparc-ref: {twice[0]} is given more than once; where several values are taken they follow one {twice[0]}",
+              file=sys.stderr)
+        return 2
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS, args=argv, prog="sparc-ref", sort_subcommands=False,
         description="A readable NumPy reference of SPARC (arXiv 2401.09865).",

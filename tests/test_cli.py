@@ -86,6 +86,12 @@ def test_errors_are_one_clean_line(argv, words, capsys, tmp_path):
     assert status == 2 and words in err and "Traceback" not in err
 
 
+def test_an_option_given_twice_is_an_error(capsys):
+    """Otherwise the last would win and a data set would be dropped without a word."""
+    status, _, err = run(["train", "--data", "drawn", "--data=captions:x", "--out", "y"], capsys)
+    assert status == 2 and err.startswith("sparc-ref: --data is given more than once") and err.count("\n") == 1
+
+
 def test_errors_of_evaluate_and_explain(capsys, tmp_path):
     for argv in (["evaluate", "--checkpoint", "/nowhere"], ["explain", "x.png", "a dog", "--checkpoint", "/nowhere"]):
         status, _, err = run(argv, capsys)
