@@ -7,7 +7,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --cons
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
-demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 4 minutes)
+demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes)
 	.venv/bin/sparc-ref demo --resume
 
 test: .venv/test ## every test that takes seconds (about 3 minutes)

@@ -91,25 +91,27 @@ def block(p, x, mask, heads, gelu, eps):
     width = x.shape[-1]
     qkv_weight = xp.concat([p[f"attn.{part}.weight"] for part in ("query", "key", "value")], axis=0)
     qkv_bias = xp.concat([p["attn.query.bias"], xp.zeros_like(p["attn.query.bias"]), p["attn.value.bias"]], axis=0)
-    qkv, back_qkv = ops.layer_norm_linear(x, p["norm1.weight"], p["norm1.bias"], qkv_weight, qkv_bias, eps)
+    x_hat, back_norm1 = ops.standardize(x, eps)
+    folded, back_fold1 = ops.fold_norm(p["norm1.weight"], p["norm1.bias"], qkv_weight, qkv_bias)
+    qkv, back_qkv = ops.linear(x_hat, *folded)
     o, back_attention = ops.attention(qkv, heads, mask)
     x1, back_out = ops.linear(o, p["attn.out.weight"], p["attn.out.bias"])
     x1 += x
-    m, back_up = ops.layer_norm_linear(
-        x1, p["norm2.weight"], p["norm2.bias"], p["mlp.up.weight"], p["mlp.up.bias"], eps
-    )
-    m, back_gelu = ops.gelu(m, gelu)
-    y, back_down = ops.linear(m, p["mlp.down.weight"], p["mlp.down.bias"])
+    x_hat, back_norm2 = ops.standardize(x1, eps)
+    folded, back_fold2 = ops.fold_norm(p["norm2.weight"], p["norm2.bias"], p["mlp.up.weight"], p["mlp.up.bias"])
+    y, back_mlp = ops.mlp(x_hat, *folded, p["mlp.down.weight"], p["mlp.down.bias"], gelu)
     y += x1
 
     def back(dy):
         g = {}
-        dm, g["mlp.down.weight"], g["mlp.down.bias"] = back_down(dy)
-        dm = back_gelu(dm)
-        dx1, g["norm2.weight"], g["norm2.bias"], g["mlp.up.weight"], g["mlp.up.bias"] = back_up(dm)
+        dx_hat, *dfolded, g["mlp.down.weight"], g["mlp.down.bias"] = back_mlp(dy)
+        g["norm2.weight"], g["norm2.bias"], g["mlp.up.weight"], g["mlp.up.bias"] = back_fold2(*dfolded)
+        dx1 = back_norm2(dx_hat)
         dx1 += dy
         do, g["attn.out.weight"], g["attn.out.bias"] = back_out(dx1)
-        dx, g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_qkv(back_attention(do))
+        dx_hat, *dfolded = back_qkv(back_attention(do))
+        g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_fold1(*dfolded)
+        dx = back_norm1(dx_hat)
         for i, name in enumerate(("query", "key", "value")):
             g[f"attn.{name}.weight"] = dweight[i * width : (i + 1) * width, :]
         g["attn.query.bias"], g["attn.value.bias"] = dbias[:width], dbias[2 * width :]

@@ -75,47 +75,71 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[
     return x_hat * gain + shift, back
 
 
-def layer_norm_linear(
-    x: Array, gain: Array, shift: Array, weight: Array, bias: Array, eps: float = 1e-6
-) -> tuple[Array, Callable]:
-    """linear(layer_norm(x)): gain and shift go into the linear layer, so that no scaled copy of x_hat is ever made.
+def fold_norm(gain: Array, shift: Array, weight: Array, bias: Array) -> tuple[tuple[Array, Array], Callable]:
+    """Move a layer norm's gain and shift into the linear layer behind it, so that no scaled copy of x_hat is ever made.
 
     (x_hat gain + shift) weight' + bias = x_hat (weight gain)' + (weight shift + bias)
-    x (...,C), gain (C,), shift (C,), weight (K,C), bias (K,) -> (...,K); back -> dx, dgain, dshift, dweight, dbias
+    gain (C,), shift (C,), weight (K,C), bias (K,) -> (weight (K,C), bias (K,)), both folded
+    back(dweight, dbias of the folded ones) -> dgain, dshift, dweight, dbias
     """
-    xp = array_namespace(x)
-    x_hat, back_x_hat = standardize(x, eps)
-    y, back_linear = linear(x_hat, weight * gain, weight @ shift + bias)
+    xp = array_namespace(weight)
 
-    def back(dy):
-        dx_hat, dfolded, dbias = back_linear(dy)
+    def back(dfolded, dbias):
         dgain, dshift = xp.sum(dfolded * weight, axis=0), dbias @ weight
-        dweight = dfolded                                 # ours, and not needed again
-        dweight *= gain
-        dweight += dbias[:, None] * shift
-        return back_x_hat(dx_hat), dgain, dshift, dweight, dbias
+        return dgain, dshift, dfolded * gain + dbias[:, None] * shift, dbias
 
-    return y, back
+    return (weight * gain, weight @ shift + bias), back
 
 
 def gelu(x: Array, kind: str = "tanh") -> tuple[Array, Callable]:
     """y = x Phi(x), Phi the normal distribution.  kind "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or "erf".
 
-    x (...,C) -> (...,C); back -> dx.  The slope is made with the value, block by block, while x is in the cache.
+    x (...,C) -> (...,C); back -> dx.  The slope is made together with the value.
+    """
+    y, slope = gelu_and_slope(kind)(x)
+    return y, lambda dy: dy * slope
+
+
+def mlp(
+    x: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, kind: str = "tanh"
+) -> tuple[Array, Callable]:
+    """y = gelu(x up' + up_bias) down' + down_bias, a block of rows at a time: the wide rows never leave the core's cache.
+
+    x (...,C), up (H,C), up_bias (H,), down (K,H), down_bias (K,) -> (...,K); back -> dx, dup, dup_bias, ddown, ddown_bias
     """
     xp = array_namespace(x)
-    value_and_slope = {"tanh": _gelu_tanh, "erf": _gelu_erf}.get(kind)
-    if value_and_slope is None:
-        raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
-    shape, rows = x.shape, xp.reshape(x, (-1, x.shape[-1]))
-    y, slope = xp.empty_like(rows), xp.empty_like(rows)
-    for block in backend.row_blocks(rows):
-        y[block, :], slope[block, :] = value_and_slope(rows[block, :])
+    value_and_slope = gelu_and_slope(kind)
+    shape, rows = x.shape, xp.reshape(x, (-1, up.shape[1]))  # (N,C)
+    wide = {"dtype": x.dtype, "device": device(x)}
+    h, slope = xp.empty((rows.shape[0], up.shape[0]), **wide), xp.empty((rows.shape[0], up.shape[0]), **wide)  # (N,H)
+    y = xp.empty((rows.shape[0], down.shape[0]), **wide)  # (N,K)
+    for block in backend.row_blocks(h):
+        u = rows[block, :] @ up.T
+        u += up_bias
+        value, slope[block, :] = value_and_slope(u)
+        h[block, :] = value
+        y[block, :] = value @ down.T
+    y += down_bias
 
     def back(dy):
-        return dy * xp.reshape(slope, shape)
+        dy = xp.reshape(dy, (-1, down.shape[0]))
+        du, dx = xp.empty_like(h), xp.empty_like(rows)
+        for block in backend.row_blocks(h):
+            d = dy[block, :] @ down
+            d *= slope[block, :]
+            du[block, :] = d
+            dx[block, :] = d @ up
+        ones = xp.ones_like(dy[:, 0])
+        return xp.reshape(dx, shape), du.T @ rows, ones @ du, dy.T @ h, ones @ dy
 
-    return xp.reshape(y, shape), back
+    return xp.reshape(y, (*shape[:-1], down.shape[0])), back
+
+
+def gelu_and_slope(kind):
+    """The function x -> GELU of x, its slope."""
+    if kind not in ("tanh", "erf"):
+        raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
+    return _gelu_tanh if kind == "tanh" else _gelu_erf
 
 
 def _gelu_tanh(x):

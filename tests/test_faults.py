@@ -11,6 +11,7 @@ import oracle
 import pytest
 import torch
 import torch.nn.functional as F
+from test_ops import norm_then_linear
 from witness import agree, close
 
 from sparc_ref import alignment, encoders, losses, model, ops
@@ -36,6 +37,7 @@ def d(*shape):
 
 MASK = np.array([[1, 1, 1, 1, 1], [1, 1, 0, 0, 0], [0, 0, 0, 0, 0]], bool)
 
+MLP = {"x": d(2, 3, 4), "up": d(6, 4), "up_bias": d(6), "down": d(5, 6), "down_bias": d(5)}
 OPS = [
     ("linear", "dy @ weight, x.shape", "dy @ weight * 1.001, x.shape", {"x": d(2, 3, 4), "weight": d(4, 4)}, {}),
     ("linear", "dweight = dy.T @ rows", "dweight = rows.T @ dy", {"x": d(2, 3, 4), "weight": d(4, 4)}, {}),
@@ -47,10 +49,13 @@ OPS = [
     ("layer_norm", "back_x_hat(dy * gain)", "back_x_hat(dy)", {"x": d(3, 4, 6), "gain": d(6), "shift": d(6)}, {}),
     ("layer_norm", "xp.sum(dy * x_hat, axis=axes)", "xp.sum(dy * x, axis=axes)",
      {"x": d(3, 4, 6), "gain": d(6), "shift": d(6)}, {}),
-    ("layer_norm_linear", "dweight += dbias[:, None] * shift", "pass",
+    ("fold_norm", " + dbias[:, None] * shift", "",
      {"x": d(3, 4), "gain": d(4), "shift": d(4), "weight": d(5, 4), "bias": d(5)}, {}),
-    ("layer_norm_linear", "xp.sum(dfolded * weight, axis=0)", "xp.sum(dfolded, axis=0)",
+    ("fold_norm", "xp.sum(dfolded * weight, axis=0)", "xp.sum(dfolded, axis=0)",
      {"x": d(3, 4), "gain": d(4), "shift": d(4), "weight": d(5, 4), "bias": d(5)}, {}),
+    ("mlp", "d *= slope[block, :]", "pass", MLP, {}),
+    ("mlp", "du[block, :] = d", "du[block, :] = dy[block, :] @ down", MLP, {}),
+    ("mlp", "dy.T @ h, ones @ dy", "dy.T @ h * 2, ones @ dy", MLP, {}),
     ("gelu", "x2 *= 6 * cubic", "x2 *= 2 * cubic", {"x": d(6, 3)}, {"kind": "tanh"}),
     ("gelu", "phi + x * xp.exp", "phi - x * xp.exp", {"x": d(6, 3)}, {"kind": "erf"}),
     ("softmax", "dz = da - xp.vecdot(da, a)[..., None]", "dz = da + 0", {"z": d(3, 4, 5)}, {}),
@@ -76,6 +81,8 @@ def test_a_fault_in_an_op_is_seen(case):
     name, right, wrong, inputs, fixed = case
 
     def call(module):
+        if name == "fold_norm":
+            return lambda **inputs: norm_then_linear(**inputs, ops=module)
         op = getattr(module, name)
         return (lambda weight, ids: op(ids, weight)) if name == "embedding" else op
 
