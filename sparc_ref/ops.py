@@ -103,7 +103,7 @@ def gelu(x: Array, kind: str = "tanh") -> tuple[Array, Callable]:
 def mlp(
     x: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, kind: str = "tanh"
 ) -> tuple[Array, Callable]:
-    """y = gelu(x up' + up_bias) down' + down_bias, a block of rows at a time: the wide rows never leave the core's cache.
+    """y = gelu(x up' + up_bias) down' + down_bias, a block of rows at a time: the wide rows are worked on while in cache.
 
     x (...,C), up (H,C), up_bias (H,), down (K,H), down_bias (K,) -> (...,K); back -> dx, dup, dup_bias, ddown, ddown_bias
     """
