@@ -7,7 +7,7 @@ import re
 import types
 
 import numpy as np
-import oracle
+from parity import oracle
 import pytest
 import torch
 import torch.nn.functional as F

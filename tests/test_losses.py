@@ -3,7 +3,7 @@
 import itertools
 
 import numpy as np
-import oracle
+from parity import oracle
 import pytest
 import torch
 from witness import agree, close

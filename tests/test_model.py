@@ -5,7 +5,7 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-import oracle
+from parity import oracle
 import pytest
 import torch
 from witness import AUTOGRAD, close

@@ -1,7 +1,7 @@
 """Every primitive, by three witnesses."""
 
 import numpy as np
-import oracle
+from parity import oracle
 import pytest
 import torch
 import torch.nn.functional as F

@@ -1,0 +1,39 @@
+"""python -m parity ladder | vectors | check"""
+
+import sys
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; the exit status is 0, 1 for a difference that was found, 2 for an error that the user can mend."""
+    try:
+        import tyro
+
+        from parity.commands import COMMANDS
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "parity":
+            raise
+        print(f"parity: the package {error.name} is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
+        return 2
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(line_buffering=True)
+    command = tyro.extras.subcommand_cli_from_dict(
+        COMMANDS, args=argv, prog="python -m parity", sort_subcommands=False,
+        description="SPARC's reference, checked: against frozen vectors, a torch trainer, and your own implementation.",
+        config=(tyro.conf.OmitArgPrefixes,),
+    )
+    try:
+        return command.run()
+    except KeyboardInterrupt:
+        return 130
+    except ModuleNotFoundError as error:
+        if error.name is None or error.name.split(".")[0] == "parity":
+            raise
+        print(f"parity: the package {error.name} is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
+        return 2
+    except (ValueError, OSError) as error:
+        print(f"parity: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())
