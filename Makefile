@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow real bench lint clean
+.PHONY: help demo test test-slow ladder vectors gpu-check real bench lint clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -15,6 +15,15 @@ test: .venv/test ## every test that takes seconds (about 3 minutes)
 
 test-slow: .venv/test ## the tests that take minutes: ten kills, real photos
 	.venv/bin/python -m pytest -m slow
+
+ladder: .venv/test ## reference against trainer, from single operations to whole runs; writes runs/ladder/report.html (under 2 minutes)
+	.venv/bin/python -m parity ladder
+
+vectors: .venv/test ## compute the frozen reference outputs again and compare
+	.venv/bin/python -m parity vectors --check
+
+gpu-check:      ## everything that needs a GPU, in one command under ten minutes; report under docs/gpu/ (see docs/gpu/README.md)
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m parity.gpu_check
 
 real: .venv/run ## train on real photos and picture scenes from the sample data folder (about 15 minutes)
 	.venv/bin/python bench/real.py
