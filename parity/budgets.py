@@ -1,0 +1,109 @@
+"""One measure of how far two arrays are apart, and how far they may be.
+
+error  = max |got - want| / scale, one number per tensor, NaN where and only where NaN is expected
+scale  = the largest |want| of the tensor; where that is nearly nothing beside the other tensors of its family (all of
+         it cancels, or is exactly zero), FRACTION of the family's largest
+budget = SLACK * max(measured error of the reference's own run in that dtype, one unit of rounding)
+docs/budgets.md shows what was measured and why SLACK and FRACTION have their sizes.
+"""
+
+import math
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # from 1 to the next number
+SLACK = 8.0
+FRACTION = 2.0**-10
+LOW = ("float32", "float16", "bfloat16")
+
+
+def to_float64(x: Any) -> np.ndarray:
+    """Any array, on any device and of any dtype (torch's bfloat16 too), as float64 in NumPy."""
+    if hasattr(x, "detach"):
+        return x.detach().to("cpu").double().numpy()
+    if hasattr(x, "get") and not isinstance(x, np.ndarray):  # CuPy
+        x = x.get()
+    return np.asarray(x).astype(np.float64)
+
+
+def largest(x: Any) -> float:
+    """The largest finite |x|, 0 for an empty array."""
+    x = np.abs(to_float64(x))
+    return float(np.max(np.where(np.isfinite(x), x, 0), initial=0))
+
+
+def scale(want: Any, family: float | Iterable[Any] = 0.0) -> float:
+    """What an error of `want` is measured by.      family: the tensors of its kind in the case, or their largest entry
+
+    max(largest |want|, FRACTION * the family's largest); 1 where all of that is zero.
+    """
+    top = float(family) if isinstance(family, int | float) else max((largest(x) for x in family), default=0.0)
+    return max(largest(want), FRACTION * top) or 1.0
+
+
+def error(got: Any, want: Any, scale: float) -> float:
+    """max |got - want| / scale; infinite where one is NaN or infinite and the other is not.  ValueError on another shape."""
+    got, want = to_float64(got), to_float64(want)
+    if got.shape != want.shape:
+        raise ValueError(f"expected shape {want.shape}, got {got.shape}")
+    same = (got == want) | (np.isnan(got) & np.isnan(want))
+    with np.errstate(invalid="ignore", over="ignore"):
+        apart = np.where(same, 0.0, np.abs(got - want))
+    return float(np.max(np.where(np.isnan(apart), math.inf, apart), initial=0) / scale)
+
+
+def from_measured(error: float, dtype: str) -> float:
+    """The budget for a measured error.      dtype: what the result is returned in; its unit of rounding is the least error"""
+    return SLACK * max(float(error), EPS[dtype])
+
+
+def float64_from(error32: float) -> float:
+    """The float64 budget: what float32 lost, in its units, is the condition; the same number of float64's units."""
+    return from_measured(error32 * EPS["float64"] / EPS["float32"], "float64")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """One tensor: its float64 value, its scale, and by dtype the largest error of the runs and the budget (float64 too)."""
+
+    want: np.ndarray
+    scale: float
+    error: dict[str, float]
+    budget: dict[str, float]
+
+
+def measure(run: Callable[[str], Iterable[Mapping[str, Any]]], dtypes: Iterable[str] = LOW) -> dict[str, Measured]:
+    """Budgets of any function, measured now.
+
+    run(dtype) gives one dict of arrays by name, or several, for one and the same input: NumPy and torch, sums in another
+    order.  run("float64") first gives what is wanted; a family is what has the same word before the first dot.
+    """
+    want = {name: to_float64(x) for name, x in _several(run("float64"))[0].items()}
+    tops: dict[str, float] = {}
+    for name, x in want.items():
+        tops[name.split(".")[0]] = max(tops.get(name.split(".")[0], 0.0), largest(x))
+    scales = {name: scale(x, tops[name.split(".")[0]]) for name, x in want.items()}
+    errors: dict[str, dict[str, float]] = {name: {} for name in want}
+    budget: dict[str, dict[str, float]] = {name: {} for name in want}
+    for dtype in dtypes:
+        runs = _several(run(dtype))
+        for name in want:
+            errors[name][dtype] = max(error(got[name], want[name], scales[name]) for got in runs)
+            budget[name][dtype] = from_measured(errors[name][dtype], dtype_of(runs[0][name], dtype))
+        if dtype == "float32":
+            for name in want:
+                budget[name]["float64"] = float64_from(errors[name]["float32"])
+    return {name: Measured(want[name], scales[name], errors[name], budget[name]) for name in want}
+
+
+def dtype_of(x: Any, default: str) -> str:
+    """The name of an array's dtype where it is one of EPS, else `default`."""
+    name = str(getattr(x, "dtype", default)).removeprefix("torch.")
+    return name if name in EPS else default
+
+
+def _several(runs):
+    return [runs] if isinstance(runs, Mapping) else list(runs)
