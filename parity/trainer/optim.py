@@ -1,0 +1,155 @@
+"""AdamW, its schedule, clipping, and one training step, with gradient accumulation that is exact for the global loss too."""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parallel import DistributedDataParallel
+
+from parity.trainer import distributed
+from parity.trainer.loss import reported, sparc_loss
+from parity.trainer.model import bare
+
+USED = ("v", "t", "v_bar", "t_bar")  # what the losses take of the model's output
+
+
+def decays(name: str) -> bool:
+    """Whether weight decay applies: to matrices only; biases, norms, positions, embeddings and theta are left alone."""
+    return name.endswith(".weight") and "norm" not in name and "embedding" not in name
+
+
+def make_adamw(
+    model: nn.Module,
+    lr: float,
+    weight_decay: float = 0.2,
+    betas: tuple[float, float] = (0.9, 0.98),
+    eps: float = 1e-6,
+    fused: bool | None = None,
+) -> torch.optim.AdamW:
+    """torch's AdamW with two groups: what decays and what does not.  fused None: on a GPU."""
+    named = dict(bare(model).named_parameters())
+    groups = [
+        {"params": [p for name, p in named.items() if decays(name)], "weight_decay": weight_decay},
+        {"params": [p for name, p in named.items() if not decays(name)], "weight_decay": 0.0},
+    ]
+    fused = all(p.is_cuda for p in named.values()) if fused is None else fused
+    return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
+
+
+@torch.no_grad()
+def clip(model: nn.Module, limit: float) -> Tensor:
+    """Scale all gradients by one factor so that their joint L2 norm is at most `limit`.  Returns the norm before, ().
+
+    torch's clip_grad_norm_ divides by norm + 1e-6; this one by the norm.
+    """
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    norm = torch.nn.utils.get_total_norm(grads)
+    factor = torch.where(norm > limit, limit / norm, 1.0)
+    for g in grads:
+        g.mul_(factor)
+    return norm
+
+
+@torch.no_grad()
+def clamp_theta(model: nn.Module) -> None:
+    """Keep log(1/tau) within [0, log 100]."""
+    for theta in thetas(model):
+        theta.clamp_(0.0, math.log(100))
+
+
+def thetas(model: nn.Module) -> list[nn.Parameter]:
+    """theta, and theta_fine where there is one."""
+    return [theta for theta in (bare(model).theta, bare(model).theta_fine) if theta is not None]
+
+
+def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: float = 0.0) -> float:
+    """The learning rate of update `step` = 0, 1, ...: linear up to `peak` in `warmup` updates, then a cosine to `final`."""
+    if step < warmup:
+        return peak * (step + 1) / warmup
+    done = min(1.0, (step - warmup) / max(1, steps - warmup))
+    return final + (peak - final) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def train_step(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    optimizer: torch.optim.Optimizer,
+    lr: float,
+    *,
+    clip: float | None = 1.0,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    group=None,
+    **options,
+) -> dict[str, Tensor]:
+    """One update.      batch: images, tokens, mask of this rank -> {"loss": of the whole batch, "norm": before clipping}, ()
+
+    model: a SPARC, or one that torch.compile or DistributedDataParallel wraps; over ranks without the latter, gradients are
+    averaged here.  clip: the largest norm of the gradients, None for any.  accumulate, autocast, options: backward's.
+    """
+    for settings in optimizer.param_groups:
+        settings["lr"] = lr
+    optimizer.zero_grad()
+    loss = backward(model, batch, accumulate=accumulate, autocast=autocast, group=group, **options)
+    norm = _clip(model, math.inf if clip is None else clip)
+    optimizer.step()
+    clamp_theta(model)
+    return {"loss": loss, "norm": norm}
+
+
+def backward(
+    model: nn.Module,
+    batch: tuple[Tensor, Tensor, Tensor],
+    *,
+    accumulate: int = 1,
+    autocast: torch.dtype | None = None,
+    group=None,
+    **options,
+) -> Tensor:
+    """Add the gradient of the whole batch's loss to every parameter.      -> loss of the whole batch, ()
+
+    accumulate: into how many parts the batch is cut, so that the activations of one are in memory at a time.  Exact, though
+    the global loss compares every picture with every caption (GradCache, arXiv 2101.06983): embed all parts without a
+    graph, take the loss and its gradient on the embeddings, then embed each part again and send its gradient through.
+    autocast: torch.bfloat16, say; None: as the parameters are.  options: sparc_loss's form, chunk, fine_chunk.
+    """
+    config, parallel = bare(model).config, isinstance(model, DistributedDataParallel)
+    device = batch[0].device.type
+
+    def embed(part):
+        with torch.autocast(device, autocast, enabled=autocast is not None):
+            out = model(*part)
+        return {name: out[name] for name in USED}
+
+    def loss_of(embeddings, theta, theta_fine=None):
+        return sparc_loss(embeddings, batch[2], theta, theta_fine, config, group=group, **options)[0]
+
+    if accumulate == 1:
+        loss = loss_of(embed(batch), *thetas(model))
+        loss.backward()
+    else:
+        parts = list(zip(*(x.tensor_split(accumulate) for x in batch)))
+        with torch.no_grad():
+            embedded = [embed(part) for part in parts]
+        leaves = {name: torch.cat([e[name] for e in embedded]).requires_grad_() for name in USED}
+        scales = [theta.detach().clone().requires_grad_() for theta in thetas(model)]
+        loss = loss_of(leaves, *scales)
+        loss.backward()
+        given = {name: leaf.grad.tensor_split(accumulate) for name, leaf in leaves.items() if leaf.grad is not None}
+        for i, part in enumerate(parts):
+            last = i == len(parts) - 1
+            if parallel:
+                model.require_backward_grad_sync = last   # what no_sync() sets
+            out = embed(part)
+            roots, grads = [out[name] for name in given], [given[name][i] for name in given]
+            if last:                                      # in the pass that DistributedDataParallel sends round
+                roots, grads = roots + thetas(model), grads + [scale.grad for scale in scales]
+            torch.autograd.backward(roots, grads)
+    if not parallel:
+        distributed.mean_gradients(model, group)
+    return reported(loss, group)
+
+
+_clip = clip  # train_step has an argument of that name
