@@ -1,0 +1,254 @@
+"""The zoo: reads a file's label without running it, draws batches, and calls the file as its author would.
+
+    EXPECT = {"target": function or class, "verdict", "deviations", "harmless", "conditions", "call": one word per argument,
+              "returns": "fine" or what it gives, and where needed "init", "attributes", "framework", "stage", "behaviour"}
+
+call     v patches (B,P,D) | v_bdhw (B,D,H,W) | v_cls (B,1+P,D) | t | mask bool | mask_int | mask_float | padding (true there) |
+         lengths | scale 1/tau | tau | theta log(1/tau) | v_bar | t_bar; "name=word" where the argument goes by keyword
+returns  "fine" | "global" | "2.0*fine+0.5*global" | a list or dict of these, of "vt" and "tv" (one direction each), "grad v"
+         (and so on), None (something else)
+"""
+
+import ast
+import importlib.util
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+ZOO = Path(__file__).parent / "zoo"
+GRID = (2, 4)                                             # H, W of the patches: P = 8
+CONDITIONS = (
+    "no padding", "equal lengths", "B = 1", "unit-norm patches", "no flat rows", "no zero embeddings at padding",
+    "no caption of padding alone",
+)
+DEFAULTS = {"deviations": [], "harmless": [], "conditions": [], "behaviour": [], "returns": "fine", "framework": "torch"}
+
+
+def files(kind):
+    return sorted((ZOO / kind).glob("*.py"))
+
+
+def label(path):
+    """The EXPECT of a file, read without importing it.  Raises ValueError where there is none."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and [getattr(name, "id", "") for name in node.targets] == ["EXPECT"]:
+            return DEFAULTS | ast.literal_eval(node.value)
+    raise ValueError(f"{path}: expected a line EXPECT = {{...}}, got none")
+
+
+def load(path):
+    spec = importlib.util.spec_from_file_location(f"zoo_{path.parent.name}_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    sys.modules[spec.name] = module                       # dataclasses and jax look their module up
+    spec.loader.exec_module(module)
+    return module
+
+
+@dataclass(frozen=True)
+class Batch:
+    """One batch in float64.  v (B,P,D), t (B,L,D), mask (B,L) bool, theta (), v_bar, t_bar (B,D); flat: some row of s is."""
+
+    v: torch.Tensor
+    t: torch.Tensor
+    mask: torch.Tensor
+    theta: torch.Tensor
+    v_bar: torch.Tensor
+    t_bar: torch.Tensor
+    flat: bool = False
+
+    def fulfils(self):
+        """The conditions that hold here."""
+        lengths = self.mask.sum(1)
+        zeros = ((self.t == 0).all(-1) & ~self.mask).any()
+        met = (
+            self.mask.all(), (lengths == lengths[0]).all(), len(self.v) == 1,
+            ((self.v.norm(dim=-1) - 1).abs() < 1e-12).all(), not self.flat, not zeros, (lengths > 0).all(),
+        )
+        return {name for name, holds in zip(CONDITIONS, met) if holds}
+
+    def leaves(self):
+        """Copies that collect gradients."""
+        return {name: getattr(self, name).clone().requires_grad_() for name in ("v", "t", "theta", "v_bar", "t_bar")}
+
+
+def batches(seed=0):
+    """Name -> Batch.  Every condition is broken somewhere, and met by itself in at least two batches."""
+    rng = np.random.default_rng(seed)
+    patches, width = GRID[0] * GRID[1], 6
+
+    def draw(lengths, columns=None, patch_norm=None, flat=False, zero=False, knife=False):
+        rows, columns = len(lengths), columns or max(lengths)
+        v = rng.standard_normal((rows, patches, width)) * (rng.random((rows, patches, 1)) + 0.5)
+        t = rng.standard_normal((rows, columns, width)) * (rng.random((rows, columns, 1)) + 0.5)
+        mask = np.arange(columns) < np.array(lengths)[:, None]
+        if patch_norm:
+            v /= np.linalg.norm(v, axis=-1, keepdims=True)
+        if flat:                                          # whole numbers: the sums are equal to the last bit
+            v[0, :, :3] = [1, 2, -1]
+            t[0, 1] = [2, 1, 1, 0, 0, 0]
+        if knife:                                         # s_hat of one row: 0, 1/8 exactly, ..., 1
+            v[0] = rng.integers(-3, 4, (patches, width))
+            v[0, :, 0] = [0, 1, 8, 3, 4, 5, 6, 7]
+            t[0, 0] = [2, 0, 0, 0, 0, 0]
+        if zero:
+            t[~mask] = 0
+        real = np.maximum(1, mask.sum(1, keepdims=True))
+        pooled = v.mean(1), np.where(mask[..., None], t, 0).sum(1) / real
+        as_torch = [torch.from_numpy(np.array(x)) for x in (v, t, mask, np.array(rng.uniform(1.0, 1.8)), *pooled)]
+        return Batch(*as_torch, flat=flat or (zero and not mask.all()))
+
+    return {
+        "padded": draw([5, 3, 2, 4], 6), "padded again": draw([2, 6, 4], 6), "one token": draw([1, 4, 3], 4),
+        "unpadded": draw([5, 5, 5]), "unpadded again": draw([4, 4, 4, 4]),
+        "equal lengths": draw([3, 3, 3], 5), "equal lengths again": draw([4, 4], 7),
+        "single": draw([4], 6), "single again": draw([3], 5), "single unpadded": draw([5]),
+        "unit patches": draw([5, 3, 4], 6, True), "unit patches again": draw([2, 6], 6, True),
+        "unit unpadded": draw([4, 4], 4, True),
+        "flat": draw([5, 3, 2], 6, flat=True), "flat unpadded": draw([4, 4], flat=True),
+        "zero padding": draw([4, 2, 5], 6, zero=True), "zero padding again": draw([3, 5], 6, zero=True),
+        "all padding": draw([4, 0, 3], 5), "all padding first": draw([0, 2, 4], 5),
+        "knife": draw([4, 3], 5, knife=True), "knife unpadded": draw([3, 3], knife=True),
+    }
+
+
+def conditions_needed(agrees, batches, most=3):
+    """The smallest set of conditions under which all batches that fulfil it agree; None if there is none.
+
+    agrees, batches: by name.  A condition counts only where at least two batches fulfil it.
+    """
+    from itertools import combinations
+
+    met = {name: batch.fulfils() for name, batch in batches.items()}
+    for size in range(most + 1):
+        found = []
+        for wanted in combinations(CONDITIONS, size):
+            chosen = [name for name in batches if set(wanted) <= met[name]]
+            if len(chosen) > 1 and all(agrees[name] for name in chosen):
+                found.append((-len(chosen), wanted))
+        if found:
+            return list(min(found)[1])
+    return None
+
+
+def arrange(word, batch, leaves):
+    """The argument that a word of `call` stands for."""
+    v, theta = leaves["v"], leaves["theta"]
+    if word == "v_bdhw":
+        return v.transpose(1, 2).reshape(len(v), -1, *GRID)
+    if word == "v_cls":
+        return torch.cat([leaves["v_bar"][:, None], v], 1)
+    plain = {
+        "scale": torch.exp(theta), "tau": torch.exp(-theta), "lengths": batch.mask.sum(1), "mask": batch.mask.clone(),
+        "mask_int": batch.mask.to(torch.int64), "mask_float": batch.mask.to(v.dtype), "padding": ~batch.mask,
+    }
+    return plain[word] if word in plain else leaves[word]
+
+
+def build(path, batch=None, leaves=None):
+    """The callable of a file; a class is constructed, its parameters set to the batch's temperature."""
+    expect, module = label(path), load(path)
+    target = module
+    for part in expect["target"].split("."):
+        target = getattr(target, part)
+    if isinstance(target, type):
+        target = target(**expect.get("init", {}))
+        if isinstance(target, torch.nn.Module):
+            target = target.double()
+            for name, word in expect.get("attributes", {}).items():
+                if isinstance(getattr(target, name), torch.nn.Parameter):
+                    getattr(target, name).data.copy_(arrange(word, batch, leaves).detach())
+                    leaves["theta"] = getattr(target, name)
+                else:
+                    setattr(target, name, arrange(word, batch, leaves))
+        else:
+            for name, word in expect.get("attributes", {}).items():
+                setattr(target, name, arrange(word, batch, leaves))
+    return target
+
+
+def parts(returns):
+    pairs = returns.items() if isinstance(returns, dict) else enumerate(returns)
+    return [(key, kind) for key, kind in pairs if kind is not None]
+
+
+def part_of(out, returns, wanted):
+    """What was asked for ("fine", "global", "total") in what came out."""
+    if returns is None:
+        return None
+    if isinstance(returns, str):
+        if returns == wanted or (wanted == "total" and "*" in returns):
+            return out
+        return None
+    found = {kind: out[key] for key, kind in parts(returns)}
+    if wanted in found:
+        return found[wanted]
+    if wanted == "fine" and "vt" in found:
+        return (found["vt"] + found["tv"]) / 2
+    if wanted == "total":
+        return next((x for kind, x in found.items() if "*" in kind), None)
+    return None
+
+
+def answer(path, batch, wanted="fine"):
+    """Loss and gradients of a file on a batch.      -> float, arrays by name (v, t, theta, v_bar, t_bar); or None, {}"""
+    expect, leaves = label(path), batch.leaves()
+    framework = expect["framework"]
+    if framework == "torch":
+        target = build(path, batch, leaves)
+        out = target(*positional(expect, batch, leaves), **named(expect, batch, leaves))
+        loss = part_of(out, expect["returns"], wanted)
+        if loss is None:
+            return None, {}
+        loss = torch.as_tensor(loss)
+        if not loss.requires_grad:
+            return float(loss), {}
+        grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+        return loss.item(), {name: g.numpy() for name, g in zip(leaves, grads) if g is not None}
+    arrays = {name: x.detach().numpy() for name, x in leaves.items()}
+    if framework == "numpy":
+        target = build(path, batch, leaves)
+        out = target(
+            *(np.array(as_numpy(x)) for x in positional(expect, batch, leaves)),
+            **{name: np.array(as_numpy(x)) for name, x in named(expect, batch, leaves).items()},
+        )
+        words = [] if isinstance(expect["returns"], str) else parts(expect["returns"])
+        grads = {kind[5:]: np.asarray(out[key]) for key, kind in words if kind.startswith("grad ")}
+        return float(part_of(out, expect["returns"], wanted)), grads
+    import jax
+    import jax.numpy as jnp
+
+    with jax.enable_x64(True):
+        target = build(path, batch, leaves)
+
+        def run(v, t, theta, v_bar, t_bar):
+            words = {
+                "v": v, "t": t, "theta": theta, "v_bar": v_bar, "t_bar": t_bar, "scale": jnp.exp(theta), "tau": jnp.exp(-theta),
+                "mask": jnp.asarray(batch.mask.numpy()), "mask_int": jnp.asarray(batch.mask.numpy(), jnp.int32),
+                "mask_float": jnp.asarray(batch.mask.numpy(), v.dtype), "padding": jnp.asarray(~batch.mask.numpy()),
+                "lengths": jnp.asarray(batch.mask.numpy().sum(1)),
+                "v_cls": jnp.concatenate([v_bar[:, None], v], 1), "v_bdhw": jnp.swapaxes(v, 1, 2).reshape(len(v), -1, *GRID),
+            }
+            args = [words[w] for w in expect["call"] if "=" not in w]
+            out = target(*args, **{w.split("=")[0]: words[w.split("=")[1]] for w in expect["call"] if "=" in w})
+            loss = part_of(out, expect["returns"], wanted)
+            return jnp.zeros(()) if loss is None else loss
+
+        order = ("v", "t", "theta", "v_bar", "t_bar")
+        loss, grads = jax.value_and_grad(run, argnums=tuple(range(5)))(*(jnp.asarray(arrays[name]) for name in order))
+        return float(loss), {name: np.asarray(g) for name, g in zip(order, grads)}
+
+
+def as_numpy(x):
+    return x.detach().numpy() if isinstance(x, torch.Tensor) else x
+
+
+def positional(expect, batch, leaves):
+    return [arrange(word, batch, leaves) for word in expect["call"] if "=" not in word]
+
+
+def named(expect, batch, leaves):
+    pairs = (word.split("=") for word in expect["call"] if "=" in word)
+    return {name: arrange(word, batch, leaves) for name, word in pairs}
