@@ -1,0 +1,173 @@
+"""What a black box is asked: small float64 inputs, each of which lets some deviations show and hides the others.
+
+B batch, L tokens, P patches, D = 16.  Ordinary probes keep away from every knife edge: no similarity is within 1e-4 of a
+threshold, no two patches tie.  Ties, flat rows and zeros have probes of their own, in numbers that are exact in float16.
+"""
+
+from dataclasses import dataclass, field
+
+import numpy as np
+
+WIDTH = 16                                                # D; 1/4 sixteen times is a vector of length exactly 1
+
+
+@dataclass(frozen=True)
+class Probe:
+    """v (B,P,D) patches, t (B,L,D) tokens, mask (B,L) true = real token, theta = log(1/tau), v_bar, t_bar (B,D): float64.
+
+    shows: what it is for.  flat: a row of t v' has no range.  edge: on a knife edge on purpose, no verdict rests on it.
+    """
+
+    name: str
+    v: np.ndarray
+    t: np.ndarray
+    mask: np.ndarray
+    theta: float
+    v_bar: np.ndarray
+    t_bar: np.ndarray
+    shows: str = ""
+    flat: bool = False
+    edge: bool = False
+
+    @property
+    def holds(self) -> frozenset[str]:
+        """Which of deviations.CONDITIONS it fulfils.  Zeros at padding are flat rows too."""
+        lengths = self.mask.sum(1)
+        zeros = bool(((self.t == 0).all(-1) & ~self.mask).any())
+        met = {
+            "no flat rows": not self.flat and not zeros,
+            "no caption of padding alone": bool((lengths > 0).all()),
+            "no zero embeddings at padding": not zeros,
+            "equal lengths": bool((lengths == lengths[0]).all()),
+            "no padding": bool(self.mask.all()),
+            "B = 1": len(self.v) == 1,
+            "unit-norm patches": bool((np.abs(np.linalg.norm(self.v, axis=-1) - 1) < 1e-12).all()),
+        }
+        return frozenset(name for name, holds in met.items() if holds)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """What the black box said to one probe.
+
+    losses  any of "fine", "global", "total"; NaN and infinity are answers
+    grads   loss name -> arrays by input name "v", "t", "theta", "v_bar", "t_bar"; a missing key: it gives none
+    stages  (where, array) in the order in which they were made, or None
+    error   the exception, where it raised one
+    dtype   what it computed in, "float64" or "float32"
+    """
+
+    losses: dict[str, float] = field(default_factory=dict)
+    grads: dict[str, dict[str, np.ndarray]] = field(default_factory=dict)
+    stages: list[tuple[str, np.ndarray]] | None = None
+    error: str | None = None
+    dtype: str = "float64"
+
+
+def draw(name, lengths, columns, patches, *, unit=False, flat=False, zero=False, shows="", tries=200) -> Probe:
+    """A random probe with margins.  lengths: real tokens of each caption; columns: L; unit: patches of length 1."""
+    seed = [ord(letter) for letter in name]
+    for attempt in range(tries):
+        probe = _draw(np.random.default_rng([attempt, *seed]), name, lengths, columns, patches, unit, flat, zero, shows)
+        if margin(probe) > 1e-4:
+            return probe
+    raise AssertionError(f"{name}: no draw with margins in {tries}")
+
+
+def _draw(rng, name, lengths, columns, patches, unit, flat, zero, shows):
+    batch = len(lengths)
+    if unit and flat:
+        v = rng.choice([-0.25, 0.25], (batch, patches, WIDTH))
+    else:
+        v = _directions(rng, (batch, patches))
+        v = v if unit else v * rng.uniform(0.7, 2.2, (batch, patches, 1))
+    near = np.take_along_axis(v, rng.integers(0, patches, (batch, columns))[..., None], 1)  # each token resembles a patch
+    t = _directions(rng, (batch, columns)) + near / np.linalg.norm(near, axis=-1, keepdims=True)
+    t *= rng.uniform(0.8, 1.9, (batch, columns, 1))
+    mask = np.arange(columns) < np.array(lengths)[:, None]
+    if flat:                                              # sample 0: patches agree in one coordinate, a token has no other
+        v[0, :, 0] = 0.25
+        t[0, 1 % max(1, lengths[0])] = np.eye(WIDTH)[0] * 1.5
+    if zero:
+        t[~mask] = 0
+    v_bar, t_bar = (_directions(rng, (batch,)) * rng.uniform(0.7, 1.8, (batch, 1)) for _ in range(2))
+    return Probe(name, v, t, mask, float(np.round(rng.uniform(0.9, 1.6), 3)), v_bar, t_bar, shows, flat)
+
+
+def _directions(rng, shape):
+    x = rng.standard_normal((*shape, WIDTH))
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def margin(probe: Probe) -> float:
+    """How near the probe comes to a knife edge of the usual variants, flat rows left out."""
+    least = 1.0
+    for normalised in (False, True):
+        v = probe.v / np.linalg.norm(probe.v, axis=-1, keepdims=True) if normalised else probe.v
+        s = probe.t @ np.swapaxes(v, 1, 2)                # (B,L,P)
+        real = [x[m].T for x, m in zip(s, probe.mask) if m.sum() > 1]
+        every = np.swapaxes(s, 1, 2) if "no zero embeddings at padding" in probe.holds else ()  # zeros tie
+        for rows in (s.reshape(-1, s.shape[-1]), *real, *every):
+            rows = rows[np.ptp(rows, -1) > 1e-9]
+            if len(rows) and rows.shape[-1] > 1:
+                least = min(least, _row_margin(rows, probe))
+        if not normalised:                                # maxima and sums away from 0, for what divides by them
+            rows = s[np.ptp(s, -1) > 1e-9]
+            least = min(least, 1e-3 * (rows.max(-1) - 0.6).min(), 1e-3 * np.abs(rows.sum(-1)).min())
+    return float(least)
+
+
+def _row_margin(rows, probe):
+    n = rows.shape[-1]
+    lo = rows.min(-1, keepdims=True)
+    s_hat = (rows - lo) / np.ptp(rows, -1)[:, None]
+    kept = np.where(s_hat >= 1 / n, s_hat, 0).sum(-1, keepdims=True)
+    edges = [np.abs(s_hat - 1 / k).min() for k in (n, probe.v.shape[1], probe.mask.shape[1], 196) if k > 1]
+    edges += [np.abs(x - 1 / n).min() for x in (s_hat / s_hat.sum(-1, keepdims=True), s_hat / kept, rows)]
+    if not probe.flat and n > 2:                          # patterns of 1/4 tie; two numbers are minimum and maximum
+        gaps = np.diff(np.sort(s_hat, -1), axis=-1)
+        edges += [gaps[:, 0].min(), gaps[:, -1].min()]
+    return min(edges)
+
+
+def _probes():
+    everything = (
+        draw("padded", (5, 3, 1, 4), 6, 9, shows="unequal lengths, padding, patches of unequal norm: everything at once"),
+        draw("padded_again", (7, 2, 4), 8, 12, shows="as padded, other sizes"),
+        draw("unpadded", (5, 5, 5), 5, 9, shows="no padding: masks are out of play"),
+        draw("unpadded_again", (4, 4), 4, 16, shows="no padding, other sizes"),
+        draw("equal_lengths", (3, 3, 3), 5, 9, shows="padding, but captions of equal length: eq. 6 and Listing 1 agree"),
+        draw("single", (4,), 4, 9, shows="one sample without padding: eqs. 2-5, norms, temperature and directions alone"),
+        draw("single_again", (6,), 6, 12, shows="as single, other sizes"),
+        draw("single_padded", (3,), 5, 9, shows="one sample with padding: no other captions"),
+        draw("unit_padded", (4, 2, 5), 6, 9, unit=True, shows="unit-norm patches: cosine and inner product rank patches alike"),
+        draw("unit_unpadded", (4, 4, 4), 4, 9, unit=True, shows="unit-norm patches, no padding"),
+        draw("unit_equal_lengths", (3, 3), 5, 9, unit=True, shows="unit-norm patches, equal lengths"),
+        draw("unit_single", (5,), 5, 9, unit=True, shows="unit-norm patches, one sample"),
+        draw("unit_single_padded", (4,), 6, 9, unit=True, shows="unit-norm patches, one sample with padding"),
+        draw("flat", (5, 3, 2), 6, 9, flat=True, shows="a token to which every patch is alike: eq. 2 is 0/0"),
+        draw("flat_unpadded", (4, 4, 4), 4, 9, flat=True, shows="a flat row, no padding"),
+        draw("flat_equal_lengths", (3, 3), 5, 9, flat=True, shows="a flat row, equal lengths"),
+        draw("flat_single", (4,), 4, 9, flat=True, shows="a flat row, one sample"),
+        draw("flat_single_padded", (3,), 5, 9, flat=True, shows="a flat row, one sample with padding"),
+        draw("flat_unit", (4, 3), 5, 9, unit=True, flat=True, shows="a flat row among unit-norm patches"),
+        draw("flat_unit_unpadded", (4, 4), 4, 9, unit=True, flat=True, shows="a flat row among unit-norm patches, no padding"),
+        draw("flat_unit_single", (4,), 4, 9, unit=True, flat=True, shows="a flat row among unit-norm patches, one sample"),
+        draw("zero_padding", (5, 2, 4), 6, 9, zero=True, shows="padded embeddings exactly zero"),
+        draw("zero_equal_lengths", (3, 3, 3), 5, 9, zero=True, shows="padded embeddings exactly zero, equal lengths"),
+        draw("zero_single", (3,), 5, 9, zero=True, shows="padded embeddings exactly zero, one sample"),
+        draw("zero_unit", (4, 2, 3), 5, 9, unit=True, zero=True, shows="padded embeddings exactly zero, unit-norm patches"),
+        draw("all_padding", (4, 0, 5), 5, 9, shows="a caption of padding alone"),
+        draw("all_padding_unit", (0, 4, 3), 5, 9, unit=True, shows="a caption of padding alone, unit-norm patches"),
+    )
+    return {probe.name: probe for probe in everything}
+
+
+PROBES = _probes()
+HELD_OUT = {
+    probe.name: probe
+    for probe in (
+        draw("confirm", (3, 5, 2, 6), 7, 10, shows="kept back until an explanation stands"),
+        draw("confirm_again", (6, 2, 3), 6, 15, shows="kept back until an explanation stands"),
+    )
+}
