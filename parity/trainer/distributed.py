@@ -21,9 +21,9 @@ def batch_sizes(batch: int, device: torch.device, group=None) -> list[int]:
     _, world = place(group)
     if world == 1:
         return [batch]
-    sizes = torch.zeros(world, dtype=torch.int64, device=device)
-    dist.all_gather_into_tensor(sizes, torch.tensor([batch], device=device), group=group)
-    sizes = sizes.tolist()
+    each = [torch.zeros(1, dtype=torch.int64, device=device) for _ in range(world)]
+    dist.all_gather(each, torch.tensor([batch], device=device), group=group)
+    sizes = torch.cat(each).tolist()
     if 0 in sizes:
         raise ValueError(f"batch: expected at least one sample on every rank, got {sizes}")
     return sizes
@@ -44,9 +44,9 @@ class _Gather(torch.autograd.Function):
         longest = max(sizes)                              # collectives want equal shapes: pad, then cut
         padded = x.new_zeros(longest, *x.shape[1:])
         padded[: len(x)] = x
-        every = x.new_empty(len(sizes) * longest, *x.shape[1:])
-        dist.all_gather_into_tensor(every, padded, group=group)
-        return torch.cat([part[:size] for part, size in zip(every.split(longest), sizes)])
+        every = [torch.empty_like(padded) for _ in sizes]
+        dist.all_gather(every, padded, group=group)
+        return torch.cat([part[:size] for part, size in zip(every, sizes)])
 
     @staticmethod
     def backward(ctx, dy):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -117,6 +118,8 @@ def backward(
     """
     config, parallel = bare(model).config, isinstance(model, DistributedDataParallel)
     device = batch[0].device.type
+    if not 1 <= accumulate <= len(batch[0]):
+        raise ValueError(f"accumulate: expected 1 to {len(batch[0])} parts, one sample each at least, got {accumulate}")
 
     def embed(part):
         with torch.autocast(device, autocast, enabled=autocast is not None):
@@ -140,13 +143,13 @@ def backward(
         given = {name: leaf.grad.tensor_split(accumulate) for name, leaf in leaves.items() if leaf.grad is not None}
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
-            if parallel:
-                model.require_backward_grad_sync = last   # what no_sync() sets
-            out = embed(part)
-            roots, grads = [out[name] for name in given], [given[name][i] for name in given]
-            if last:                                      # in the pass that DistributedDataParallel sends round
-                roots, grads = roots + thetas(model), grads + [scale.grad for scale in scales]
-            torch.autograd.backward(roots, grads)
+            with nullcontext() if last or not parallel else model.no_sync():
+                out = embed(part)
+                roots, grads = [out[name] for name in given], [given[name][i] for name in given]
+                if last:                                  # in the pass after which DistributedDataParallel takes its mean
+                    used = [(theta, scale.grad) for theta, scale in zip(thetas(model), scales) if scale.grad is not None]
+                    roots, grads = roots + [theta for theta, _ in used], grads + [grad for _, grad in used]
+                torch.autograd.backward(roots, grads)
     if not parallel:
         distributed.mean_gradients(model, group)
     return reported(loss, group)
