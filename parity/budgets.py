@@ -2,7 +2,7 @@
 
 error  = max |got - want| / scale, one number per tensor, NaN where and only where NaN is expected
 scale  = the largest |want| of the tensor; where that is nearly nothing beside the other tensors of its family (all of
-         it cancels, or is exactly zero), FRACTION of the family's largest
+         it cancels, or is exactly zero), FRACTION of the family's largest.  The gradients of a case are a family.
 budget = SLACK * max(measured error of the reference's own run in that dtype, one unit of rounding)
 docs/budgets.md shows what was measured and why SLACK and FRACTION have their sizes.
 """
@@ -44,6 +44,23 @@ def scale(want: Any, family: float | Iterable[Any] = 0.0) -> float:
     return max(largest(want), FRACTION * top) or 1.0
 
 
+def family(name: str) -> str:
+    """grad.* is one family; so are out.params.*, out.m.* and out.v.* after training; any other tensor stands alone."""
+    first, _, rest = name.partition(".")
+    if first == "grad":
+        return first
+    second = rest.partition(".")[0]
+    return f"{first}.{second}" if first == "out" and second in ("params", "m", "v") else name
+
+
+def all_scales(want: Mapping[str, Any]) -> dict[str, float]:
+    """The scale of every tensor of a case, by name."""
+    top: dict[str, float] = {}
+    for name, x in want.items():
+        top[family(name)] = max(top.get(family(name), 0.0), largest(x))
+    return {name: scale(x, top[family(name)]) for name, x in want.items()}
+
+
 def error(got: Any, want: Any, scale: float) -> float:
     """max |got - want| / scale; infinite where one is NaN or infinite and the other is not.  ValueError on another shape."""
     got, want = to_float64(got), to_float64(want)
@@ -79,24 +96,21 @@ def measure(run: Callable[[str], Iterable[Mapping[str, Any]]], dtypes: Iterable[
     """Budgets of any function, measured now.
 
     run(dtype) gives one dict of arrays by name, or several, for one and the same input: NumPy and torch, sums in another
-    order.  run("float64") first gives what is wanted; a family is what has the same word before the first dot.
+    order.  run("float64") gives what is wanted.
     """
     want = {name: to_float64(x) for name, x in _several(run("float64"))[0].items()}
-    tops: dict[str, float] = {}
-    for name, x in want.items():
-        tops[name.split(".")[0]] = max(tops.get(name.split(".")[0], 0.0), largest(x))
-    scales = {name: scale(x, tops[name.split(".")[0]]) for name, x in want.items()}
+    scale_of = all_scales(want)
     errors: dict[str, dict[str, float]] = {name: {} for name in want}
     budget: dict[str, dict[str, float]] = {name: {} for name in want}
     for dtype in dtypes:
         runs = _several(run(dtype))
         for name in want:
-            errors[name][dtype] = max(error(got[name], want[name], scales[name]) for got in runs)
+            errors[name][dtype] = max(error(got[name], want[name], scale_of[name]) for got in runs)
             budget[name][dtype] = from_measured(errors[name][dtype], dtype_of(runs[0][name], dtype))
         if dtype == "float32":
             for name in want:
                 budget[name]["float64"] = float64_from(errors[name]["float32"])
-    return {name: Measured(want[name], scales[name], errors[name], budget[name]) for name in want}
+    return {name: Measured(want[name], scale_of[name], errors[name], budget[name]) for name in want}
 
 
 def dtype_of(x: Any, default: str) -> str:
