@@ -384,6 +384,33 @@ _ENTRIES = (
         "Retrieval is trained one way only.",
     ),
     Deviation(
+        "global.factor", "the global loss is multiplied by a constant",
+        "the global loss is {value} times eq. 1's",
+        "eq. 1",
+        "loss = (ce(z) + ce(z.mT)) / 2",
+        "The same as another lambda_g.",
+    ),
+    Deviation(
+        "similarity.epsilon", "epsilon in the patches' l2 norm",
+        "an epsilon of {value} is added to the length of the patches in the similarity",
+        "", "F.normalize(v, dim=-1)", "None while embeddings are longer than that.", harmless=True,
+    ),
+    Deviation(
+        "weights.epsilon", "epsilon in the sum of the weights",
+        "an epsilon of {value} is added to the sum of the weights",
+        "eq. 4", "a = s_til / s_til.sum(-1, keepdim=True)", "None: the l2 norm of c cancels it.", harmless=True,
+    ),
+    Deviation(
+        "norm.epsilon", "epsilon in the l2 norm",
+        "an epsilon of {value} is added to the lengths of c and t",
+        "eq. 6", "F.normalize(c, dim=-1)", "None while embeddings are longer than that.", harmless=True,
+    ),
+    Deviation(
+        "loss.epsilon", "epsilon in the logarithm",
+        "an epsilon of {value} is added to the probability before its logarithm",
+        "eq. 6", "z.log_softmax(-1)", "None until a probability is as small: then its gradient vanishes.", harmless=True,
+    ),
+    Deviation(
         "edge.zero_padding", "zero embeddings at padding poison the result",
         "padded embeddings that are exactly zero make the {what} NaN or infinite",
         "eq. 6; padding changes nothing",
