@@ -1,7 +1,8 @@
 """The zoo: reads a file's label without running it, draws batches, and calls the file as its author would.
 
     EXPECT = {"target": function or class, "verdict", "deviations", "harmless", "conditions", "call": one word per argument,
-              "returns": "fine" or what it gives, and where needed "init", "attributes", "framework", "stage", "behaviour"}
+              "returns": "fine" or what it gives; where needed "init", "attributes", "framework", "stage", "precision",
+              "behaviour": findings that no loss or gradient shows, "also": true consequences that may be named or not}
 
 call     v patches (B,P,D) | v_bdhw (B,D,H,W) | v_cls (B,1+P,D) | t | mask bool | mask_int | mask_float | padding (true there) |
          lengths | scale 1/tau | tau | theta log(1/tau) | v_bar | t_bar; "name=word" where the argument goes by keyword
@@ -17,14 +18,17 @@ from pathlib import Path
 
 import numpy as np
 import torch
+import zoo_truth
 
 ZOO = Path(__file__).parent / "zoo"
 GRID = (2, 4)                                             # H, W of the patches: P = 8
-CONDITIONS = (
-    "no padding", "equal lengths", "B = 1", "unit-norm patches", "no flat rows", "no zero embeddings at padding",
-    "no caption of padding alone",
+CONDITIONS = (                                            # from mild to strong
+    "no flat rows", "no caption of padding alone", "no zero embeddings at padding", "equal lengths", "no padding", "B = 1",
+    "unit-norm patches",
 )
-DEFAULTS = {"deviations": [], "harmless": [], "conditions": [], "behaviour": [], "returns": "fine", "framework": "torch"}
+DEFAULTS = {"returns": "fine", "framework": "torch", "precision": 1e-9} | {
+    key: [] for key in ("deviations", "harmless", "conditions", "behaviour", "also")
+}
 
 
 def files(kind):
@@ -49,7 +53,10 @@ def load(path):
 
 @dataclass(frozen=True)
 class Batch:
-    """One batch in float64.  v (B,P,D), t (B,L,D), mask (B,L) bool, theta (), v_bar, t_bar (B,D); flat: some row of s is."""
+    """One batch in float64.  v (B,P,D), t (B,L,D), mask (B,L) bool, theta (), v_bar, t_bar (B,D).
+
+    flat: a real token is as similar to every patch; knife: some s_hat is exactly sigma, so no condition rests on it.
+    """
 
     v: torch.Tensor
     t: torch.Tensor
@@ -58,14 +65,15 @@ class Batch:
     v_bar: torch.Tensor
     t_bar: torch.Tensor
     flat: bool = False
+    knife: bool = False
 
     def fulfils(self):
         """The conditions that hold here."""
         lengths = self.mask.sum(1)
         zeros = ((self.t == 0).all(-1) & ~self.mask).any()
-        met = (
-            self.mask.all(), (lengths == lengths[0]).all(), len(self.v) == 1,
-            ((self.v.norm(dim=-1) - 1).abs() < 1e-12).all(), not self.flat, not zeros, (lengths > 0).all(),
+        met = (                                           # a padded token of zeros has a flat row, too
+            not self.flat and not zeros, (lengths > 0).all(), not zeros, (lengths == lengths[0]).all(), self.mask.all(),
+            len(self.v) == 1, ((self.v.norm(dim=-1) - 1).abs() < 1e-12).all(),
         )
         return {name for name, holds in zip(CONDITIONS, met) if holds}
 
@@ -95,10 +103,8 @@ def batches(seed=0):
             t[0, 0] = [2, 0, 0, 0, 0, 0]
         if zero:
             t[~mask] = 0
-        real = np.maximum(1, mask.sum(1, keepdims=True))
-        pooled = v.mean(1), np.where(mask[..., None], t, 0).sum(1) / real
-        as_torch = [torch.from_numpy(np.array(x)) for x in (v, t, mask, np.array(rng.uniform(1.0, 1.8)), *pooled)]
-        return Batch(*as_torch, flat=flat or (zero and not mask.all()))
+        arrays = (v, t, mask, rng.uniform(1.0, 1.8), *rng.standard_normal((2, rows, width)))
+        return Batch(*(torch.from_numpy(np.array(x)) for x in arrays), flat=flat, knife=knife)
 
     return {
         "padded": draw([5, 3, 2, 4], 6), "padded again": draw([2, 6, 4], 6), "one token": draw([1, 4, 3], 4),
@@ -106,16 +112,18 @@ def batches(seed=0):
         "equal lengths": draw([3, 3, 3], 5), "equal lengths again": draw([4, 4], 7),
         "single": draw([4], 6), "single again": draw([3], 5), "single unpadded": draw([5]),
         "unit patches": draw([5, 3, 4], 6, True), "unit patches again": draw([2, 6], 6, True),
-        "unit unpadded": draw([4, 4], 4, True),
-        "flat": draw([5, 3, 2], 6, flat=True), "flat unpadded": draw([4, 4], flat=True),
-        "zero padding": draw([4, 2, 5], 6, zero=True), "zero padding again": draw([3, 5], 6, zero=True),
-        "all padding": draw([4, 0, 3], 5), "all padding first": draw([0, 2, 4], 5),
+        "unit unpadded": draw([4, 4], 4, True), "unit single": draw([4], 4, True), "unit all padding": draw([3, 0], 4, True),
+        "unit zero padding": draw([3, 5], 5, True, zero=True), "unit equal lengths": draw([3, 3], 5, True),
+        "flat": draw([5, 3, 2], 6, flat=True), "flat unpadded": draw([4, 4], flat=True), "flat single": draw([4], flat=True),
+        "zero padding": draw([4, 2, 5], 6, zero=True), "zero padding again": draw([3, 3], 6, zero=True),
+        "zero single": draw([3], 5, zero=True),
+        "all padding": draw([4, 0, 3], 5), "all padding first": draw([0, 2, 4], 5), "all padding single": draw([0], 4),
         "knife": draw([4, 3], 5, knife=True), "knife unpadded": draw([3, 3], knife=True),
     }
 
 
 def conditions_needed(agrees, batches, most=3):
-    """The smallest set of conditions under which all batches that fulfil it agree; None if there is none.
+    """The smallest and mildest set of conditions under which all batches that fulfil it agree; None if there is none.
 
     agrees, batches: by name.  A condition counts only where at least two batches fulfil it.
     """
@@ -123,13 +131,10 @@ def conditions_needed(agrees, batches, most=3):
 
     met = {name: batch.fulfils() for name, batch in batches.items()}
     for size in range(most + 1):
-        found = []
         for wanted in combinations(CONDITIONS, size):
-            chosen = [name for name in batches if set(wanted) <= met[name]]
+            chosen = [name for name in batches if set(wanted) <= met[name] and not batches[name].knife]
             if len(chosen) > 1 and all(agrees[name] for name in chosen):
-                found.append((-len(chosen), wanted))
-        if found:
-            return list(min(found)[1])
+                return list(wanted)
     return None
 
 
@@ -206,7 +211,12 @@ def answer(path, batch, wanted="fine"):
         if not loss.requires_grad:
             return float(loss), {}
         grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
-        return loss.item(), {name: g.numpy() for name, g in zip(leaves, grads) if g is not None}
+        grads = {name: g.numpy() for name, g in zip(leaves, grads) if g is not None}
+        for word in expect.get("attributes", {}).values():
+            if word in ("tau", "scale") and leaves["theta"] is not None and "theta" in grads:
+                at = leaves["theta"].item()               # a parameter tau = exp(-theta): dtheta = -tau dtau
+                grads["theta"] = grads["theta"] * (-at if word == "tau" else at)
+        return loss.item(), grads
     arrays = {name: x.detach().numpy() for name, x in leaves.items()}
     if framework == "numpy":
         target = build(path, batch, leaves)
@@ -239,6 +249,77 @@ def answer(path, batch, wanted="fine"):
         order = ("v", "t", "theta", "v_bar", "t_bar")
         loss, grads = jax.value_and_grad(run, argnums=tuple(range(5)))(*(jnp.asarray(arrays[name]) for name in order))
         return float(loss), {name: np.asarray(g) for name, g in zip(order, grads)}
+
+
+def losses_given(expect):
+    """Which of fine, global and total a file gives."""
+    kinds = [expect["returns"]] if isinstance(expect["returns"], str) else [kind for _, kind in parts(expect["returns"])]
+    given = ["fine"] if {"fine", "vt"} & set(kinds) else []
+    given += ["global"] if "global" in kinds else []
+    return given + (["total"] if any("*" in kind for kind in kinds) else [])
+
+
+def expected(expect, batch, wanted="fine", deviations=None):
+    """Loss and gradients that a label promises.      deviations: others than the label's"""
+    dev = zoo_truth.parse([*expect["deviations"], *expect["also"]] if deviations is None else deviations)
+    if deviations is None and expect["verdict"] == "listing1":
+        dev["reduction.token"] = None
+    leaves = batch.leaves()
+    if zoo_truth.poisoned(batch, dev):
+        return float("nan"), {}
+    theta = leaves["theta"]
+
+    def fine():
+        return zoo_truth.fine_grained(leaves["v"], leaves["t"], batch.mask, theta, dev)
+
+    def global_():
+        given = any(word.split("=")[-1] == "v_bar" for word in expect["call"])
+        pooled = zoo_truth.pool(leaves["v"], leaves["t"], batch.mask, dev)
+        v_bar, t_bar = (leaves["v_bar"], leaves["t_bar"]) if given else pooled
+        if "global.uses_cls" in dev:
+            v_bar = leaves["v_bar"]
+        return zoo_truth.global_pairs(v_bar, t_bar, theta, dev)
+
+    if wanted == "total":
+        returns = expect["returns"]
+        text = returns if isinstance(returns, str) else next(kind for _, kind in parts(returns) if "*" in kind)
+        terms = [term.split("*") for term in text.split("+")]
+        loss = sum(float(weight) * (fine() if name == "fine" else global_()) for weight, name in terms)
+    else:
+        loss = fine() if wanted == "fine" else global_()
+    if not loss.requires_grad:
+        return loss.item(), {}
+    grads = torch.autograd.grad(loss, list(leaves.values()), allow_unused=True)
+    return loss.item(), {name: g.numpy() for name, g in zip(leaves, grads) if g is not None}
+
+
+def off_by(got, want, v=None):
+    """The worst relative difference of two (loss, gradients); a gradient that only one side has counts as zero there.
+
+    v: patches of norm 1, so that only the gradient along the sphere is compared.
+    nan if exactly one side is not finite; 0 if neither is.  No gradients at all on the one side: the loss decides.
+    """
+    def finite(answer):
+        return np.isfinite(answer[0]) and all(np.isfinite(g).all() for g in answer[1].values())
+
+    if not finite(got) or not finite(want):
+        return 0.0 if finite(got) == finite(want) else float("nan")
+    if v is not None:
+        got, want = ((loss, along_sphere(grads, v)) for loss, grads in (got, want))
+    worst = abs(got[0] - want[0]) / max(abs(want[0]), 1e-3)
+    if not got[1]:
+        return worst
+    scale = max([np.abs(g).max() for g in want[1].values()], default=1.0)
+    for name in got[1].keys() | want[1].keys():
+        a, b = got[1].get(name, 0.0), want[1].get(name, 0.0)
+        worst = max(worst, float(np.abs(a - b).max()) / max(float(np.abs(b).max()), 1e-3 * scale, 1e-9))
+    return worst
+
+
+def along_sphere(grads, v):
+    if "v" not in grads:
+        return grads
+    return grads | {"v": grads["v"] - v * (grads["v"] * v).sum(-1, keepdims=True)}
 
 
 def as_numpy(x):

@@ -43,7 +43,7 @@ def row_weights(row, dev, sigma):
             if "minmax.nan_on_flat" in dev:
                 return row * NAN
             return row * 0 if "minmax.epsilon" in dev else even
-        h = (row - lo) / (hi - lo)
+        h = (row - lo) / (hi - lo + dev.get("minmax.epsilon", 0.0))
     if "weights.softmax_minmax" in dev and dev["weights.softmax_minmax"] == "s_hat":
         return torch.softmax(h, 0)
     sigma = dev.get("threshold.constant", sigma)
@@ -155,6 +155,5 @@ def poisoned(batch, dev):
         or (zeros and "edge.zero_padding" in dev)
         or (flat and "minmax.nan_on_flat" in dev)
         or (flat and dev.get("edge.nan_gradient") == "flat")
-        or (zeros and dev.get("edge.nan_gradient") == "zero padding")
         or (padded and dev.get("edge.nan_gradient") == "padding")
     )
