@@ -9,11 +9,14 @@ import tyro
 
 @dataclass(frozen=True)
 class Ladder:
-    """Climb from single operations to whole training runs, reference against trainer; stop at the first tensor that leaves its budget."""
+    """Climb from single operations to whole training runs, reference against trainer, up to the first tensor off its budget."""
 
-    preset: Literal["quick", "full"] = "quick"  # quick: under 2 minutes on 2 cores
+    preset: Literal["quick", "full"] = "quick"  # quick: under 2 minutes on 2 cores; full: about 6
     device: Literal["cpu", "cuda"] = "cpu"  # cuda adds CuPy against NumPy against torch CUDA, TF32 on and off, vit_b_16
+    rungs: tuple[str, ...] = ()     # only these, such as: losses gradients ranks; default: all that the device has
     out: Path = Path("runs/ladder")  # results.json, report.md, report.html, junit.xml
+    seed: int = 0                   # of parameters, batches and scenes
+    threads: int = 1                # of torch and BLAS: sums in one order, and small products are faster alone; 0: as it is
 
     def run(self) -> int:
         from parity.ladder import main

@@ -1,0 +1,1 @@
+"""The ladder's rungs, one question each: plain functions that yield rows in forward order."""
