@@ -13,6 +13,7 @@ from parity.rungs.setup import NotRun, Row, Setup
 from parity.rungs.trainer_calls import CALLS
 
 DTYPES = ("float64", "float32", "float16", "bfloat16")
+WHOLE = ("float64", "float32")      # in which the trainer runs towers; 16-bit is autocast's there, and rungs of its own
 
 
 def ops(setup: Setup) -> Iterator[Row]:
@@ -36,7 +37,7 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
         setup.tick(i / len(cases))
         for side, call in sides(setup, case):
             for dtype in DTYPES:
-                if dtype in case.dtypes:
+                if dtype in case.dtypes and (side.startswith("reference") or dtype in WHOLE or case.level in ("ops", "losses")):
                     for row in one(case, side, dtype, call):
                         if row.note and not row.note.startswith("as "):
                             remarks.setdefault(f"{row.name} ({row.side}) {row.note}", []).append(case.id)
@@ -133,7 +134,8 @@ def where(case: vectors.Case, name: str, got: Mapping[str, Any], against: vector
     return f"case {case.id}: {worst(mine, against.tensors[name])}"
 
 
-def encoders(setup: Setup) -> Iterator[Row]:
-    """Towers and the whole model, at toy size."""
-    for level in ("encoders", "model"):
-        yield from replay(replace(setup, tick=lambda share: None), level)
+def inside(setup: Setup, *levels: str) -> Iterator[Row]:
+    """Levels as a part of another rung; nothing where none of their cases was asked for."""
+    for level in levels:
+        if any(setup.wanted(name) for name in vectors.load(setup.vectors, level)):
+            yield from replay(replace(setup, tick=lambda share: None), level)

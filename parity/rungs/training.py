@@ -9,6 +9,7 @@ import numpy as np
 import torch
 
 from parity import budgets
+from parity.rungs import replay
 from parity.rungs.rounded import BITS, Rounded
 from parity.rungs.setup import Row, Setup
 from parity.rungs.whole import BUDGET, DTYPES, cast, draw, rows, sizes
@@ -72,6 +73,7 @@ def trainer_training(
 
 def steps(setup: Setup, count: int = 10) -> Iterator[Row]:
     """Losses, gradient norms and parameters over ten AdamW updates: warm-up and cosine, clipping, decay, both corrections."""
+    yield from replay.inside(setup, "steps")
     config, s = PRESETS[sizes(setup).training_model], sizes(setup)
     drawn = [draw(replace(setup, seed=setup.seed + i), config, s.batch, s.tokens) for i in range(count)]
     batches, params = [d.batch for d in drawn], drawn[0].params

@@ -275,7 +275,7 @@ DTYPES = ("float64", "float32", "mixed")
 
 def encoders(setup: Setup) -> Iterator[Row]:
     """Frozen vectors of the towers; then both towers of the preset with a random upstream gradient for every feature."""
-    yield from replay.encoders(setup)
+    yield from replay.inside(setup, "encoders")
     s = sizes(setup)
     drawn = draw(setup, PRESETS[s.model], s.batch, s.tokens)
     rng = np.random.default_rng(setup.seed + 1)
@@ -289,7 +289,8 @@ def encoders(setup: Setup) -> Iterator[Row]:
 
 
 def gradients(setup: Setup) -> Iterator[Row]:
-    """Features, losses and every gradient of the whole model.  Says how the largest error stands beside 1e-13."""
+    """Frozen vectors of a toy model; then features, losses and every gradient of the preset.  Says the largest error."""
+    yield from replay.inside(setup, "model")
     s = sizes(setup)
     drawn = draw(setup, PRESETS[s.model], s.batch, s.tokens)
     want = measured(setup, drawn)
