@@ -74,7 +74,7 @@ def mean_gradients(model: nn.Module, group=None) -> None:
     for p in leaves:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # every rank must send the same shapes
     for dtype in sorted({p.dtype for p in leaves}, key=str):
-        grads = [p.grad for p in leaves if p.dtype == dtype]
+        grads = [p.grad for p in leaves if p.dtype == dtype and p.grad is not None]
         flat = torch.cat([g.reshape(-1) for g in grads])
         dist.all_reduce(flat, group=group)
         flat /= world

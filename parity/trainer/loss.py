@@ -15,7 +15,7 @@ What a rank returns
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.nn.functional as F
@@ -196,7 +196,7 @@ def fine_grained_loss(
     if chunk is not None and chunk < 1:
         raise ValueError(f"chunk: expected a positive number of samples or None, got {chunk}")
     sigma = 0.0 if align == "no_threshold" else 1 / v.shape[1] if sigma is None else sigma
-    options = {"sigma": sigma, "similarity": similarity, "align": align, "threshold_on": threshold_on}
+    options: dict[str, Any] = {"sigma": sigma, "similarity": similarity, "align": align, "threshold_on": threshold_on}
     options |= {"flat": flat, "ties": ties}
     with torch.autocast(v.device.type, enabled=False):
         theta = _wide(theta)
@@ -258,7 +258,7 @@ def token_losses(
         return torch.where(mask, -log_p.diagonal(dim1=1, dim2=2), 0)
 
     named = {"weights": a, "grouped": c, "logits_vt": logits, "logits_tv": logits.mT}
-    return stages | named | {"loss_vt": own(logits), "loss_tv": own(logits.mT)}
+    return stages | named | {"loss_vt": own(named["logits_vt"]), "loss_tv": own(named["logits_tv"])}
 
 
 def _wide(x):

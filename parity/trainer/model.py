@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import torch
@@ -267,9 +267,8 @@ def dump_params(model: SPARC) -> dict[str, np.ndarray]:
 
 def dump_grads(model: SPARC) -> dict[str, np.ndarray]:
     """Every parameter's gradient, by name, in forward order; 0 where backward left none."""
-    leaves = dict(model.named_parameters())
-    return {name: to_numpy(torch.zeros_like(p) if leaves[name].grad is None else leaves[name].grad)
-            for name, p in model.state_dict().items()}  # fmt: skip
+    grads = {name: p.grad for name, p in model.named_parameters() if p.grad is not None}
+    return {name: to_numpy(grads.get(name, torch.zeros_like(p))) for name, p in model.state_dict().items()}
 
 
 def to_numpy(x: Tensor) -> np.ndarray:
@@ -277,7 +276,7 @@ def to_numpy(x: Tensor) -> np.ndarray:
     return np.array((x.float() if x.dtype == torch.bfloat16 else x).cpu().numpy())
 
 
-def bare(model: nn.Module) -> SPARC:
+def bare(model: Any) -> SPARC:
     """The SPARC inside torch.compile's and DistributedDataParallel's wrappers."""
     while not isinstance(model, SPARC):
         model = model._orig_mod if hasattr(model, "_orig_mod") else model.module

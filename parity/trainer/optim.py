@@ -47,10 +47,14 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
     norm = torch.nn.utils.get_total_norm(grads)
-    factor = torch.where(norm > limit, limit / norm, 1.0)
-    for g in grads:
-        g.mul_(factor)
+    if limit < math.inf:
+        factor = torch.where(norm > limit, limit / norm, 1.0)
+        for g in grads:
+            g.mul_(factor)
     return norm
+
+
+_clip = clip  # train_step has an argument of that name
 
 
 @torch.no_grad()
@@ -116,8 +120,8 @@ def backward(
     graph, take the loss and its gradient on the embeddings, then embed each part again and send its gradient through.
     autocast: torch.bfloat16, say; None: as the parameters are.  options: sparc_loss's form, chunk, fine_chunk.
     """
-    config, parallel = bare(model).config, isinstance(model, DistributedDataParallel)
-    device = batch[0].device.type
+    config, device = bare(model).config, batch[0].device.type
+    no_sync = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
     if not 1 <= accumulate <= len(batch[0]):
         raise ValueError(f"accumulate: expected 1 to {len(batch[0])} parts, one sample each at least, got {accumulate}")
 
@@ -143,16 +147,13 @@ def backward(
         given = {name: leaf.grad.tensor_split(accumulate) for name, leaf in leaves.items() if leaf.grad is not None}
         for i, part in enumerate(parts):
             last = i == len(parts) - 1
-            with nullcontext() if last or not parallel else model.no_sync():
+            with nullcontext() if last else no_sync():
                 out = embed(part)
                 roots, grads = [out[name] for name in given], [given[name][i] for name in given]
                 if last:                                  # in the pass after which DistributedDataParallel takes its mean
                     used = [(theta, scale.grad) for theta, scale in zip(thetas(model), scales) if scale.grad is not None]
                     roots, grads = roots + [theta for theta, _ in used], grads + [grad for _, grad in used]
                 torch.autograd.backward(roots, grads)
-    if not parallel:
+    if no_sync is nullcontext:
         distributed.mean_gradients(model, group)
     return reported(loss, group)
-
-
-_clip = clip  # train_step has an argument of that name

@@ -18,7 +18,7 @@ from dataclasses import asdict
 from datetime import timedelta
 from pathlib import Path
 from types import SimpleNamespace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from safetensors.numpy import load_file, save_file
@@ -84,7 +84,7 @@ def losses_over_ranks(
 ) -> tuple[float, Arrays]:  # fmt: skip
     """The whole batch's loss and the mean over ranks of every gradient, each rank holding its part.      one case of
     cases_over_ranks, which starts the processes once for many; `more`: a case's other options, and its keywords"""
-    keywords = {name: more.pop(name) for name in ("sizes", "target", "timeout") if name in more}
+    keywords = {name: more.pop(name) for name in ("target", "timeout") if name in more}
     case = {"form": form} | ({} if chunk is None else {"chunk": chunk}) | more
     return cases_over_ranks(config, params, images, tokens, mask, world_size, {"case": case}, **keywords)["case"]
 
@@ -98,24 +98,25 @@ def cases_over_ranks(
     world_size: int,
     cases: dict[str, dict],
     *,
-    sizes: list[int] | None = None,
     target: str = "parity.trainer.ranks:losses",
     timeout: float = 300,
 ) -> dict[str, tuple[float, Arrays]]:
     """Many cases in the same processes: label -> (loss, gradients by name), in the parameters' dtype.
 
     cases: label -> options; any of form, chunk, fine_chunk, accumulate; ddp: average by DistributedDataParallel instead of
-    by hand; model: SPARC's keywords; and any field of the config, such as reduction.
-    sizes: how many samples each rank holds, one after the other; None: as equal as can be.  target: what the children run.
-    Raises RuntimeError if ranks disagree about the loss.
+    by hand; model: SPARC's keywords; any field of the config, such as reduction; and
+    sizes: how many samples each rank holds, one after the other, as equal as can be if not given.
+    target: what the children run.  Raises RuntimeError if ranks disagree about the loss.
     """
     count = len(images)
-    sizes = [len(part) for part in np.array_split(np.arange(count), world_size)] if sizes is None else sizes
-    if len(sizes) != world_size or sum(sizes) != count:
-        raise ValueError(f"sizes: expected {world_size} numbers that sum to {count}, got {sizes}")
+    equal = [len(part) for part in np.array_split(np.arange(count), world_size)]
+    cases = {label: {"sizes": equal} | case for label, case in cases.items()}
+    for label, case in cases.items():
+        if len(case["sizes"]) != world_size or sum(case["sizes"]) != count:
+            raise ValueError(f"{label}: sizes: expected {world_size} numbers that sum to {count}, got {case['sizes']}")
     arrays = {f"params.{name}": np.asarray(p) for name, p in params.items()}
     arrays |= {"images": images, "tokens": np.asarray(tokens, np.int64), "mask": mask}
-    options = {"config": asdict(config), "sizes": sizes, "cases": cases}
+    options = {"config": asdict(config), "cases": cases}
     results = run_ranks(world_size, target, arrays, options, timeout=timeout)
     out = {}
     for label in cases:
@@ -136,16 +137,17 @@ def losses(arrays: Arrays, options: dict) -> Arrays:
     from parity.trainer.model import SPARC, bare, dump_grads, load_params
 
     rank, _ = distributed.place()
-    sizes = options["sizes"]
-    part = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
     params = {name.removeprefix("params."): x for name, x in arrays.items() if name.startswith("params.")}
     dtype = torch.from_numpy(params["theta"].reshape(1)).dtype
-    images, tokens, mask = (torch.from_numpy(arrays[name][part].copy()) for name in ("images", "tokens", "mask"))
     out = {}
     for label, case in options["cases"].items():
         case = dict(case)
-        config = SimpleNamespace(**options["config"] | {name: case.pop(name) for name in options["config"] if name in case})
-        model = load_params(SPARC(config, **case.pop("model", {})).to(dtype), params)
+        sizes = case.pop("sizes")
+        part = slice(sum(sizes[:rank]), sum(sizes[: rank + 1]))
+        images, tokens, mask = (torch.from_numpy(arrays[name][part].copy()) for name in ("images", "tokens", "mask"))
+        fields = {name: case.pop(name, default) for name, default in options["config"].items()}
+        config: Any = SimpleNamespace(**fields)
+        model: Any = load_params(SPARC(config, **case.pop("model", {})).to(dtype), params)
         if case.pop("ddp", False):
             model = DistributedDataParallel(model)
         loss = optim.backward(model, (images.to(dtype), tokens, mask), **case)
@@ -166,6 +168,7 @@ def child(folder: Path, rank: int) -> None:
     try:
         result = getattr(importlib.import_module(module), name)(load_file(folder / "in.safetensors"), task["options"])
         save_file({key: np.array(x) for key, x in result.items()}, folder / f"out.{rank}.safetensors")
+        dist.barrier()                                    # who leaves early breaks the others' last message
     finally:
         dist.destroy_process_group()
 
