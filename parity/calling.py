@@ -21,6 +21,7 @@ MASKS = {
     "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
     "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
 }
+AUTOGRAD = ("torch", "jax", "tensorflow")
 SCALES = ("theta", "scale", "tau", "log_tau")
 SHOWN = {
     "v": "patches (B,P,D)", "v_bdp": "patches (B,D,P)", "v_bdhw": "patches (B,D,H,W)", "v_bhwd": "patches (B,H,W,D)",
@@ -162,9 +163,13 @@ class Caller:
                 loss, _, leaf = rest.partition("/")
                 if x.shape == arrays[leaf].shape:
                     grads.setdefault(loss, {})[leaf] = x.astype(np.float64)
+        given = set(reply["passed"])
         for name, leaves in reply["paths"].items():
             if leaves is not None:
                 self.paths.setdefault(name, set()).update(leaves)
+                own = {"fine": {"v", "t", "theta"}, "global": {"v_bar", "t_bar", "theta"} & given or {"v", "t", "theta"}}
+                for leaf in own.get(name, given) & given if leaves and self.convention.framework in AUTOGRAD else ():
+                    grads.setdefault(name, {}).setdefault(leaf, np.zeros_like(arrays[leaf]))  # no path to it: detached
         return Answer(losses, grads, dtype="float32" if single(losses, grads) else "float64")
 
     def stages(self, probe: Probe) -> list[tuple[str, np.ndarray]] | None:

@@ -106,13 +106,26 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         })
     base = Convention(about["name"], "torch", (), construct=construct, method=method, dtype=given.get("dtype") or "float64")
     trial = Trial(worker)
-    runs = list(candidates(trial, about, base, given))
-    if not runs:
-        if trial.error is None:
-            raise Unclear(no_arguments(about))
-        raise CannotRun(trial.error, trial.call)
-    best = max(score for score, _ in runs)
-    return [ready for score, convention in runs[:4] if score > best - 0.5 for ready in finish(trial, convention, about, given)]
+    ready: list[Convention] = []
+    for convention in candidates(trial, about, base, given):
+        found = finish(trial, convention, about, given)
+        if verified(found[0]):
+            return found
+        ready += found
+        if len(ready) >= 4:
+            break
+    if not ready and trial.error is None:
+        raise Unclear(no_arguments(about))
+    if not ready:
+        raise CannotRun(trial.error or {}, trial.call)
+    return ready
+
+
+def verified(convention: Convention) -> bool:
+    """Whether numbers alone support the order: padding is inert and the temperature is one.  A wrong order has neither."""
+    sure = {item.what.removeprefix("parameter "): item.sure for item in convention.items}
+    names = [n for n, w in [*convention.arguments, *convention.attributes.items()] if w in MASKS or w in SCALES]
+    return bool(convention.word("mask")) and all(sure.get(n) in ("certain", "given") for n in names)
 
 
 def described(worker, request):
@@ -153,19 +166,17 @@ def construction(about: dict, given: dict) -> dict[str, str]:
     return found
 
 
-def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iterator[tuple[float, Convention]]:
-    """Conventions that run on a first probe, with the score of their names."""
+def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iterator[Convention]:
+    """Conventions that run on a first probe, by the score of their names; those far behind the best are left out."""
     for framework in frameworks(about, given):
-        start = replace(base, framework=framework)
-        found = 0
-        for score, convention in assigned(about, start, given):
-            for better in runnable(trial, convention, about, given):
-                found += 1
-                yield score, better
+        best, calls = None, trial.worker.asked
+        for score, convention in assigned(about, replace(base, framework=framework), given):
+            if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
-            if found >= 4 or (found and score < 1):
-                break
-        if found:
+            if (better := next(runnable(trial, convention, about, given), None)) is not None:
+                best = score if best is None else best
+                yield better
+        if best is not None:
             return
 
 
@@ -376,6 +387,13 @@ def read_outputs(trial, convention, given) -> list[str]:
     paths = numeric(first)
     moving = [p for p in paths if second is None or not np.array_equal(first[p], second.get(p), equal_nan=False)]
     paths = moving or paths
+    if len(paths) > 1 and convention.framework in ("numpy", "cupy"):
+        probing = replace(convention, losses={"fine": ((paths[0],), (1.0,))})
+        reply, _ = trial.worker.ask(probing.request(), arrays_of(PLAIN))
+        if (reply.get("paths") or {}).get("fine"):        # it returns its gradients: numbers behind the first array are theirs
+            arrays = [what["path"] for what in reply["outputs"] if len(what.get("shape", [])) > 1]
+            order = [what["path"] for what in reply["outputs"]]
+            paths = [p for p in paths if not arrays or order.index(p) < order.index(arrays[0])] or paths[:1]
     if len(paths) > 1:
         probing = replace(convention, losses={str(i): ((p,), (1.0,)) for i, p in enumerate(paths)})
         try:
@@ -408,7 +426,7 @@ def argument_items(convention, about, given) -> list[Item]:
         elif word.startswith("size:"):
             sure, why = "likely", "its name"
         else:
-            sure = "certain" if said >= 2 else "likely" if said else "assumed"
+            sure = "certain" if said >= 1 else "likely" if said else "assumed"
             why = "its name, and other shapes do not run" if said else "other orders do not run or explain less"
         found.append(Item(name, shown(word), sure, why))
     if convention.stubs:

@@ -80,7 +80,7 @@ def call(state, request, arrays):
     seed(request.get("seed", 0))
     leaves = {name: fw.array(arrays[name], dtype) for name in LEAVES if name in arrays}
     watched: list[tuple[str, Any, np.ndarray]] = []
-    raw: list[Any] = []
+    passed: set[str] = set()
 
     def run(leaves):
         extra, undo = set_attributes(fn, request, leaves, fw, arrays, dtype)
@@ -94,7 +94,8 @@ def call(state, request, arrays):
                 outputs = fn(*args, **named)
         finally:
             undo()
-        raw.append(outputs)
+        passed.update(x["leaf"] for x in specs_of(request) if "leaf" in x and x.get("form") != "float")
+        passed.update(extra)
         state["stage"] = "output"
         flat = dict(bridges.flatten(outputs))
         losses = {name: choose(flat, how, fw, arrays, dtype) for name, how in request.get("losses", {}).items()}
@@ -142,6 +143,7 @@ def call(state, request, arrays):
             g = bridges.to_numpy(g) if g is not None else None
             if g is not None:
                 sent[f"grad/{name}/{leaf}"] = chain(leaf, g, request, arrays, own is found)
+    reply["passed"] = sorted(passed)
     reply["mutated"] = [name for name, x, was in watched if not same(bridges.to_numpy(x), was)]
     return reply, sent
 
@@ -328,6 +330,10 @@ def own_grads(request, flat, arrays):
     return bridges.own_gradients(flat, slots, roles)
 
 
+def specs_of(request):
+    return [*request.get("args", []), *request.get("kwargs", {}).values()]
+
+
 def layout_shape(spec, arrays):
     batch, patches, width = arrays["v"].shape
     return {
@@ -338,7 +344,7 @@ def layout_shape(spec, arrays):
 
 def chain(leaf, g, request, arrays, own):
     """A gradient with respect to an argument or parameter, as one with respect to the leaf."""
-    specs = [*request.get("args", []), *request.get("kwargs", {}).values()]
+    specs = specs_of(request)
     if leaf == "theta":
         held = [s for s in request.get("set", {}).values() if s.get("leaf") == "theta"]
         given = [s for s in specs if s.get("leaf") == "theta"] if own else []

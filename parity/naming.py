@@ -17,9 +17,7 @@ MASK = {"mask", "masks", "valid", "keep", "real", "pad", "padding", "padded", "a
 LENGTH = {"length", "lengths", "lens", "len", "lengths", "counts", "count", "nwords", "ntokens", "sizes"}
 SCALE = {"scale", "logit", "temp", "temperature", "tau", "inv", "inverse", "theta", "log", "temps", "kappa"}
 SIGMA = {"sigma", "threshold", "thresh", "thr", "cutoff", "sparsity", "sim"}
-LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff", "w", "loss"}
-SIZES = {"p": "P", "patches": "P", "d": "D", "dim": "D", "width": "D", "hidden": "D", "embed": "D", "channels": "D", "features": "D",
-         "tokens": "L", "words": "L", "len": "L", "length": "L", "batch": "B"}
+LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff"}
 DIMENSION = {"dim", "dims", "width", "hidden", "embed", "embedding", "channels", "features", "d", "model", "in", "out", "proj", "joint",
              "vision", "text", "image", "size", "feature", "img", "txt", "vis", "latent", "projection"}
 
@@ -35,7 +33,7 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     found: dict[str, float] = {}
     patch, vision = len(said & PATCH), len(said & VISION)
     text, token, pooled = len(said & TEXT), len(said & TOKEN), len(said & GLOBAL)
-    if said & {"num", "n"} and said & set(SIZES):
+    if size_of(name) in ("P", "L", "B"):
         return {"size": 3}
     if said & {"eps", "epsilon"}:
         return {"eps": 4}
@@ -52,7 +50,7 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     if said & (SIGMA - {"sim"}):
         found["sigma"] = 4
         found.pop("scale", None)
-    if said & {"lambda", "lam", "lambd", "weight", "coef", "coeff", "alpha", "beta"} and not found:
+    if said & LAMBDA and not found:
         found["lambda"] = 3
     if found:
         return found
@@ -103,9 +101,7 @@ def size_of(name: str) -> str | None:
         return "P"
     if set(said) & {"tokens", "words", "len", "length", "seq"} and set(said) & {"num", "n", "max", "number", "context"}:
         return "L"
-    if said in (["p"], ["l"], ["b"]):
-        return said[0].upper()
-    if {"dim", "dims", "width", "d", "channels", "embed"} & set(said) and set(said) <= DIMENSION:
+    if {"dim", "dims", "width", "channels", "embed"} & set(said) and set(said) <= DIMENSION:
         return "D"
     return None
 
