@@ -23,8 +23,7 @@ def parse(deviations):
 
 
 def unit(x):
-    square = (x * x).sum(-1, keepdim=True)
-    return x / torch.sqrt(torch.where(square == 0, 1.0, square))
+    return x / torch.sqrt((x * x).sum(-1, keepdim=True).clamp_min(1e-24))
 
 
 def row_weights(row, dev, sigma):
@@ -34,6 +33,8 @@ def row_weights(row, dev, sigma):
     if "weights.softmax" in dev:
         return torch.softmax(row, 0)
     if "weights.raw" in dev:
+        if bool(row.sum() == 0):
+            return row
         return row / row.sum() if dev["weights.raw"] == "normalised" else row
     if "minmax.missing" in dev:
         h = row
@@ -47,6 +48,8 @@ def row_weights(row, dev, sigma):
     if "weights.softmax_minmax" in dev and dev["weights.softmax_minmax"] == "s_hat":
         return torch.softmax(h, 0)
     sigma = dev.get("threshold.constant", sigma)
+    if "threshold.on_weights" in dev:
+        h = h / h.sum()
     if "threshold.absent" not in dev:
         h = h * (h > sigma if "threshold.strict" in dev else h >= sigma)
     if "weights.softmax_minmax" in dev:
@@ -103,6 +106,9 @@ def fine_rows(v, t, mask, theta, dev):
 
 def fine_grained(v, t, mask, theta, dev):
     """Eq. 6 with deviations.      v (B,P,D), t (B,L,D), mask (B,L) -> ()"""
+    if "edge.no_gradient" in dev:
+        named = (("v", v), ("t", t), ("theta", theta))
+        v, t, theta = (x.detach() if dev["edge.no_gradient"] == name else x for name, x in named)
     if not dev.keys() & {"logits.padding_not_masked", "reduction.mean_all"}:
         t = torch.where(mask[..., None], t, 1.0)          # padding holds something harmless
     if "similarity.patches_group" in dev:
@@ -123,7 +129,10 @@ def fine_grained(v, t, mask, theta, dev):
         return rows.mean()
     if "reduction.token" in dev:
         return rows.sum() / mask.sum().clamp_min(1)
-    return (rows.sum(1) / mask.sum(1).clamp_min(1)).mean()
+    each = rows.sum(1) / mask.sum(1).clamp_min(1)
+    if dev.get("edge.all_padding") == "shifts":           # the mean is over captions that have tokens
+        return each.sum() / mask.any(1).sum().clamp_min(1)
+    return each.mean()
 
 
 def global_pairs(v_bar, t_bar, theta, dev):
@@ -151,9 +160,7 @@ def poisoned(batch, dev):
     zeros = bool(((t == 0).all(-1) & ~mask).any())
     return (
         (padded and bool({"minmax.nan_from_padding", "logits.nan_all_masked_rows"} & dev.keys()))
-        or (alone and "edge.all_padding" in dev)
+        or (alone and dev.get("edge.all_padding") == "poison")
         or (zeros and "edge.zero_padding" in dev)
-        or (flat and "minmax.nan_on_flat" in dev)
-        or (flat and dev.get("edge.nan_gradient") == "flat")
-        or (padded and dev.get("edge.nan_gradient") == "padding")
+        or ((flat or zeros) and dev.get("edge.nan_gradient") == "flat")
     )
