@@ -1,8 +1,8 @@
 """One measure of how far two arrays are apart, and how far they may be.
 
 error  = max |got - want| / scale, one number per tensor, NaN where and only where NaN is expected
-scale  = the largest |want| of the tensor; where that is nearly nothing beside the other tensors of its family (all of
-         it cancels, or is exactly zero), FRACTION of the family's largest.  The gradients of a case are a family.
+scale  = the largest |want| of the tensor; where that is below FRACTION of its family's largest (all of it cancels, or is
+         exactly zero), the family's largest instead.  The gradients of a case are a family.
 budget = SLACK * max(measured error of the reference's own run in that dtype, one unit of rounding)
 docs/budgets.md shows what was measured and why SLACK and FRACTION have their sizes.
 """
@@ -16,7 +16,7 @@ import numpy as np
 
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # from 1 to the next number
 SLACK = 8.0
-FRACTION = 2.0**-10
+FRACTION = 2.0**-12
 LOW = ("float32", "float16", "bfloat16")
 
 
@@ -38,10 +38,11 @@ def largest(x: Any) -> float:
 def scale(want: Any, family: float | Iterable[Any] = 0.0) -> float:
     """What an error of `want` is measured by.      family: the tensors of its kind in the case, or their largest entry
 
-    max(largest |want|, FRACTION * the family's largest); 1 where all of that is zero.
+    The largest |want|; where that is below FRACTION of the family's largest, the family's; 1 where all is zero.
     """
     top = float(family) if isinstance(family, int | float) else max((largest(x) for x in family), default=0.0)
-    return max(largest(want), FRACTION * top) or 1.0
+    own = largest(want)
+    return (own if own > FRACTION * top else top) or 1.0
 
 
 def family(name: str) -> str:

@@ -3,6 +3,7 @@
 What is written never changes.  A case that must be different is a new case under a new name.
 """
 
+import copy
 import json
 import os
 import platform
@@ -20,11 +21,13 @@ from parity.cases.core import Definition
 TOTAL_LIMIT = 5_000_000  # bytes of the whole folder
 USELESS = 0.5  # a budget of half the scale or more says that the reference itself has left that dtype's range
 MEASURED = (
-    "error = max|got - want| / scale; scale = max|want|, at least fraction times the largest of its family (all grad.*; all of "
-    "out.params.*, out.m.*, out.v.*; else the tensor itself), 1 where that is 0. budget = slack * max(error, one unit of "
-    "rounding), error being the worst of the reference's own runs in that dtype: NumPy and torch arrays (float16 and bfloat16: "
-    "torch alone), in the given order and in three others of every dimension whose order means nothing. float64: float32's "
-    "error in units of rounding."
+    "error = max|got - want| / scale. scale = max|want| of the tensor; where that is below fraction of the largest of its "
+    "family (all grad.*; all out.params.*, out.m.*, out.v.*; else the tensor itself), that one; 1 where it is 0. budget = "
+    "slack * max(error, one unit of rounding). The error in float32 is the worst of the reference's own runs: NumPy and "
+    "torch arrays, in the given order and in three others of every dimension whose order means nothing; its float64 run on "
+    "inputs nudged by one unit of rounding (at knife edges theta alone); and the distance in units of rounding between the "
+    "reference and the oracle in float64. float64's is the same number of its own units. float16 and bfloat16: the same "
+    "runs on torch arrays."
 )
 NAMES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
 
@@ -40,7 +43,7 @@ def main(options: Any) -> int:
             raise ValueError(f"{present[0]}: refused: {folder} has files and no {vectors.MANIFEST}")
         manifest, frozen = empty_manifest(), {}
     else:
-        manifest, frozen = vectors.read_manifest(folder.resolve()), vectors.load(folder)
+        manifest, frozen = copy.deepcopy(vectors.read_manifest(folder.resolve())), vectors.load(folder)
     cases = {case.id: case for case in definitions()}
     problems = [f"{name}: frozen, but no longer defined" for name in frozen.keys() - cases.keys()]
     new = [case for name, case in cases.items() if name not in frozen]
@@ -67,13 +70,13 @@ def main(options: Any) -> int:
 def differences(case: Definition, frozen: vectors.Case) -> Iterator[str]:
     """What a regenerated case has other than its frozen one: words, inputs to the bit, values to their float64 budgets."""
     about = {"level": FUNCTIONS[case.function].level, "function": case.function, "options": case.options, "flags": case.flags,
-             "note": case.note, "accepts": case.accepts, "input_dtype": case.input_dtype}  # fmt: skip
+             "note": case.words, "accepts": case.accepts, "input_dtype": case.input_dtype}  # fmt: skip
     for name, value in about.items():
         if getattr(frozen, name) != value:
             yield f"{case.id}: {name} is frozen as {getattr(frozen, name)!r}, defined as {value!r}"
             return
     try:
-        computed = witnesses.compute(case)
+        computed = witnesses.compute(case, thorough=False)
     except witnesses.Disagreement as error:
         yield str(error)
         return
@@ -129,7 +132,7 @@ def describe(case: Definition) -> tuple[dict, dict[str, np.ndarray]]:
     """A case's entry in the manifest, and its tensors; raises Disagreement unless the witnesses agree."""
     computed = witnesses.compute(case)
     given = {name.partition(".")[2]: x for name, x in computed.tensors.items() if name.startswith("ct.")}
-    measured = runs.measure(case, given)
+    measured = runs.measure(case, given, computed.gap)
     letters = FUNCTIONS[case.function].letters(case.options)
     tensors = {}
     for name, x in computed.tensors.items():
@@ -137,18 +140,18 @@ def describe(case: Definition) -> tuple[dict, dict[str, np.ndarray]]:
         about: dict[str, Any] = {"shape": list(x.shape), "axes": letters[short], "dtype": NAMES[str(x.dtype)]}
         if name in measured:
             m = measured[name]
-            about["scale"] = m.scale
+            about["scale"] = float(f"{m.scale:.6g}")
             if axes := witnesses.padded_axes(case, name):
                 about["padding"] = axes
             order = [dtype for dtype in budgets.EPS if dtype in m.budget]
-            about["budget"] = {dtype: float(f"{m.budget[dtype]:.4g}") for dtype in order if m.budget[dtype] < USELESS}
+            about["budget"] = {dtype: float(f"{m.budget[dtype]:.3g}") for dtype in order if m.budget[dtype] < USELESS}
             if not about["budget"].get("float64", 0) > computed.gap[name]:
                 raise ValueError(f"{case.id}: {name}: the oracle is {computed.gap[name]:.3g} off, beyond the float64 budget")
         elif case.input_dtype != "float32" and x.dtype == np.float32:
             check_exact(case, name, x)
         tensors[name] = about
     entry = {"id": case.id, "level": FUNCTIONS[case.function].level, "function": case.function, "options": case.options,
-             "flags": list(case.flags), "note": case.note, "accepts": list(case.accepts), "input_dtype": case.input_dtype,
+             "flags": list(case.flags), "note": case.words, "accepts": list(case.accepts), "input_dtype": case.input_dtype,
              "tensors": tensors}  # fmt: skip
     return entry, computed.tensors
 

@@ -13,7 +13,8 @@ from parity.cases import FUNCTIONS
 from parity.cases.core import Definition, Draw, Values
 from parity.vectors import zero_padding
 
-AUTOGRAD, DIFFERENCES, STEP = 1e-12, 1e-7, 1e-4
+AUTOGRAD, DIFFERENCES = 1e-12, 1e-7
+STEPS = (1e-4, 1e-5, 1e-6)  # the largest that fits the curvature decides
 MARGIN = 1e-4  # of ordinary cases: how far the threshold is, how far apart the two least and the two largest similarities
 
 
@@ -43,8 +44,9 @@ def gradients_of(case: Definition) -> list[str]:
 def padded_axes(case: Definition, name: str) -> list[int]:
     """The axes of a mid.* or out.* tensor along which only real tokens count."""
     kind, _, short = name.partition(".")
-    letters = FUNCTIONS[case.function].letters(case.options).get(short, "")
-    if kind not in ("mid", "out", "ct") or "mask" not in case.inputs or not letters.startswith("BL"):
+    function = FUNCTIONS[case.function]
+    letters = function.letters(case.options).get(short, "")
+    if not function.padded or kind not in ("mid", "out", "ct") or "mask" not in case.inputs or not letters.startswith("BL"):
         return []
     return [axis for axis, letter in enumerate(letters) if letter == "L"]
 
@@ -69,8 +71,8 @@ def draw_upstream(case: Definition, out: Values) -> dict[str, np.ndarray]:
     return {n: zero_padding(x, case.inputs.get("mask"), padded_axes(case, f"ct.{n}")) for n, x in drawn.items()}
 
 
-def oracle(case: Definition, upstream: Values, dtype: str = "float64") -> dict[str, np.ndarray]:
-    """The oracle's answer, under the same names."""
+def oracle(case: Definition, upstream: Values, dtype: str = "float64", third: bool = False) -> dict[str, np.ndarray]:
+    """The oracle's answer under the same names, or that of the function's third witness."""
     import torch
 
     function, leaves = FUNCTIONS[case.function], set(gradients_of(case)) if upstream else set()
@@ -79,7 +81,7 @@ def oracle(case: Definition, upstream: Values, dtype: str = "float64") -> dict[s
         inputs[n] = torch.tensor(wide(x))
         if inputs[n].is_floating_point():
             inputs[n] = inputs[n].to(getattr(torch, dtype)).requires_grad_(n in leaves)
-    out, mid = function.theirs(inputs, case.options)
+    out, mid = (function.witness if third else function.theirs)(inputs, case.options)
     answer = {f"mid.{n}": x for n, x in mid.items() if n not in case.left_out} | {f"out.{n}": x for n, x in out.items()}
     if leaves:
         total = [(y * torch.tensor(upstream[n]).to(y.dtype)).sum() for n, y in out.items()]
@@ -87,11 +89,14 @@ def oracle(case: Definition, upstream: Values, dtype: str = "float64") -> dict[s
         if total:
             sum(total).backward()
     grads = {f"grad.{n}": inputs[n].grad if inputs[n].grad is not None else torch.zeros_like(inputs[n]) for n in leaves}
-    return {n: budgets.to_float64(x) for n, x in (answer | grads).items()}
+    return {n: budgets.to_float64(x) for n, x in (answer | grads).items()}  # forward order is the reference's
 
 
-def compute(case: Definition) -> Computed:
-    """All tensors of a case.  Raises Disagreement, with the tensor and both numbers, unless the witnesses agree."""
+def compute(case: Definition, thorough: bool = True) -> Computed:
+    """All tensors of a case.  Raises Disagreement, with the tensor and both numbers, unless the witnesses agree.
+
+    thorough: differences for each input on its own; otherwise along one direction of all inputs together.
+    """
     function = FUNCTIONS[case.function]
     inputs = {n: wide(x) for n, x in case.inputs.items()}
     with np.errstate(invalid="ignore", over="ignore"):
@@ -106,8 +111,10 @@ def compute(case: Definition) -> Computed:
             {n: zero_padding(x, mask, padded_axes(case, n)) for n, x in each.items()} for each in (answer, theirs)
         )
         gap = gaps(case, answer, theirs)
+        if function.witness:
+            gaps(case, answer, oracle(case, upstream, third=True))
         if back:
-            check_differences(case, answer, {n: x.astype(np.float64) for n, x in upstream.items()})
+            check_differences(case, answer, {n: x.astype(np.float64) for n, x in upstream.items()}, thorough)
     if "ordinary" in case.flags:
         check_margins(case, answer)
     given = {f"in.{n}": x for n, x in case.inputs.items()} | {f"ct.{n}": x for n, x in upstream.items()}
@@ -129,34 +136,41 @@ def gaps(case, answer, theirs):
     return result
 
 
-def check_differences(case: Definition, answer: dict, upstream: Values) -> None:
-    """Central differences of each input along a random direction, extrapolated once (Richardson)."""
+def check_differences(case: Definition, answer: dict, upstream: Values, thorough: bool = True) -> None:
+    """Central differences along random directions, extrapolated once (Richardson)."""
     function, draw = FUNCTIONS[case.function], Draw(len(case.id))
     inputs = {n: wide(x) for n, x in case.inputs.items()}
     held = function.held(inputs, case.options) if case.edge and function.held else None
     value = held or (lambda x: function.ours(x, case.options)[0])
     outputs = value(inputs)
     for n, y in outputs.items():
+        y = zero_padding(y, case.inputs.get("mask"), padded_axes(case, f"out.{n}"))
         apart = budgets.error(y, answer[f"out.{n}"], budgets.scale(answer[f"out.{n}"]))
         if not apart <= AUTOGRAD:
             raise Disagreement(f"{case.id}: out.{n}: with its decisions held it differs by {apart:.3g}")
-    for n in gradients_of(case):
-        x, grad = inputs[n], answer[f"grad.{n}"]
-        direction = draw.normal(*x.shape).astype(np.float64)
-        size = max(budgets.largest(x), 2.0**-40)
-        step = STEP * size
+    names = gradients_of(case)
+    for group in [[n] for n in names] if thorough else [names]:
+        directions, length = {}, 0.0
+        for n in group:
+            x = inputs[n]
+            size = np.max(np.abs(x), axis=-1, keepdims=True) if x.ndim else np.abs(x)  # rows of any length move alike
+            size = np.where(size == 0, 1.0, size)
+            directions[n] = draw.normal(*x.shape) * size
+            length += float(np.sum((answer[f"grad.{n}"] * size) ** 2))
 
-        def along(h, n=n, x=x, direction=direction):
-            up, down = (value(inputs | {n: x + s * h * direction}) for s in (1, -1))
+        def along(h, directions=directions):
+            up, down = (value(inputs | {n: inputs[n] + s * h * x for n, x in directions.items()}) for s in (1, -1))
             return sum(float(np.sum(upstream[k] * (up[k] - down[k]))) for k in up) / (2 * h)
 
-        measured = (4 * along(step / 2) - along(step)) / 3
-        claimed = float(np.sum(grad * direction))
-        if np.isnan(measured) and np.isnan(claimed):
-            continue
-        bound = DIFFERENCES * max(float(np.linalg.norm(grad)), abs(measured)) + 1e-10 / size
-        if not abs(measured - claimed) <= bound:
-            raise Disagreement(f"{case.id}: grad.{n}: differences say {measured:.10g}, the formula {claimed:.10g}")
+        claimed = sum(float(np.sum(answer[f"grad.{n}"] * x)) for n, x in directions.items())
+        bound, measured = DIFFERENCES * length**0.5 + 1e-10, []
+        for step in STEPS:
+            measured.append((4 * along(step / 2) - along(step)) / 3)
+            if abs(measured[-1] - claimed) <= bound or np.isnan([measured[-1], claimed]).all():
+                break
+        else:
+            what = f"grad.{group[0]}" if len(group) == 1 else "all gradients"
+            raise Disagreement(f"{case.id}: {what}: differences say {measured[0]:.10g}, the formula {claimed:.10g}")
 
 
 def check_margins(case: Definition, answer: dict) -> None:

@@ -7,6 +7,8 @@ from typing import Any
 
 import numpy as np
 
+from parity.budgets import LOW
+
 
 class Draw:
     """Numbers from PCG64's raw stream, which NumPy keeps from version to version (distributions it does not).
@@ -62,6 +64,8 @@ class Function:
     axes                    letters of each tensor's dimensions, by name without prefix; one letter is one size in a case
     shuffled                letters of dimensions whose order has no meaning: budgets are measured in several orders
     constant                floating inputs that get no gradient
+    padded                  stages and outputs count at real tokens alone (inputs have a mask (B,L))
+    low                     the dtypes, besides float64, in which it is run to measure budgets
     witness                 an implementation of somebody else, theirs' signature, where there are no gradients to be checked
     """
 
@@ -72,6 +76,8 @@ class Function:
     shuffled: str = ""
     held: Callable | None = None
     constant: tuple[str, ...] = ()
+    padded: bool = False
+    low: tuple[str, ...] = LOW
     witness: Callable | None = None
 
     def letters(self, options: dict) -> Mapping[str, str]:
@@ -94,6 +100,12 @@ class Definition:
     upstream: Values = field(default_factory=dict)  # in place of drawn ones
     left_out: tuple[str, ...] = ()  # stages that the equations leave undefined here
     edge: bool = False  # differences are taken with the decisions held
+
+    @property
+    def words(self) -> str:
+        """The note, and which answers are right."""
+        alone = " Accepted: this answer alone." if "ordinary" not in self.flags and not self.accepts else ""
+        return self.note + alone
 
     def draw_upstream(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         """A random gradient of an output, its seed made of the case's name."""
