@@ -45,7 +45,6 @@ class Behaviour:
 def behaviour(ask: Caller, diagnosis: Diagnosis) -> Behaviour:
     """Run every test.  At most about 40 calls; the worker's time limit holds for each."""
     theirs, model = ask, explained(diagnosis)
-    causes = tuple(f.id for f in diagnosis.deviations)
     findings = []
     known = {(f.id, f.value) for f in diagnosis.deviations}
     for test in (no_gradient, padding_leak, zero_padding, nan_gradient, all_padding, order, batch_split):
@@ -53,7 +52,7 @@ def behaviour(ask: Caller, diagnosis: Diagnosis) -> Behaviour:
             if (found.id, found.value) in known or found.id in {i for i, _ in known}:
                 continue
             same = any(f.id == found.id for f, _ in test(model)) if model else False
-            findings.append(Finding(found, evidence, causes if same else ()))
+            findings.append(Finding(found, evidence, causes(test, found.id, diagnosis) if same else ()))
     findings += [Finding(f, evidence) for f, evidence in (*repeats(ask), *mutates(ask)) if f.id not in {i for i, _ in known}]
     half, half_findings, notes = low_precision(ask)
     memory, memory_note = growth(ask, diagnosis)
@@ -86,6 +85,12 @@ def explained(diagnosis: Diagnosis) -> Callable[[Probe], Answer] | None:
         return Answer(losses, grads)
 
     return ask
+
+
+def causes(test, id_: str, diagnosis: Diagnosis) -> tuple[str, ...]:
+    """Which deviations show the same by themselves; all of them where none does alone."""
+    alone = [d.id for d in diagnosis.deviations if any(f.id == id_ for f, _ in test(explained(replace(diagnosis, deviations=(d,)))))]
+    return tuple(alone or (d.id for d in diagnosis.deviations)) or ("reduction.token",)
 
 
 Test = Iterator[tuple[Found, str]]

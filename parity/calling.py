@@ -152,6 +152,8 @@ class Caller:
         try:
             reply, sent = self.worker.ask(self.convention.request(**more), arrays)
         except Stopped as stop:
+            if stop.kind == "budget":
+                raise
             return Answer(error=f"{stop.kind}: {stop}")
         if "error" in reply:
             return Answer(error=told(reply["error"]))

@@ -6,6 +6,8 @@ from typing import Literal
 
 import tyro
 
+Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "none"]
+
 
 @dataclass(frozen=True)
 class Ladder:
@@ -40,9 +42,59 @@ class Vectors:
 
 @dataclass(frozen=True)
 class Check:
-    """What does an implementation of SPARC's loss compute, and where does it leave the paper?"""
+    """What does an implementation of SPARC's loss compute, and where does it leave the paper?
 
-    target: tyro.conf.Positional[str]  # pkg.module:function, file.py:function, or a folder of answers
+    How it is called is inferred and printed; the options say what inference should not decide.  Exit status: 0 equals eq. 6,
+    1 differs or only under conditions, 2 usage or an option is needed, 3 cannot run.
+    """
+
+    target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
+    accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
+    call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau
+    patches: Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp"] | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W) ...
+    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); none: it takes none
+    scale: Literal["theta", "scale", "tau", "log_tau", "fixed"] | None = None  # log(1/tau), 1/tau, tau, log tau, hard-coded
+    sigma: str | None = None        # for an argument of that kind: default, 1/P or a number
+    returns: str | None = None      # fine, global or total; or of several outputs: loss_a=fine,loss_b=global
+    attributes: tuple[str, ...] = ()  # where an instance keeps its temperature: logit_scale=theta
+    init: tuple[str, ...] = ()      # arguments of the constructor: dim=16
+    set: tuple[str, ...] = ()       # arguments of the call that stay as given: lambda_f=1.0
+    method: str | None = None       # what to call on an instance
+    isolate: tuple[str, ...] = ()   # parts of a model to set aside: vision=v text=t proj=identity
+    framework: Literal["torch", "jax", "numpy", "tensorflow", "cupy"] | None = None  # default: what its code imports
+    dtype: Literal["float64", "float32"] | None = None  # default: float64, float32 where that is all it takes
+    device: Literal["cpu", "cuda"] = "cpu"
+    time_limit: float = 30.0        # seconds for one call
+    budget: float = 300.0           # seconds for all calls
+    memory_limit: float = 4.0       # GiB beyond what it holds once loaded
+    json: Path | None = None        # write the report here, as parity/check.schema.json says
+    html: Path | None = None        # the page with figures [runs/check/NAME.html]; "none" writes none
+    export: Path | None = None      # write the batches into this folder, for a program in any language to answer
+
+    def options(self) -> dict:
+        """Keyword arguments for parity.check.  Raises ValueError for an option that is not NAME=VALUE."""
+        import json
+
+        def pairs(name, plain):
+            found = {}
+            for text in getattr(self, name):
+                key, equals, value = text.partition("=")
+                if not equals:
+                    raise ValueError(f"--{name} {text}: expected NAME=VALUE")
+                try:
+                    found[key] = value if plain else json.loads(value)
+                except ValueError:
+                    found[key] = value
+            return found or None
+
+        names = ("call", "patches", "mask", "scale", "sigma", "returns", "method", "framework", "dtype")
+        given = {name: getattr(self, name) for name in names}
+        given |= {"attributes": pairs("attributes", True), "isolate": pairs("isolate", True), "init": pairs("init", False),
+                  "set": pairs("set", False)}
+        return {
+            "accept": self.accept, "device": self.device, "time_limit": self.time_limit, "budget": self.budget,
+            "memory_limit": self.memory_limit, **{name: x for name, x in given.items() if x is not None},
+        }
 
     def run(self) -> int:
         from parity.verdict import main

@@ -10,6 +10,7 @@ notebook's cell) is forked, and where that is not safe it runs in this process, 
 
 import contextlib
 import json
+import math
 import os
 import select
 import signal
@@ -23,16 +24,18 @@ from typing import Any
 
 import numpy as np
 
+INSIDE = "PARITY_INSIDE"                                  # set where their code runs: a file that checks itself must not do so there
 REPLY = 1 << 28                                           # bytes of a reply; more is an error
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
     "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1", "TF_CPP_MIN_LOG_LEVEL": "3",
     "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1",
+    INSIDE: "1",
 }
 
 
 class Stopped(Exception):
-    """The process is gone: it crashed, or was stopped for time or memory.  `kind`: "crash" | "time" | "memory" | "exit"."""
+    """The process is gone: it crashed, or was stopped for time or memory.  `kind`: "crash" | "time" | "memory" | "exit" | "budget"."""
 
     def __init__(self, kind: str, words: str):
         super().__init__(words)
@@ -43,13 +46,14 @@ class Worker:
     """One implementation in one process.      target: {"module" | "file", "name"} or {"object": a callable}
 
     time_limit: seconds for one request (twice that for loading).  memory_limit: bytes beyond what it holds once loaded.
-    `how` says what runs it: "process" | "fork" | "here".  After a stop the next request starts a new one, `restarts` times at most.
+    budget: seconds for all requests.  `how` says what runs it: "process" | "fork" | "here".  After a stop the next request starts a new one, `restarts` times at most.
     """
 
     def __init__(self, target: dict[str, Any], time_limit: float = 30.0, memory_limit: int = 4 << 30, device: str = "cpu",
-                 restarts: int = 12):
+                 restarts: int = 12, budget: float = math.inf):
         self.target, self.time_limit, self.memory_limit, self.device = target, time_limit, memory_limit, device
         self.restarts, self.asked, self.base = restarts, 0, 0
+        self.budget, self.end = budget, time.monotonic() + budget
         self.tail: deque[bytes] = deque(maxlen=200)
         self.pid: int | None = None
         self.process: subprocess.Popen | None = None
@@ -66,6 +70,9 @@ class Worker:
     def ask(self, request: dict, arrays: dict[str, np.ndarray] | None = None) -> tuple[dict, dict[str, np.ndarray]]:
         """One request, one reply.  A reply with "error" says what their code raised.  Raises Stopped when the process is gone."""
         self.asked += 1
+        if time.monotonic() > self.end:
+            self.close()
+            raise Stopped("budget", f"the check took longer than {self.budget:g} s in all; --budget allows more")
         if self.how == "here":
             return self.ask_here(request, arrays or {})
         if self.pid is None:
@@ -153,6 +160,7 @@ class Worker:
             for fd in (mine[1], theirs[0], printed[0]):
                 os.close(fd)
             sys.settrace(None)
+            os.environ[INSIDE] = "1"
             if "torch" in sys.modules:
                 sys.modules["torch"].set_num_threads(1)
             run_inside(mine[0], theirs[1], parent, self.device, self.target["object"])

@@ -1,4 +1,4 @@
-"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | explain."""
+"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | explain | check."""
 
 import json
 import os
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from parity.commands import Check  # options alone; parity imports sparc_ref and not the reverse, this command excepted
 from sparc_ref.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.train import Interrupted, TrainConfig, reasons, train
@@ -72,7 +73,7 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain, "check": Check}
 
 
 def run(argv: list[str]) -> int:
@@ -105,17 +106,22 @@ def run(argv: list[str]) -> int:
                 explain(command.checkpoint, command.image, command.caption, command.out)
             case DemoConfig():
                 demo(command, again=again)
+            case Check():
+                return command.run()
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
+        if isinstance(command, Check):
+            return 130
         print(f"stopped at once; the last checkpoint is intact. Continue with:\n  {again}", file=sys.stderr)
         return 130
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except ModuleNotFoundError as error:
-        print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[run]'", file=sys.stderr)
+        extra = "parity" if isinstance(command, Check) else "run"
+        print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[{extra}]'", file=sys.stderr)
         return 2
     except (ValueError, OSError, MemoryError) as error:
         print(f"sparc-ref: {error or type(error).__name__}", file=sys.stderr)
