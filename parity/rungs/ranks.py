@@ -12,6 +12,7 @@ from parity.rungs.variants import by_backward
 from parity.rungs.whole import TOY, Drawn, draw, rows, share_scalars, shuffled, sizes
 
 FORMS = {"plain": {"form": "plain"}, "gathered": {"form": "gathered"}, "chunked": {"form": "chunked", "chunk": 3}}
+WAYS = (("chunked", "fine-grained loss in chunks", {"fine_chunk": 1}), ("gathered", "DistributedDataParallel", {"ddp": True}))
 PARTS = {1: [7], 2: [4, 3], 4: [2, 1, 3, 1]}  # how many samples each rank holds: unlike numbers
 
 
@@ -58,8 +59,7 @@ def processes(setup: Setup, world: int, dtype: str) -> Iterator[Row]:
     drawn = drawn_for(setup, "sample")
     cases = {f"{form}, {reduction}": options | {"reduction": reduction}
              for reduction in ("sample", "token") for form, options in FORMS.items()}
-    cases["chunked, sample, in parts"] = FORMS["chunked"] | {"fine_chunk": 1}
-    cases["gathered, sample, DistributedDataParallel"] = FORMS["gathered"] | {"ddp": True}
+    cases |= {f"{form}, sample, {how}": FORMS[form] | more for form, how, more in WAYS if form in FORMS}
     found = over_ranks(setup, drawn, world, cases, dtype)
     want = {reduction: whole_batch(setup, drawn_for(setup, reduction)) for reduction in ("sample", "token")}
     for label, got in found.items():

@@ -101,7 +101,7 @@ def one(case: vectors.Case, side: str, dtype: str, call: Callable) -> Iterator[R
     """One case on one side in one dtype."""
     got = call(case, dtype)
     told = {case.id: case} | {other.id: other for other in case.alternatives}
-    for d in vectors.compare(case, got, dtype):
+    for d in in_forward_order(vectors.compare(case, got, dtype)):
         against, note = told[d.case], "" if d.case == case.id else f"as {d.case}, which is right as well"
         error = d.error
         if not d.ok and d.name.startswith("mid."):
@@ -113,6 +113,14 @@ def one(case: vectors.Case, side: str, dtype: str, call: Callable) -> Iterator[R
         again = None if dtype == "float64" else partial(_again, case, side, call, d.name)
         place = where(case, d.name, got, against)
         yield Row(label(case, d.name), dtype, side, error, d.budget, where=place, note=note, again=again)
+
+
+def in_forward_order(differences: list[vectors.Difference]) -> list[vectors.Difference]:
+    """A loss after the stages that it is made of; otherwise as they come."""
+    last = {"mid.loss_global": "mid.loss_text", "mid.loss_fine": "mid.loss_tv"}
+    names = [d.name for d in differences]
+    place = {d.name: names.index(last[d.name]) + 0.5 if last.get(d.name) in names else i for i, d in enumerate(differences)}
+    return sorted(differences, key=lambda d: place[d.name])
 
 
 def _again(case, side, call, name):
