@@ -76,6 +76,11 @@ def errors(rows: Sequence[Mapping[str, Any]], failed: Mapping[str, Any] | None =
     return "".join([*out, "</svg>"])
 
 
+def same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
+    """Whether two rows are about one tensor."""
+    return all(row[key] == other[key] for key in ("name", "side", "dtype"))
+
+
 def _mark(row, x, y, failed):
     """The error's dot, the budget's stroke, a line between them, and all of it in words for who hovers."""
     error, budget, ok = float(row["error"]), float(row["budget"]), row["ok"]
@@ -91,10 +96,11 @@ def _mark(row, x, y, failed):
         parts.append(f'<circle cx="{at:.1f}" cy="{y}" r="3.4" fill="{fill}" stroke="{colour}" stroke-width="1.4"/>')
     else:
         parts.append(f'<path d="M{at - 5:.1f} {y - 5}l10 10m0 -10l-10 10" stroke="{colour}" stroke-width="3"/>')
-        label = f"{row['dtype']} {error:.2g}" if row is failed or row == failed else ""
+        label = f"{row['dtype']}: {error:.2g}" if failed and same(row, failed) else ""
         end = at > WIDTH - 140
         parts.append(f'<text x="{at + (-9 if end else 9):.1f}" y="{y + 4}" text-anchor="{"end" if end else "start"}" '
-                     f'fill="{FAILED}" font-weight="bold">{html.escape(label)}</text>')
+                     f'fill="{FAILED}" font-weight="bold" paint-order="stroke" stroke="#fdecee" stroke-width="5">'
+                     f"{html.escape(label)}</text>")
     return f"<g><title>{html.escape(words)}</title>{''.join(parts)}</g>"
 
 

@@ -49,7 +49,7 @@ def write(results: Mapping[str, Any], folder: str | os.PathLike) -> dict[str, Pa
         paths[name] = folder / name
         part = folder / f".{name}.{os.getpid()}.part"
         try:
-            part.write_text(text, encoding="utf-8")
+            part.write_text(text, encoding="utf-8", errors="replace")
             os.replace(part, paths[name])
         finally:
             part.unlink(missing_ok=True)
@@ -215,7 +215,8 @@ def junit(results: Mapping[str, Any]) -> str:
             if row["ok"]:
                 cases.append(head + "/>")
                 continue
-            more = results["failure"]["verdict"] if results["failure"] and results["failure"]["row"] == row else row["note"]
+            first = results["failure"] and results["failure"]["rung"] == rung["name"] and charts.same(results["failure"]["row"], row)
+            more = results["failure"]["verdict"] if first else row["note"]
             cases += [head + ">", f"    <failure message={quoteattr(_xml(describe(row)))}>{escape(_xml(more))}</failure>",
                       "  </testcase>"]
         skipped = rung["status"] == "not run"
@@ -250,7 +251,7 @@ table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .
 th, td { text-align: right; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child, .left { text-align: left; }
 thead th { border-bottom: 2px solid #111; } tbody td { border-bottom: 1px solid #e0e0e0; }
-tr.failed td { color: #b00020; font-weight: bold; } tr.skipped td { color: #7a5600; }
+td.bad { color: #b00020; font-weight: bold; } tr.skipped td { color: #7a5600; }
 .small td, .small th { font-size: .86rem; white-space: normal; text-align: left; }
 .scroll { overflow-x: auto; } figure { margin: .4rem 0 0; }
 svg { display: block; max-width: 100%; height: auto; } figcaption { font-size: .86rem; color: #444; max-width: 56rem; }
@@ -263,22 +264,25 @@ def page(results: Mapping[str, Any]) -> str:
     """The whole report as one HTML file: no script, nothing loaded, every text escaped, every picture inline SVG."""
     e = html.escape
     state = "failed" if not results["passed"] else "partly" if any(r["status"] == "not run" for r in results["rungs"]) else ""
+    red = ' class="bad"'
     head = f'<div class="verdict {state}"><strong>{e(verdict(results))}</strong>'
     if results["failure"]:
         head += f"<p>{e(results['failure']['verdict'])}</p>"
     head += "</div>"
-    kinds = {"failed": ' class="failed"', "not run": ' class="skipped"', "passed": ""}
-    rows = "".join(
-        f"<tr{kinds[rung['status']]}><td><a href=\"#{e(_anchor(rung))}\">{e(cells[0])}</a></td>"
-        + "".join(f"<td>{e(cell)}</td>" for cell in cells[1:]) + "</tr>"
-        for rung, cells in zip(results["rungs"], lines(results))
-    )
+    rows = ""
+    for rung, cells in zip(results["rungs"], lines(results)):
+        worst = worst_rows(rung)
+        bad = {2 + i for i, c in enumerate(COLUMNS) if c in worst and not worst[c]["ok"]}
+        bad |= {5} if rung["status"] == "failed" else set()
+        first = f'<td><a href="#{e(_anchor(rung))}">{e(cells[0])}</a></td>'
+        others = "".join(f"<td{red if i in bad else ''}>{e(cell)}</td>" for i, cell in enumerate(cells) if i)
+        rows += f"<tr{' class=skipped' if rung['status'] == 'not run' else ''}>{first}{others}</tr>"
     table = (f'<div class="scroll"><table><thead><tr>{"".join(f"<th>{e(c)}</th>" for c in HEAD)}</tr></thead>'
              f"<tbody>{rows}</tbody></table></div>")
     said = "".join(f"<li>{e(remark)}</li>" for remark in remarks(results))
     failed = results["failure"]["row"] if results["failure"] else None
     sections = []
-    for rung in results["rungs"]:
+    for rung in sorted(results["rungs"], key=lambda rung: rung["status"] != "failed"):  # what failed comes first
         body = f"<p>{e(rung['what'])}</p>"
         if rung["status"] == "not run":
             body += f"<p><strong>Not run.</strong> {e(rung['reason'])}</p>"
