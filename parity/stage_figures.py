@@ -1,16 +1,98 @@
-"""A stage as a picture, theirs beside ours and what is between them, for the verdict's page."""
+"""The verdict page's figures: each stage theirs beside ours, and what is between them; the first that goes wrong is marked."""
 
 import base64
 import io
 import math
+from collections.abc import Mapping
+
+from parity.page_text import as_list, capital, differs, off_by, safe, visible
 
 DPI = 96
+STAGES = {                                                # name -> title
+    "similarity": "Similarity", "minmax": "Min-max", "sparse": "Threshold", "weights": "Weights", "grouped": "Grouped patches",
+    "logits_vt": "Logits", "logits_tv": "Logits, other direction", "loss_vt": "Loss of groups", "loss_tv": "Loss of tokens",
+}
+FIRST = {                                                 # a deviation's stage -> the figures in which it first shows
+    "threshold": ("sparse", "weights"), "grouping": ("grouped",), "norm": ("logits_vt",), "logits": ("logits_vt",),
+    "loss": ("loss_vt",),
+}
+POSITIVE = ("minmax", "sparse", "weights", "loss_vt", "loss_tv")
 
 
-def picture(ours, theirs, columns: str = "", signed: bool = True) -> tuple[str, int]:
-    """Theirs, ours and their difference as images, one row a token.      arrays (N,M) or None
+def stages(report):
+    found = [x for x in as_list(report.get("stages")) if isinstance(x, Mapping) and matrix(x.get("ours")) is not None]
+    if not found:
+        return ""
+    marked = first_wrong(report, found)
+    seen = any(matrix(x.get("theirs")) is not None for x in found)
+    pipe = "".join(
+        f'<li class="{state(x)}{" first" if x is marked else ""}">{safe(titled(x))}: {safe(said(x))}</li>' for x in found
+    )
+    batch = safe(str(found[0].get("probe") or "padded").replace("_", " "))
+    lead = (
+        f"The real tokens of one caption of the batch “{batch}”. Yours are arrays that your code made on the way."
+        if seen else "Tracing your code showed none of these stages, so there is nothing to draw: what is known comes from "
+        "values and gradients."
+    )
+    figures = "".join(stage_figure(x, x is marked) for x in found if seen)
+    return f'<section><h2>Stage by stage</h2><p>{lead}</p><ol class="pipe">{pipe}</ol>{figures}</section>'
 
-    columns: what the columns are.  signed: numbers of both signs, else from 0 up.
+
+def first_wrong(report, found):
+    """The stage to mark: the one that the report names, or else the first one seen to differ."""
+    if report.get("verdict") in ("eq6", "listing1"):
+        return None
+    named = str(report.get("stage") or "")
+    for name in (named, *FIRST.get(named, ())):
+        if match := [x for x in found if x.get("name") == name and state(x) in ("off", "unseen")]:
+            return match[0]
+    return next((x for x in found if state(x) == "off"), None)
+
+
+def state(x):
+    """ "same" | "off" | "harmless": only a factor of each row is between them | "unseen" """
+    theirs = matrix(x.get("theirs"))
+    if theirs is None:
+        return "unseen"
+    if differs(x.get("off"), nothing=True):
+        return "off"
+    ours = matrix(x["ours"])
+    same = theirs.shape == ours.shape and abs(theirs - ours).max() <= 1e-4 * abs(ours).max()
+    return "same" if same else "harmless"
+
+
+def said(x):
+    return {
+        "unseen": "not seen", "harmless": "a factor of each row, harmless", "same": "equal",
+        "off": f"off by {off_by(x['off'])}" if x.get("off") is not None else "not finite",
+    }[state(x)]
+
+
+def titled(x):
+    name = str(x.get("name", ""))
+    return STAGES.get(name, capital(name.replace("_", " ")))
+
+
+def stage_figure(x, marked):
+    kind = "first" if marked else state(x)
+    mark = '<span class="mark">goes wrong here first</span>' if marked else ""
+    drawn, width = picture(
+        matrix(x["ours"]), matrix(x.get("theirs")), visible(x.get("rows") or ""), visible(x.get("columns") or ""),
+        signed=x.get("name") not in POSITIVE,
+    )
+    where = f"yours: <code>{safe(x['where'])}</code>" if x.get("where") else ""
+    caption = "; ".join(words for words in (safe(x.get("equation") or ""), safe(said(x)), where) if words)
+    return (
+        f'<figure class="{kind}"><h3>{safe(titled(x))}{mark}</h3><figcaption>{caption}</figcaption>'
+        f'<img alt="{safe(titled(x))}: yours beside the reference, {safe(said(x))}" width="{width}" '
+        f'src="data:image/png;base64,{drawn}"></figure>'
+    )
+
+
+def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True) -> tuple[str, int]:
+    """Theirs, ours and their difference as images.      arrays (N,M) or None
+
+    rows, columns: what they are.  signed: numbers of both signs, else from 0 up.
     Returns the base64 of a PNG with two dots to the pixel, and its width in pixels.
     """
     import matplotlib
@@ -22,10 +104,10 @@ def picture(ours, theirs, columns: str = "", signed: bool = True) -> tuple[str, 
     shapes = [x.shape for _, x in panels if x is not None]
     values = np.concatenate([x[np.isfinite(x)].ravel() for _, x in panels[:2] if x is not None] or [np.zeros(1)])
     top = max(float(np.abs(values).max()) if values.size else 1.0, 1e-12)
-    rows, across = max(s[0] for s in shapes), max(s[1] for s in shapes)
-    numbered = across <= 10 and rows * across <= 120
+    down, across = max(s[0] for s in shapes), max(s[1] for s in shapes)
+    numbered = across <= 10 and down * across <= 120
     width = across * (0.325 if numbered else min(0.3, 2.9 / across))  # of a panel, in inches: three fit the page
-    height = min(max(rows * (0.3 if numbered else 0.22), 0.35), 4.0)
+    height = min(max(down * (0.3 if numbered else 0.22), 0.35), 4.0)
     with matplotlib.rc_context({"font.family": "DejaVu Sans", "font.size": 8}):
         figure = Figure(figsize=((width + 0.35) * len(panels) + 0.5, height + 0.65))
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
@@ -46,9 +128,9 @@ def picture(ours, theirs, columns: str = "", signed: bool = True) -> tuple[str, 
             ax.set(xlim=(0, x.shape[1]), ylim=(x.shape[0], 0), xticks=[], yticks=np.arange(x.shape[0]) + 0.5)
             ax.set_yticklabels(range(x.shape[0]) if i == 0 or not comparable else [], fontsize=7)
             ax.tick_params(length=0, pad=2)
-            ax.set_xlabel(columns if i or not columns else f"{x.shape[1]} {columns}", fontsize=7.5, labelpad=3)
+            ax.set_xlabel(columns if i or not columns else f"{x.shape[1]} {columns}", fontsize=7.5, labelpad=3, parse_math=False)
             if i == 0:
-                ax.set_ylabel("token", fontsize=7.5, labelpad=1)
+                ax.set_ylabel(rows, fontsize=7.5, labelpad=1, parse_math=False)
             ax.spines[:].set_color("#999")
             if numbered:
                 annotate(ax, x, limit, signed or change)
@@ -70,3 +152,23 @@ def annotate(ax, x, limit, signed):
 
 def _cells(x):
     return (((j, k), float(x[j, k])) for j in range(x.shape[0]) for k in range(x.shape[1]))
+
+
+def matrix(x):
+    """Nested lists as float64 (N,M); None for anything else.  JSON has no NaN: null and texts stand for it."""
+    import numpy as np
+
+    if x is None:
+        return None
+
+    def plain(value):
+        if isinstance(value, list | tuple):
+            return [plain(item) for item in value]
+        return math.nan if value is None else float(value)
+
+    try:
+        array = np.array(plain(x.tolist() if hasattr(x, "tolist") else x), dtype=np.float64)
+    except (TypeError, ValueError):
+        return None
+    array = array[None] if array.ndim == 1 else array
+    return array if array.ndim == 2 and array.size else None

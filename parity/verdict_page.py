@@ -1,17 +1,16 @@
 """The verdict as a page in one file, to attach to a bug report: what is wrong, how to mend it, each stage theirs beside ours.
 
-write_page(report, path), `report` being Report.to_json()'s dict; a key that is missing leaves its section out.  Names,
-docstrings and exceptions come from strangers: every text is escaped, nothing is loaded, there is no script.
+write_page(report, path): `report` is Report.to_dict(), which check.schema.json describes; a key that is missing leaves its
+section out.  Names and exceptions come from strangers: every text is escaped, nothing is loaded, there is no script.
 """
 
-import html
-import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from parity import stage_figures
+from parity.page_text import as_list, capital, differs, number, off_by, safe
+from parity.stage_figures import stages
 
 VERDICTS = {
     "eq6": ("good", "Equals eq. 6"),
@@ -21,23 +20,6 @@ VERDICTS = {
     "unexplained": ("bad", "Differs, unexplained"),
     "cannot_run": ("bad", "Cannot run"),
 }
-STAGES = {                                                # name -> title, what its columns are
-    "similarity": ("Similarity", "patches", "s = t v'"),
-    "minmax": ("Min-max", "patches", "eq. 2: each row stretched to [0, 1]"),
-    "sparse": ("Threshold", "patches", "eq. 3: what is below sigma is 0"),
-    "weights": ("Weights", "patches", "eq. 4: each row sums to 1"),
-    "grouped": ("Grouped patches", "dimensions", "eq. 5: c = a v"),
-    "logits_vt": ("Logits", "tokens", "phi(c, t) / tau"),
-    "logits_tv": ("Logits, other direction", "tokens", "phi(t, c) / tau"),
-    "logits": ("Logits", "tokens", "phi(c, t) / tau"),
-    "loss_vt": ("Loss of groups", "", "cross-entropy of each group picking its token"),
-    "loss_tv": ("Loss of tokens", "", "cross-entropy of each token picking its group"),
-}
-FIRST = {                                                 # a deviation's stage -> where its first trace shows in the figures
-    "similarity": ("similarity",), "minmax": ("minmax",), "threshold": ("sparse", "weights"), "weights": ("weights",),
-    "grouping": ("grouped",), "norm": ("logits_vt", "logits"), "logits": ("logits_vt", "logits"), "loss": ("loss_vt",),
-}
-POSITIVE = ("minmax", "sparse", "weights", "loss_vt", "loss_tv")
 STYLE = """
 :root { color-scheme: light; }
 * { box-sizing: border-box; }
@@ -97,10 +79,10 @@ def write_page(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
 def page(report: Mapping[str, Any]) -> str:
     """The whole page as text."""
     kind, title = VERDICTS.get(str(report.get("verdict")), ("bad", str(report.get("verdict", "No verdict"))))
-    name = report.get("name") or "an implementation"
+    name = report.get("target") or "an implementation"
     parts = [
         opening(report, kind, title, name), error(report), changes(report), conditions(report), behaviour(report),
-        harmless(report), stages(report), probes(report), convention(report), versions(report),
+        harmless(report), stages(report), probes(report), convention(report), ending(report),
     ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -111,62 +93,80 @@ def page(report: Mapping[str, Any]) -> str:
 """
 
 
-# ------------------------------------------------------------------------------------------------------------ what it says
-
-
 def opening(report, kind, title, name):
-    badge = f'<span class="badge">{safe(report["badge"])}</span>' if report.get("badge") else ""
-    sentence = f'<p class="says">{safe(report["sentence"])}</p>' if report.get("sentence") else ""
-    note = f"<p>{safe(report['note'])}</p>" if report.get("note") else ""
+    badge = f'<span class="badge">{safe(report["summary"])}</span>' if report.get("summary") else ""
+    sentence = f'<p class="says">{safe(report["headline"])}</p>' if report.get("headline") else ""
+    each = report.get("losses") or {}
+    parts = ""
+    if len(each) > 1:
+        words = (f"{safe(loss)} loss: {safe(VERDICTS.get(str(x), ('', x))[1].lower())}" for loss, x in each.items())
+        parts = f'<p class="muted">{"; ".join(words)}</p>'
     return (
-        f'<h1>SPARC\'s fine-grained loss, checked: <code>{safe(name)}</code></h1>\n<div class="verdict {kind}">'
-        f'<span class="what">{safe(title)}</span>{sentence}{badge}</div>{note}'
+        f'<h1>SPARC\'s loss, checked: <code>{safe(name)}</code></h1>\n<div class="verdict {kind}">'
+        f'<span class="what">{safe(title)}</span>{sentence}{parts}{badge}</div>'
     )
 
 
 def error(report):
-    if not report.get("error"):
+    said = report.get("error")
+    if not said:
         return ""
-    said = report["error"]
     if isinstance(said, Mapping):
-        head = ": ".join(str(said[key]) for key in ("type", "message") if said.get(key))
-        lines = "".join(f"\n  {line}" for line in as_list(said.get("lines")))
-        said = head + lines
-    return f"<section><h2>What it raised</h2><pre>{safe(said)}</pre></section>"
+        where = f"<p>Raised by <code>{safe(said['call'])}</code></p>" if said.get("call") else ""
+        text = ": ".join(str(said[key]) for key in ("type", "message") if said.get(key))
+        text += "".join(f"\n    {line}" for line in as_list(said.get("lines")))
+    else:
+        where, text = "", said
+    return f"<section><h2>What it raised</h2>{where}<pre>{safe(text)}</pre></section>"
 
 
 def changes(report):
-    found = [x for x in as_list(report.get("deviations")) if x]
-    if not found:
-        if report.get("verdict") != "unexplained":
-            return ""
+    found = [x for x in as_list(report.get("deviations")) if isinstance(x, Mapping)]
+    right = report.get("verdict") in ("eq6", "listing1", "cannot_run")
+    out = []
+    if report.get("verdict") == "unexplained":
         where = f" The first stage that goes wrong is <b>{safe(report['stage'])}</b>." if report.get("stage") else ""
-        return (
-            "<section><h2>Where to look</h2><p>No known deviation, and no set of them, gives these losses and gradients, so no "
-            f"cause is named here.{where} The figures and the probes below show the difference.</p></section>"
+        which = (
+            "What was found below does not give these losses and gradients; there is something else"
+            if found else "No known deviation, and no set of them, gives these losses and gradients"
         )
-    return f"<section><h2>What to change</h2>{''.join(card(x) for x in found)}</section>"
+        out.append(
+            f"<section><h2>Where to look</h2><p>{which}, so no cause is named here.{where} The figures and the batches below "
+            "show the difference.</p></section>"
+        )
+    if found and not right:
+        title = "What to change" if not out else "Found on the way"
+        out.append(f"<section><h2>{title}</h2>{''.join(map(card, found))}{equals(report)}</section>")
+    elif found:
+        out.append(f"<section><h2>The reading of the paper</h2>{''.join(map(card, found))}</section>")
+    return "".join(out)
 
 
 def card(x):
     """One deviation: words, equation, fix, effect, what it does to training."""
-    if not isinstance(x, Mapping):
-        return f'<div class="card"><h3>{safe(x)}</h3></div>'
-    title = x.get("title") or x.get("id", "")
     where = ", ".join(safe(x[key]) for key in ("equation", "id") if x.get(key))
-    out = [f'<div class="card"><h3>{safe(capital(title))}</h3><p class="where">{where}</p>']
+    out = [f'<div class="card"><h3>{safe(capital(x.get("title") or x.get("id", "")))}</h3><p class="where">{where}</p>']
     if x.get("words"):
         out.append(f"<p>{safe(capital(x['words']))}.</p>")
     if x.get("fix"):
         out.append(f"<pre>{safe(x['fix'])}</pre>")
-    kinds = (("effect_loss", "the loss"), ("effect_gradient", "the gradient"))
-    effects = [f"{what} by <b>{percent(x[key])}</b>" for key, what in kinds if number(x.get(key)) is not None]
-    if effects:
-        said = " and ".join(effects)
-        out.append(f'<p class="effect">Putting this alone right changes {said} on an ordinary padded batch.</p>')
+    effect = x.get("effect") if isinstance(x.get("effect"), Mapping) else {}
+    kinds = [what for what in ("loss", "gradient") if number(effect.get(what)) is not None]
+    moved = [f"the {what} by <b>{off_by(effect[what])}</b>" for what in kinds]
+    if moved:
+        batch = f" (batch {safe(str(effect['probe']).replace('_', ' '))})" if effect.get("probe") else ""
+        out.append(f'<p class="effect">Putting this alone right moves {" and ".join(moved)}{batch}.</p>')
     if x.get("training"):
         out.append(f"<p><b>In training.</b> {safe(x['training'])}</p>")
     return "".join([*out, "</div>"])
+
+
+def equals(report):
+    """Other sets that no probe tells apart."""
+    others = [", ".join(map(str, as_list(some))) for some in as_list(report.get("equals"))]
+    if not others:
+        return ""
+    return f'<p class="muted">Not told apart from it by any value or gradient: {safe("; or ".join(others))}.</p>'
 
 
 def conditions(report):
@@ -174,231 +174,98 @@ def conditions(report):
     if not held:
         return ""
     items = "".join(f"<li>{safe(x)}</li>" for x in held)
-    return (
-        f"<section><h2>Where it does agree</h2><p>Loss and gradient are right on every probe with"
-        f"{' all of these' if len(held) > 1 else ''}:</p><ul>{items}</ul></section>"
-    )
+    which = "all of these conditions" if len(held) > 1 else "this condition"
+    lead = f"Loss and gradient are right on every batch with {which}:"
+    return f"<section><h2>Where it agrees</h2><p>{lead}</p><ul>{items}</ul></section>"
 
 
 def behaviour(report):
-    found = [x for x in as_list(report.get("behaviour")) if x]
-    if not found:
-        return ""
-    items = []
-    for x in found:
-        if isinstance(x, Mapping):
-            words = x.get("words") or x.get("title") or x.get("id", "")
-            seen = x.get("evidence") or x.get("what") or x.get("why")
-            items.append(f"<li><b>{safe(capital(words))}.</b> {safe(seen) if seen else ''}</li>")
-        else:
-            items.append(f"<li>{safe(x)}</li>")
-    return f"<section><h2>Behaviour</h2><ul>{''.join(items)}</ul></section>"
+    found = [x for x in as_list(report.get("behaviour")) if isinstance(x, Mapping)]
+    own, follows = [x for x in found if not x.get("explained_by")], [x for x in found if x.get("explained_by")]
+    out = ""
+    if own:
+        out += f"<section><h2>What ordinary values do not show</h2>{''.join(map(finding, own))}</section>"
+    if follows:
+        texts = [(x.get("evidence") or x.get("words") or "", ", ".join(map(str, as_list(x["explained_by"])))) for x in follows]
+        items = "".join(f"<li>{safe(capital(text))} ({safe(cause)})</li>" for text, cause in texts)
+        out += f"<section><h2>What follows from it</h2><ul>{items}</ul></section>"
+    return out
+
+
+def finding(x):
+    """A finding of its own, with its fix."""
+    seen = f"<p>{safe(capital(x['evidence']))}.</p>" if x.get("evidence") else ""
+    fix = f"<pre>{safe(x['fix'])}</pre>" if x.get("fix") else ""
+    training = f"<p><b>In training.</b> {safe(x['training'])}</p>" if x.get("training") else ""
+    title = safe(capital(x.get("title") or x.get("id", "")))
+    return f'<div class="card"><h3>{title}</h3><p class="where">{safe(x.get("id", ""))}</p>{seen}{fix}{training}</div>'
 
 
 def harmless(report):
-    found = [x for x in as_list(report.get("harmless")) if x]
-    if not found:
+    words = [x.get("words") or x.get("id", "") for x in as_list(report.get("harmless")) if isinstance(x, Mapping)]
+    if not words:
         return ""
-    words = [x.get("words") or x.get("id", "") if isinstance(x, Mapping) else x for x in found]
     items = "".join(f"<li>{safe(capital(x))}</li>" for x in words)
     return f"<section><h2>Different and harmless</h2><ul>{items}</ul></section>"
 
 
 def convention(report):
-    rows = [x for x in as_list(report.get("convention")) if isinstance(x, Mapping)]
-    if not rows:
+    read = report.get("convention")
+    if not isinstance(read, Mapping):
         return ""
     body = "".join(
         f"<tr><td><code>{safe(x.get('what', ''))}</code></td><td>{safe(x.get('value', ''))}</td>"
-        f'<td class="n">{sureness(x.get("sure"))}</td><td class="muted">{safe(x.get("why") or "")}</td></tr>' for x in rows
+        f'<td>{safe(x.get("sure", ""))}</td><td class="muted">{safe(x.get("why") or "")}</td></tr>'
+        for x in as_list(read.get("items")) if isinstance(x, Mapping)
     )
+    call = f"<pre>{safe(read['call'])}</pre>" if read.get("call") else ""
+    keyword = f" <code>--call {safe(read['written'])}</code>" if read.get("written") else ""
     return (
-        '<section><h2>How it was called</h2><p class="muted">Inferred by trying. Where a line is wrong, the verdict is: '
-        'pass the right keyword and check again.</p><div class="scroll"><table><thead><tr><th>what</th><th>read as</th>'
-        f'<th class="n">sure</th><th>because</th></tr></thead><tbody>{body}</tbody></table></div></section>'
+        f'<section><h2>How it was called</h2><p class="muted">Inferred by trying. Where a line is wrong, so is the '
+        f'verdict: say it with{keyword or " the right keyword"} and check again.</p>{call}<div class="scroll"><table><thead>'
+        "<tr><th>what</th><th>read as</th><th>sure</th><th>because</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div></section>"
     )
-
-
-def sureness(x):
-    value = number(x)
-    return safe(x or "") if value is None else f"{value:.0%}"
 
 
 def probes(report):
-    rows = [x for x in as_list(report.get("probes")) if isinstance(x, Mapping)]
+    rows = [x for x in as_list(report.get("off")) if isinstance(x, Mapping)]
     if not rows:
         return ""
-    body = []
-    for x in rows:
-        theirs, ours = first(x, "theirs", "loss_theirs"), first(x, "ours", "loss_ours")
-        loss_off = first(x, "loss_off", "off_loss", "loss")
-        gradient = first(x, "gradient_off", "off_gradient", "gradient")
-        cells = [(shown(theirs), False), (shown(ours), False), (off_by(loss_off), differs(loss_off)),
-                 (off_by(gradient), differs(gradient))]
-        name = str(first(x, "probe", "name") or "")
-        body.append(
-            f"<tr><td>{safe(name.replace('_', ' '))}</td>"
-            + "".join(f'<td class="n{" off" if wrong else ""}">{cell}</td>' for cell, wrong in cells)
-            + f'<td class="muted">{safe(x.get("shows") or "")}</td></tr>'
-        )
+    pairs = [(x, (cell(x, "loss"), cell(x, "gradient"))) for x in rows]
+    shown = "".join(
+        f"<tr><td>{safe(str(x.get('probe', '')).replace('_', ' '))}</td>"
+        + "".join(f'<td class="n{" off" if wrong else ""}">{text}</td>' for text, wrong in cells)
+        + f'<td class="muted">{safe(x.get("shows") or "")}</td></tr>' for x, cells in pairs
+    )
+    right = sum(not any(wrong for _, wrong in cells) for _, cells in pairs)
+    reached = number(report.get("reproduced_to"))
+    known = reached is not None and report.get("deviations")
+    model = f" The explanation above gives your numbers to {reached:.0e}." if known else ""
     return (
-        '<section><h2>Probes</h2><div class="scroll"><table><thead><tr><th>batch</th><th class="n">loss: yours</th>'
-        '<th class="n">reference</th><th class="n">off by</th><th class="n">gradient off by</th><th>shows</th></tr></thead>'
-        f'<tbody>{"".join(body)}</tbody></table></div><p class="muted">The reference is eq. 6, or Listing 1 where that is '
-        "nearer. A gradient is off by its largest error over its largest entry.</p></section>"
+        f"<section><h2>Batch by batch</h2><p>Equal on {right} of {len(rows)} batches.{model}</p>"
+        '<div class="scroll"><table><thead><tr><th>batch</th><th class="n">loss off by</th><th class="n">gradient off by</th>'
+        f'<th>what it shows</th></tr></thead><tbody>{shown}</tbody></table></div><p class="muted">Against eq. 6 in float64. A '
+        "gradient is off by its largest error over its largest entry; a dash: there is none to compare.</p></section>"
     )
 
 
-def versions(report):
+def cell(x, key):
+    """What is shown, and whether it is wrong.  A loss that is no number in JSON was not finite."""
+    value = number(x.get(key))
+    if value is None:
+        return ("not finite", True) if key == "loss" else ("–", False)
+    return off_by(value), differs(value)
+
+
+def ending(report):
+    """Notes, versions, time."""
+    notes = "".join(f"<li>{safe(capital(x))}</li>" for x in as_list(report.get("notes")))
+    notes = f"<section><h2>Also</h2><ul>{notes}</ul></section>" if notes else ""
     known = report.get("versions") or {}
     items = [f"{safe(k)} {safe(v)}" for k, v in known.items() if v] if isinstance(known, Mapping) else [safe(known)]
     if number(report.get("seconds")) is not None:
-        items.append(f"checked in {number(report['seconds']):.1f} s")
-    return f'<footer class="muted">{", ".join(items)}</footer>' if items else ""
-
-
-# ------------------------------------------------------------------------------------------------------------- the stages
-
-
-def stages(report):
-    found = {name: x for name, x in (report.get("stages") or {}).items() if isinstance(x, Mapping)}
-    found = {name: x for name, x in found.items() if matrix(x.get("ours")) is not None}
-    if not found:
-        return ""
-    order = [name for name in STAGES if name in found] + [name for name in found if name not in STAGES]
-    marked = first_wrong(report, found, order)
-    seen = any(matrix(found[name].get("theirs")) is not None for name in order)
-    pipe = "".join(
-        f'<li class="{state(found[name])}{" first" if name == marked else ""}">{safe(titled(name)[0])}: '
-        f"{safe(said(found[name]))}</li>" for name in order
-    )
-    lead = (
-        "The first caption of a padded batch, one row a token. Yours are the tensors that your code made on the way."
-        if seen else "Tracing your code showed none of these stages, so there is nothing to draw: what is known comes from "
-        "values and gradients."
-    )
-    figures = "".join(stage_figure(name, found[name], name == marked) for name in order if seen)
-    return f'<section><h2>Stage by stage</h2><p>{lead}</p><ol class="pipe">{pipe}</ol>{figures}</section>'
-
-
-def first_wrong(report, found, order):
-    """The stage to mark: the one that the report names, or else the first one seen to differ."""
-    named = str(report.get("stage") or "")
-    if report.get("verdict") not in ("eq6", "listing1"):
-        for name in (named, *FIRST.get(named, ())):
-            if name in found:
-                return name
-    return next((name for name in order if state(found[name]) == "off"), None) if not named else None
-
-
-def state(x):
-    if matrix(x.get("theirs")) is None:
-        return "unseen"
-    if x.get("harmless"):
-        return "harmless"
-    return "off" if differs(x.get("off"), nothing=True) else "same"
-
-
-def said(x):
-    return {
-        "unseen": "not seen", "harmless": "differs by a factor of each row, harmless", "same": "equal",
-        "off": f"off by {off_by(x.get('off')) or 'some'}",
-    }[state(x)]
-
-
-def titled(name):
-    return STAGES.get(name, (capital(str(name).replace("_", " ")), "", ""))
-
-
-def stage_figure(name, x, marked):
-    title, columns, equation = titled(name)
-    kind = "first" if marked else state(x)
-    mark = '<span class="mark">goes wrong here first</span>' if marked else ""
-    drawn, width = stage_figures.picture(matrix(x["ours"]), matrix(x.get("theirs")), columns, signed=name not in POSITIVE)
-    alt = f"{title}: yours beside the reference, {said(x)}"
-    caption = "; ".join(safe(words) for words in (equation, said(x)) if words)
-    return (
-        f'<figure class="{kind}"><h3>{safe(title)}{mark}</h3><figcaption>{caption}</figcaption>'
-        f'<img alt="{safe(alt)}" width="{width}" src="data:image/png;base64,{drawn}"></figure>'
-    )
-
-
-# --------------------------------------------------------------------------------------------------------------- numbers
-
-
-def matrix(x):
-    """Nested lists as float64 (N,M); None for anything else.  JSON has no NaN: null and texts stand for it."""
-    import numpy as np
-
-    if x is None:
-        return None
-
-    def plain(value):
-        if isinstance(value, list | tuple):
-            return [plain(item) for item in value]
-        return math.nan if value is None else float(value)
-
-    try:
-        array = np.array(plain(x.tolist() if hasattr(x, "tolist") else x), dtype=np.float64)
-    except (TypeError, ValueError):
-        return None
-    array = array[None] if array.ndim == 1 else array
-    return array if array.ndim == 2 and array.size else None
-
-
-def number(x: Any) -> float | None:
-    """A number, also one that JSON had to write as text; None for anything else."""
-    if x is None or isinstance(x, bool):
-        return None
-    try:
-        return float(x)
-    except (TypeError, ValueError):
-        return None
-
-
-def differs(x, nothing=False):
-    """Is a relative difference more than rounding?  nothing: what to say of no number at all."""
-    value = number(x)
-    return nothing if value is None else not value <= 1e-6
-
-
-def shown(x):
-    value = number(x)
-    return safe("" if x is None else x) if value is None else ("0" if value == 0 else f"{value:.6g}")
-
-
-def off_by(x):
-    value = number(x)
-    if value is None:
-        return "" if x is None else safe(x)
-    if math.isnan(value):
-        return "NaN"
-    return "0" if value == 0 else f"{value:.0e}" if value < 1e-4 else percent(value)
-
-
-def percent(x):
-    value = number(x)
-    if value is None or not math.isfinite(value):
-        return "NaN" if value is None or math.isnan(value) else "∞"
-    return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
-
-
-def first(x, *names):
-    return next((x[name] for name in names if x.get(name) is not None), None)
-
-
-def as_list(x) -> list:
-    if x is None:
-        return []
-    return list(x) if isinstance(x, Iterable) and not isinstance(x, str | Mapping) else [x]
-
-
-def capital(text):
-    text = str(text)
-    return text[:1].upper() + text[1:]
-
-
-def safe(text: Any) -> str:
-    """Text for HTML, quotes included; control characters made visible, and those that turn the text around."""
-    visible = "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))
-    return html.escape(visible, quote=True)
+        where = {"process": "a process of its own", "fork": "a fork", "here": "this process", "folder": "another program"}
+        calls = f"{safe(report['calls'])} calls in " if report.get("calls") else ""
+        items.append(f"{calls}{where.get(str(report.get('runs_in')), 'a process')}, {number(report['seconds']):.1f} s")
+    return notes + (f'<footer class="muted">{", ".join(items)}</footer>' if items else "")

@@ -1,0 +1,58 @@
+"""Words and numbers for the verdict's page: strangers' text made harmless, JSON's numbers made readable."""
+
+import html
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+
+def number(x: Any) -> float | None:
+    """A number, also one that JSON had to write as text; None for anything else."""
+    if x is None or isinstance(x, bool):
+        return None
+    try:
+        return float(x)
+    except (TypeError, ValueError):
+        return None
+
+
+def differs(x, nothing=False):
+    """Is a relative difference more than rounding?  nothing: what to say of no number at all."""
+    value = number(x)
+    return nothing if value is None else not value <= 1e-6
+
+
+def off_by(x):
+    value = number(x)
+    if value is None:
+        return "" if x is None else safe(x)
+    if math.isnan(value):
+        return "NaN"
+    return "0" if value == 0 else f"{value:.0e}" if value < 1e-4 else percent(value)
+
+
+def percent(x):
+    value = number(x)
+    if value is None or not math.isfinite(value):
+        return "NaN" if value is None or math.isnan(value) else "∞"
+    return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
+
+
+def as_list(x) -> list:
+    if x is None:
+        return []
+    return list(x) if isinstance(x, Iterable) and not isinstance(x, str | Mapping) else [x]
+
+
+def capital(text):
+    text = str(text)
+    return text[:1].upper() + text[1:]
+
+
+def safe(text: Any) -> str:
+    """Text for HTML, quotes included; control characters made visible, and those that turn the text around."""
+    return html.escape(visible(text), quote=True)
+
+
+def visible(text: Any) -> str:
+    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))
