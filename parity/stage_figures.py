@@ -113,8 +113,8 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
         axes = figure.subplots(1, len(panels), squeeze=False)[0]
         figure.subplots_adjust(left=0.42 / figure.get_figwidth(), right=1 - 0.1 / figure.get_figwidth(), wspace=0.12,
                                top=1 - 0.3 / figure.get_figheight(), bottom=0.35 / figure.get_figheight())
-        for i, (ax, (words, x)) in enumerate(zip(axes, panels)):
-            ax.set_title(words, fontsize=9)
+        for i, (ax, (title, x)) in enumerate(zip(axes, panels)):
+            ax.set_title(title, fontsize=9)
             if x is None:
                 ax.set(xticks=[], yticks=[])
                 ax.spines[:].set_color("#999")
@@ -128,7 +128,8 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
             ax.set(xlim=(0, x.shape[1]), ylim=(x.shape[0], 0), xticks=[], yticks=np.arange(x.shape[0]) + 0.5)
             ax.set_yticklabels(range(x.shape[0]) if i == 0 or not comparable else [], fontsize=7)
             ax.tick_params(length=0, pad=2)
-            ax.set_xlabel(columns if i or not columns else f"{x.shape[1]} {columns}", fontsize=7.5, labelpad=3, parse_math=False)
+            words = columns if i or not columns else f"{x.shape[1]} {columns}"
+            ax.set_xlabel(words, fontsize=7.5, labelpad=3, parse_math=False)
             if i == 0:
                 ax.set_ylabel(rows, fontsize=7.5, labelpad=1, parse_math=False)
             ax.spines[:].set_color("#999")
