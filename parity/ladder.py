@@ -13,7 +13,7 @@ import shlex
 import sys
 import time
 from collections.abc import Callable, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
@@ -74,6 +74,7 @@ def run(
     wanted: Callable[[str], bool] | None = None,
     say: Callable[[str], Any] = lambda text: None,
     keep_going: bool = False,
+    minutes: float = 0,
 ) -> dict[str, Any]:
     """Climb and return the results (report.py states their schema).
 
@@ -81,6 +82,7 @@ def run(
     rungs               names of RUNGS, in any order; None: all that the device has
     vectors, wanted     the folder of frozen vectors (None: the one of this package), and which of them to replay, by id
     keep_going          do not stop at the first tensor that leaves its budget
+    minutes             a rung that would not end within so many is not run; 0: no limit
     Raises ValueError for an unknown preset or rung, and for a device that is not there.
     """
     from sparc_ref.backend import get_device
@@ -96,13 +98,20 @@ def run(
     started, began = time.strftime("%Y-%m-%dT%H:%M:%S%z"), time.perf_counter()
     done: list[dict] = []
     failure = None
-    with few_threads(threads), progress(chosen, preset) as bar:
+    exact = cuda.tf32_products(False) if device == "cuda" else nullcontext()
+    with few_threads(threads), exact, progress(chosen, preset) as bar:
         in_effect = settings(setup, chosen)
         for rung in chosen:
             bar.start(rung)
             done.append({"name": rung.name, "what": rung.what, "status": "not run", "seconds": 0.0, "compared": 0,
                          "reason": "an earlier rung failed", "notes": [], "rows": [], "series": None})
             if failure and not keep_going:
+                continue
+            left = 60 * minutes - (time.perf_counter() - began)
+            if minutes and left < getattr(rung, preset):
+                takes = f"it takes about {getattr(rung, preset):.0f} s"
+                done[-1]["reason"] = f"{takes}, and {max(0, left):.0f} s of {minutes:g} minutes are left"
+                say(line(done[-1]))
                 continue
             found = climb(rung, setup, done[-1], bar, keep_going)
             failure = failure or found
@@ -357,7 +366,8 @@ def main(command: Any) -> int:
     setup = Setup(command.preset, command.device, command.seed, reference_side(), trainer_side())
     with few_threads(command.threads):
         print(announce(settings(setup, chosen), versions(command.device), command.out))
-    results = run(command.preset, command.device, seed=command.seed, threads=command.threads, rungs=command.rungs, say=say)
+    results = run(command.preset, command.device, seed=command.seed, threads=command.threads, rungs=command.rungs, say=say,
+                  minutes=command.minutes)
     results["command"] = shlex.join(["python", "-m", "parity", *sys.argv[1:]])
     results["settings"]["output"] = str(command.out)
     report.terminal(results)

@@ -215,8 +215,9 @@ def junit(results: Mapping[str, Any]) -> str:
             if row["ok"]:
                 cases.append(head + "/>")
                 continue
-            first = results["failure"] and results["failure"]["rung"] == rung["name"] and charts.same(results["failure"]["row"], row)
-            more = results["failure"]["verdict"] if first else row["note"]
+            failure = results["failure"]
+            first = failure and failure["rung"] == rung["name"] and charts.same(failure["row"], row)
+            more = failure["verdict"] if first else row["note"]
             cases += [head + ">", f"    <failure message={quoteattr(_xml(describe(row)))}>{escape(_xml(more))}</failure>",
                       "  </testcase>"]
         skipped = rung["status"] == "not run"
