@@ -53,6 +53,8 @@ def behaviour(ask: Caller, diagnosis: Diagnosis) -> Behaviour:
                 continue
             same = any(f.id == found.id for f, _ in test(model)) if model else False
             findings.append(Finding(found, evidence, causes(test, found.id, diagnosis) if same else ()))
+    if ask.worker is None:                                # a folder of answers cannot be called again
+        return Behaviour(tuple(findings))
     findings += [Finding(f, evidence) for f, evidence in (*repeats(ask), *mutates(ask)) if f.id not in {i for i, _ in known}]
     half, half_findings, notes = low_precision(ask)
     memory, memory_note = growth(ask, diagnosis)

@@ -110,7 +110,7 @@ class Report:
             "behaviour": [
                 {
                     "id": x.found.id, "value": value(x.found.value), "what": x.found.way, "title": DEVIATIONS[x.found.id].title,
-                    "words": words(x.found, patches, x.found.way), "evidence": x.evidence, "fix": DEVIATIONS[x.found.id].fix,
+                    "words": words(x.found, patches), "evidence": x.evidence, "fix": DEVIATIONS[x.found.id].fix,
                     "training": DEVIATIONS[x.found.id].training, "explained_by": list(x.explained_by),
                 }
                 for x in self.behaviour.findings

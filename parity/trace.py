@@ -1,6 +1,6 @@
 """See the arrays that an implementation makes, without editing it: its local variables line by line, and torch's operations.
 
-A record is (where, array): where reads "file.py:12 name" for a variable, "file.py:12 op" for an operation inside a line.
+A record is (where, array): where reads "file.py:12 name" for a variable, "file.py:12 op()" for an operation inside a line.
 """
 
 import contextlib
@@ -136,12 +136,14 @@ def operations(files: set[str], book: Book):
         return f"{Path(frame.f_code.co_filename).name}:{frame.f_lineno}" if frame else ""
 
     class Record(TorchDispatchMode):
+        _should_skip_dynamo = classmethod(lambda cls: False)  # else the first operation imports torch.compile: seconds
+
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             out = func(*args, **(kwargs or {}))
             name = func.__name__.split(".")[0]
             if name not in VIEWS and (where := place()):
                 for x in out if isinstance(out, tuple | list) else (out,):
-                    book.add(f"{where} {name}", x, named=False)
+                    book.add(f"{where} {name}()", x, named=False)
             return out
 
     return Record()
@@ -172,6 +174,8 @@ def peak_bytes(framework: str) -> Iterator[Callable[[], int | None]]:
     now = top = 0
 
     class Count(TorchDispatchMode):
+        _should_skip_dynamo = classmethod(lambda cls: False)
+
         def __torch_dispatch__(self, func, types, args=(), kwargs=None):
             nonlocal now, top
             out = func(*args, **(kwargs or {}))

@@ -7,11 +7,12 @@ Exit codes of the command: 0 equals eq. 6 (or Listing 1 with --accept listing1),
 2 usage, or a keyword is needed, 3 cannot run.
 """
 
+import contextlib
 import os
 import platform
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -54,10 +55,6 @@ def check(
     Raises ValueError for a target that makes no sense, and convention.Unclear where one keyword would decide.  What the
     implementation itself raises is the verdict cannot_run.
     """
-    from parity.convention import CannotRun, infer
-    from parity.diagnose import Diagnosis
-    from parity.sheet import Report
-
     if unknown := set(overrides) - set(OVERRIDES):
         raise ValueError(f"check: no option {', '.join(sorted(unknown))}; there are {', '.join(OVERRIDES)}")
     accept = (accept,) if isinstance(accept, str) else tuple(accept)
@@ -66,16 +63,27 @@ def check(
     if isinstance(target, str | Path) and Path(target).is_dir():
         from parity.exchange import judge
 
-        return replace(judge(Path(target)), accept=accept)
+        with one_thread():
+            return replace(judge(Path(target)), accept=accept)
     name = str(target) if isinstance(target, str | Path) else name_of(target)
-    if os.environ.get(INSIDE):                            # a file that checks itself, imported by a check
-        return Report(name, Diagnosis("cannot_run", note="not checked: this is already inside a check"))
     start = time.monotonic()
-    common: dict[str, Any] = {"accept": accept, "device": device, "versions": versions()}
-    worker = Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget)
-    with worker:
+    common: dict[str, Any] = {"accept": accept, "device": device}
+    if os.environ.get(INSIDE):                            # a file that checks itself, imported by a check
+        from parity.diagnose import Diagnosis
+        from parity.sheet import Report
+
+        return Report(name, Diagnosis("cannot_run", note="not checked: this is already inside a check"), **common)
+    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget) as worker:
+        if worker.how == "process":
+            worker.launch()                               # its imports and ours, side by side
+        from parity.convention import CannotRun, infer
+        from parity.diagnose import Diagnosis
+        from parity.sheet import Report
+
+        common |= {"versions": versions()}
         try:
-            report = best_of(worker, infer(chosen(worker, name), overrides), name)
+            with one_thread():
+                report = best_of(worker, infer(chosen(worker, name), overrides), name)
         except Stopped as stop:
             error = {"type": stop.kind, "message": str(stop), "lines": [], "call": ""}
             return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
@@ -91,6 +99,19 @@ def check(
         elif worker.how == "fork":
             notes = (*notes, "it ran in a fork of this process: it has no name to import it by")
         return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how, **common)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: arrays are small here, and more threads than cores cost much more than they give."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
 
 
 def chosen(worker: Worker, name: str) -> Worker:
@@ -210,7 +231,8 @@ def main(command) -> int:
     if command.export is not None:
         from parity.exchange import export
 
-        print(export(command.export))
+        with one_thread():
+            print(export(command.export))
         return 0
     if not command.target:
         print("sparc-ref check: expected an implementation: pkg.module:name, file.py, file.py:name or a folder of answers", file=sys.stderr)

@@ -59,6 +59,7 @@ class Worker:
         self.process: subprocess.Popen | None = None
         self.candidates: list[str] = []
         self.here: dict[str, Any] | None = None
+        self.loaded = False
         self.how = "process" if "object" not in target else "fork" if can_fork() else "here"
 
     def __enter__(self) -> "Worker":
@@ -75,7 +76,7 @@ class Worker:
             raise Stopped("budget", f"the check took longer than {self.budget:g} s in all; --budget allows more")
         if self.how == "here":
             return self.ask_here(request, arrays or {})
-        if self.pid is None:
+        if self.pid is None or not self.loaded:
             self.start()
         return self.exchange(request, arrays or {}, self.time_limit)
 
@@ -91,8 +92,8 @@ class Worker:
         except (Exception, SystemExit) as error:
             return {"error": inside.told(error, self.here)}, {}
 
-    def start(self) -> None:
-        """Start the process and load the target.  Raises Stopped; a failed import is in `load_error`."""
+    def launch(self) -> None:
+        """Start the process and tell it what to load, without waiting.  Raises Stopped after too many restarts."""
         if self.restarts < 0:
             raise Stopped("crash", "it ended too often to be started again")
         self.restarts -= 1
@@ -109,20 +110,24 @@ class Worker:
             self.pid = self.process.pid
         for fd in (mine[0], theirs[1], printed[1]):
             os.close(fd)
-        self.writer, self.reader = mine[1], theirs[0]
+        self.writer, self.reader, self.buffer = mine[1], theirs[0], bytearray()
         os.set_blocking(self.reader, False)
-        self.buffer = bytearray()
         self.tail.clear()
         threading.Thread(target=drain, args=(printed[0], self.tail), daemon=True).start()
-        self.base = 0
+        self.base, self.loaded = 0, False
         self.load_error: dict | None = None
-        if "object" in self.target:
-            self.base = memory_of(self.pid)
-            return
-        reply, _ = self.exchange({"do": "load", **self.target}, {}, max(60.0, 2 * self.time_limit))
-        self.load_error, self.candidates = reply.get("error"), reply.get("candidates", [])
+
+    def start(self) -> None:
+        """Load the target.  Raises Stopped; a failed import is in `load_error`."""
+        if self.pid is None:
+            self.launch()
+        self.loaded = True
+        if "object" not in self.target:
+            reply, _ = self.exchange({"do": "load", **self.target}, {}, max(60.0, 2 * self.time_limit))
+            self.load_error, self.candidates = reply.get("error"), reply.get("candidates", [])
         self.base = memory_of(self.pid)
-        self.limit_address_space()
+        if "object" not in self.target:
+            self.limit_address_space()
 
     def limit_address_space(self):
         """A far too large allocation then fails where it is asked for, with their line in the traceback."""
