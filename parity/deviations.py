@@ -198,7 +198,7 @@ _ENTRIES = (
     ),
     Deviation(
         "weights.softmax_minmax", "softmax of the min-max similarity",
-        "the weights are a softmax over patches of {way}, where eq. 4 divides by the sum",
+        "the weights are a softmax over patches{way}, where eq. 4 divides by the sum",
         "eq. 4",
         "a = s_til / s_til.sum(-1, keepdim=True)",
         "Inputs in [0, 1] make a softmax nearly even: no weight is more than e = 2.7 times another at temperature 1, "
@@ -491,20 +491,25 @@ _ENTRIES = (
 DEVIATIONS = {d.id: d for d in _ENTRIES}
 
 
-def words(found: Found, patches: int = 196, what: str = "") -> str:
-    """The clause that says what was found, its numbers filled in."""
-    directions = {"vt": "groups of patches pick their token", "tv": "tokens pick their group of patches"}
-    if found.id.startswith("global."):
-        directions = {"vt": "pictures pick captions", "tv": "captions pick pictures"}
+_NOUNS = {
+    "poison": "makes the result NaN", "shifts": "changes the loss of its batch",
+    "flat": "flat rows", "zero padding": "zero embeddings at padding", "padding": "batches with padding"}
+_DIRECTIONS = {"vt": "groups of patches pick their token", "tv": "tokens pick their group of patches"}
+_GLOBAL_DIRECTIONS = {"vt": "pictures pick captions", "tv": "captions pick pictures"}
+
+
+def words(found: Found, patches: int = 196) -> str:
+    """The clause that says what was found, its numbers filled in.      patches: the user's P"""
+    if found.id == "minmax.epsilon" and found.value is None:
+        return "a token to which every patch is equally similar gets c = 0, as from an epsilon in the denominator of eq. 2"
     value = f"{found.value:.6g}" if isinstance(found.value, int | float) else found.value
-    way = found.way
-    if way and not found.id.endswith("softmax_minmax"):
-        way = f" ({way})"
+    directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
+    what = found.way or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(
-        value="some size" if value is None else value,
-        way=way,
-        what=what or found.way or "result",
-        direction=directions.get(str(found.value), "one way"),
+        value=value,
+        way=f" ({found.way})" if found.way and "{way}," not in DEVIATIONS[found.id].words[:60] else found.way,
+        what=what,
+        direction=directions.get(str(value), "one way"),
         patches=patches,
         sigma=f"{1 / patches:.3g}",
     )

@@ -20,7 +20,7 @@ class Variant:
     detach: str = ""                # "similarity" | "weights" | "tokens", "patches": these in the similarity alone
     minmax: bool = True
     flat: str = "uniform"           # "nan" | "zero": c = 0 | "nan_gradient": finite, by a where() that comes too late
-    inf_padding: bool = False       # infinities at padded rows of the similarity
+    inf_padding: str = ""           # infinities at padded rows of the similarity: NaN in the "gradient" | in the "loss" too
     sigma: str | float = "keys"     # 1/keys, real ones | "columns": 1/L for tokens as keys | "patches": 1/P | "none" | a number
     strict: bool = False
     on_weights: bool = False        # threshold after eq. 4
@@ -40,7 +40,7 @@ class Variant:
     nan_rows: bool = False          # padded rows are all -inf, and the product with the mask keeps their NaN
     nan_zero: str = ""              # zero rows in 0/0: "gradient" | "loss"
     nan_empty: bool = False         # a caption of padding alone is 0/0
-    eps: tuple[tuple[str, float], ...] = ()  # small numbers: in denominators range, sum, norm, key_norm; log; fill
+    eps: tuple[tuple[str, float], ...] = ()  # small numbers: in denominators range, sum, norm, key_norm; square, log, fill
 
 
 @dataclass(frozen=True)
@@ -58,6 +58,7 @@ class GlobalVariant:
 VT, TV = "when groups pick tokens", "when tokens pick groups"
 _GROUPS = {"masked": "", "open": "padded tokens compete", "zeroed": "padded tokens are dropped after the threshold"}
 _SIGMAS = {"columns": "sigma is 1/L", "patches": "sigma is 1/P"}
+_SOFTMAX = {"s_hat": "softmax_all", "s_til": "softmax_zeros", "the kept s_til": "softmax_kept"}
 # id -> way -> switches.  The first way is the usual one, and may be left out.
 WAYS = {
     "similarity.cosine": {"": {"cosine": True}},
@@ -75,15 +76,17 @@ WAYS = {
     "minmax.nan_on_flat": {"": {"flat": "nan"}},
     "minmax.epsilon": {"": {"flat": "zero"}},
     "minmax.missing": {"": {"minmax": False}},
-    "minmax.nan_from_padding": {"": {"inf_padding": True}},
+    "minmax.nan_from_padding": {
+        "": {"inf_padding": "gradient"}, "in the loss": {"inf_padding": "loss"}, "in the gradient": {"inf_padding": "gradient"},
+    },
     "threshold.absent": {"": {"sigma": "none"}},
     "threshold.strict": {"": {"strict": True}},
     "threshold.on_weights": {"": {"on_weights": True}},
     "weights.detached": {"": {"detach": "weights"}},
     "weights.softmax": {"of s": {"weights": "softmax"}, "of s/tau": {"weights": "softmax", "scaled": True}},
     "weights.softmax_minmax": {
-        "s_hat": {"weights": "softmax_all"}, "s_til": {"weights": "softmax_zeros"},
-        "s_til where it is kept": {"weights": "softmax_kept"},
+        f"{what}{tau}": {"weights": name} | ({"scaled": True} if tau else {})
+        for tau in ("", "/tau") for what, name in _SOFTMAX.items()
     },
     "weights.raw": {"not normalised": {"weights": "raw"}, "divided by their sum": {"weights": "raw_sum"}},
     "weights.mean": {"": {"weights": "mean"}},
@@ -115,7 +118,7 @@ _VALUES = {
 _GLOBAL_VALUES = {"global.temperature_constant": "tau", "global.one_direction": "direction", "global.factor": "factor"}
 EPSILONS = {
     "range": "minmax.epsilon", "sum": "weights.epsilon", "norm": "norm.epsilon", "key_norm": "similarity.epsilon",
-    "log": "loss.epsilon",
+    "square": "norm.epsilon", "fill": "logits.padding_filled_zero", "log": "loss.epsilon",
 }  # fmt: skip
 
 
@@ -173,27 +176,26 @@ def _found_fine(o):
         if when:
             found.append(Found(id_, value, way))
 
-    softmax = o.weights == "softmax"
+    tau = "/tau" if o.scaled else ""
     thresholded = o.weights in ("sum", "mean", "softmax_zeros", "softmax_kept")
     groups = "; ".join(filter(None, (_GROUPS[o.keys], _SIGMAS.get(o.sigma, "") if thresholded else "")))
     add("similarity.patches_group", way=groups, when=o.rows == "patches")
     add("similarity.cosine", when=o.cosine)
     add("similarity.tokens_normalised", when=o.token_norm)
-    add("similarity.scaled", when=o.scaled and not softmax)
+    add("similarity.scaled", when=o.scaled and not o.weights.startswith("softmax"))
     sides = {"tokens": "the tokens' side alone", "patches": "the patches' side alone"}
     add("similarity.detached", way=sides.get(o.detach, ""), when=o.detach in ("similarity", *sides))
     add("minmax.missing", when=not o.minmax)
     add("minmax.nan_on_flat", when=o.flat == "nan")
     add("minmax.epsilon", dict(o.eps).get("range"), when=o.flat == "zero" or "range" in dict(o.eps))
-    add("minmax.nan_from_padding", when=o.inf_padding)
+    add("minmax.nan_from_padding", way=f"in the {o.inf_padding}", when=bool(o.inf_padding))
     add("threshold.absent", when=o.sigma == "none" and thresholded)
     add("threshold.constant", o.sigma, when=isinstance(o.sigma, float) and thresholded)
     add("threshold.on_weights", when=o.on_weights)
     add("threshold.strict", when=o.strict)
-    add("weights.softmax", way="of s/tau" if o.scaled else "of s", when=softmax)
-    add("weights.softmax_minmax", when=o.weights == "softmax_all", way="s_hat")
-    add("weights.softmax_minmax", when=o.weights == "softmax_zeros", way="s_til")
-    add("weights.softmax_minmax", when=o.weights == "softmax_kept", way="s_til where it is kept")
+    add("weights.softmax", way="of s" + tau, when=o.weights == "softmax")
+    for what, name in _SOFTMAX.items():
+        add("weights.softmax_minmax", way=what + tau, when=o.weights == name)
     add("weights.raw", when=o.weights == "raw", way="not normalised")
     add("weights.raw", when=o.weights == "raw_sum", way="divided by their sum")
     add("weights.mean", when=o.weights == "mean")

@@ -22,9 +22,9 @@ class Result:
     stages: dict = field(default_factory=dict)
 
 
-def unit(x, eps=0.0):
+def unit(x, eps=0.0, square_eps=0.0):
     """x / |x|, 0 for a zero vector and no gradient there.      (...,D) -> (...,D)"""
-    square = (x * x).sum(-1, keepdim=True)
+    square = (x * x).sum(-1, keepdim=True) + square_eps
     zero = square == 0
     return torch.where(zero, 0.0, x / (torch.sqrt(torch.where(zero, 1.0, square)) + eps))
 
@@ -66,7 +66,7 @@ def sigma_of(o: Variant, mask, patches):
     return {"keys": 1 / columns, "columns": 1 / columns, "patches": 1 / patches, "none": 0.0}[o.sigma]
 
 
-def align(s, mask, patches, o: Variant):
+def align(s, mask, patches, scale, o: Variant):
     """Eqs. 2-4.      s (...,B,N,M) -> a, stages"""
     eps = dict(o.eps)
     part = mask[..., None, :] if o.rows == "patches" and o.keys != "open" else None
@@ -85,7 +85,7 @@ def align(s, mask, patches, o: Variant):
         if shut is not None:                              # a caption of nothing but padding
             empty = ~shut.any(-1, keepdim=True)
             lo, hi = torch.where(empty, 0.0, lo), torch.where(empty, 0.0, hi)
-        flat = hi == lo
+        flat = (hi == lo) & torch.isfinite(hi)            # infinities at padding: no guard against them
         width = hi - lo + eps.get("range", 0.0)
         if o.flat == "nan":
             s_hat = (s - lo) / width
@@ -103,14 +103,15 @@ def align(s, mask, patches, o: Variant):
         keep = torch.ones_like(keep)
     if part is not None:
         keep = keep & part
+    sharp = scale if o.scaled else 1.0
     if o.weights == "softmax_all":
-        return torch.softmax(s_hat if part is None else s_hat.masked_fill(~part, -math.inf), -1), stages
+        return torch.softmax(sharp * (s_hat if part is None else s_hat.masked_fill(~part, -math.inf)), -1), stages
     s_til = torch.where(keep, x, 0.0)
     stages["sparse"] = s_til
     if o.weights == "softmax_zeros":
-        return torch.softmax(s_til, -1), stages
+        return torch.softmax(sharp * s_til, -1), stages
     if o.weights == "softmax_kept":
-        return torch.softmax(s_til.masked_fill(~keep, -math.inf), -1), stages
+        return torch.softmax((sharp * s_til).masked_fill(~keep, -math.inf), -1), stages
     a = _by_sum(s_til, flat, o, eps.get("sum", 0.0))
     return (a * a.shape[-1] if o.weights == "mean" else a), stages
 
@@ -130,7 +131,7 @@ def _by_sum(s_til, flat, o, eps):
 def group(v, t, mask, scale, o: Variant):
     """Eqs. 2-5.      -> c (...,B,N,D), stages"""
     s = similarity(v, t, mask, scale, o)
-    a, stages = align(s, mask, v.shape[-2], o)
+    a, stages = align(s, mask, v.shape[-2], scale, o)
     if o.detach == "weights":
         a = a.detach()
     values = t if o.rows == "patches" else v
@@ -143,11 +144,12 @@ def cosines(c, v, t, mask, o: Variant):
 
     -> (...,B,N,N); with negatives from the batch (...,1,BN,BN); by position (...,N,B,B)
     """
-    eps = dict(o.eps).get("norm", 0.0)
+    eps = [dict(o.eps).get(name, 0.0) for name in ("norm", "square")]
     q = v if o.rows == "patches" else t
-    norm = (bare_unit if o.nan_zero else unit) if not eps else lambda x: unit(x, eps)
-    c = c if o.no_norm in ("both", "c") else (unit(c, eps) if eps or not o.inf_padding else bare_unit(c))
-    q = q if o.no_norm in ("both", "t") else norm(q)
+    if o.no_norm not in ("both", "c"):
+        c = bare_unit(c) if o.inf_padding else unit(c, *eps)
+    if o.no_norm not in ("both", "t"):
+        q = bare_unit(q) if o.nan_zero else unit(q, *eps)
     one, two = (q, c) if o.rows == "patches" else (c, q)
     one, two = torch.broadcast_tensors(one, two)
     if o.negatives == "batch":
@@ -182,7 +184,7 @@ def cross_entropy(z, columns, how, o: Variant):
         own = torch.diagonal(z, dim1=-2, dim2=-1)
     else:
         z = torch.where(columns | torch.eye(z.shape[-1], dtype=torch.bool), z, -math.inf)
-        if o.reduction != "mean_all":                     # padded rows count nowhere: keep them finite
+        if o.reduction != "mean_all" and "loss" not in (o.inf_padding, o.nan_zero):  # padded rows count nowhere
             z = torch.where(columns.mT, z, 0.0)
     log = torch.logsumexp(z, -1)
     if dict(o.eps).get("log"):
@@ -224,7 +226,7 @@ def reduce(loss_vt, loss_tv, mask, patches, o: Variant):
     """Eq. 6's sums.      (...,B,N) twice -> (...)"""
     share = shares(mask, patches, o)
     loss = {"both": (loss_vt + loss_tv) / 2, "vt": loss_vt, "tv": loss_tv}[o.direction]
-    if not (o.nan_rows or o.nan_empty or o.nan_zero == "loss"):
+    if not (o.nan_rows or o.nan_empty or "loss" in (o.nan_zero, o.inf_padding)):
         loss = torch.where(share > 0, loss, 0.0)
     return o.factor * (share * loss).sum((-2, -1))
 

@@ -1,0 +1,224 @@
+"""The losses that a box gives, one by one: fine-grained, global, or both in a weighted total lambda_g L_g + lambda_f L_f.
+
+One sample has no global loss, one token per caption no fine-grained one: each is explained where the other is silent, and
+taken off the total.
+"""
+
+import math
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from parity import search
+from parity.asking import Box, Reading
+from parity.deviations import DEVIATIONS
+from parity.explain import ALONE, SECOND, ZERO, Explanation, Reader, depends_on_theta, explain_fine, named
+from parity.findings import Effect
+from parity.probes import HELD_OUT, PROBES, Probe, draw
+from parity.search import evaluated
+from parity.switches import EPSILONS, GlobalVariant, Variant, found_in, variant_of
+
+PAIRS = ("padded", "padded_again", "unpadded", "equal_lengths", "unit_padded", "all_padding")
+ONE_TOKEN = {
+    name: draw(name, (1,) * batch, 1, patches, shows="one token per caption: the global loss alone")
+    for name, batch, patches in (("one_token", 4, 9), ("one_token_again", 3, 12), ("one_token_more", 5, 9))
+}
+
+
+@dataclass
+class Part:
+    """One loss and its explanation.  name: "fine" | "global"; read: Probe -> Reading."""
+
+    name: str
+    read: Reader
+    how: Explanation
+    scale: float = 1.0              # its lambda in a total
+    probes: tuple[Probe, ...] = tuple(PROBES.values())
+    held_out: tuple[Probe, ...] = tuple(HELD_OUT.values())
+    lambdas: dict[str, float] = field(default_factory=dict)
+
+    @property
+    def found(self):
+        mine = list(self.how.found)
+        if any(d.id == "minmax.epsilon" and d.value for d in self.how.also):
+            mine = [d for d in mine if d.id != "minmax.epsilon" or d.value]
+        return tuple(mine)
+
+    @property
+    def facts(self):
+        return self.how.facts
+
+    @property
+    def equals(self):
+        return self.how.equals
+
+    @property
+    def explained(self) -> bool:
+        return (self.how.fine or self.how.pairs) is not None and self.how.gradient is not False
+
+    @property
+    def bases(self):
+        return ("eq6",) if self.name == "global" else ("eq6", "listing1")
+
+    def paper(self, probe: Probe, base: str):
+        """What the paper gives: value, gradients.  With the box's harmless epsilons, where it has some."""
+        if self.name == "global":
+            source = self.how.pairs or GlobalVariant()
+            kind = GlobalVariant(*("given" if side == "given" else "mean" for side in (source.vision, source.text)))
+            return self._scaled(evaluated(probe, kind), "global")
+        eps = self.how.fine.eps if self.how.fine else ()
+        harmless = tuple((name, x) for name, x in eps if DEVIATIONS[EPSILONS[name]].harmless)
+        paper = Variant(reduction="token" if base == "listing1" else "sample", eps=harmless)
+        return self._scaled(evaluated(probe, paper), "fine")
+
+    def model(self, probe: Probe):
+        """What the explanation gives: value, gradients."""
+        setting = self.how.pairs if self.name == "global" else self.how.fine
+        value, grads = self._scaled(evaluated(probe, setting), self.name)
+        lacking = {d.value for d in self.how.also if d.id == "edge.no_gradient"}
+        return value, {name: g for name, g in grads.items() if name not in lacking}
+
+    def models(self, probe: Probe):
+        """model(), and for rows of zeros at padding, where it is NaN on flat rows: padding may have been cut off before."""
+        yield self.model(probe)
+        if probe.name in ZERO and self.name == "fine" and self.how.fine.flat != "uniform":
+            yield self._scaled(evaluated(probe, replace(self.how.fine, flat="uniform")), "fine")
+
+    def _scaled(self, result, name):
+        return self.scale * result.losses[name], {k: self.scale * g for k, g in result.grads[name].items()}
+
+    def excused(self, probe: Probe, reading: Reading) -> bool:
+        """Is what happens on this probe said by a deviation that is no switch?"""
+        ids = {d.id for d in self.how.also}
+        return ("edge.zero_padding" in ids and probe.name in ZERO) or ("edge.all_padding" in ids and probe.name in ALONE)
+
+    def effects(self, deviations):
+        made = []
+        for d in deviations:
+            if d.id.startswith("edge."):
+                continue
+            rest = [x for x in deviations if x != d and not x.id.startswith("edge.")]
+            pick = 1 if self.name == "global" else 0
+            with_it, without = (variant_of(x)[pick] for x in ([*rest, d], rest))
+            if self.name == "global":                     # where it pools by itself, it goes on doing so
+                kind = {side: "mean" for side in ("vision", "text") if getattr(self.how.pairs or with_it, side) != "given"}
+                without = replace(without, **{s: k for s, k in kind.items() if getattr(without, s) == "given"})
+            name = "flat" if d.id in ("minmax.nan_on_flat", "minmax.epsilon") else "padded"
+            a, b = (evaluated(PROBES[name], o) for o in (with_it, without))
+            made.append(Effect(d.id, name, _change(a.losses[self.name], b.losses[self.name]), _distance(a, b, self.name)))
+        return tuple(made)
+
+
+def _change(a, b):
+    return abs(a - b) / max(abs(b), 1e-12) if math.isfinite(a) else math.inf
+
+
+def _distance(a, b, name):
+    one, two = (np.concatenate([np.ravel(r.grads[name][k]) for k in ("v", "t", "v_bar", "t_bar")]) for r in (a, b))
+    if not np.isfinite(one).all():
+        return math.inf
+    return float(np.linalg.norm(one - two) / max(np.linalg.norm(two), 1e-12))
+
+
+def explain(box: Box) -> list[Part]:
+    """Every loss that the box gives."""
+    given = box(PROBES["padded"]).losses
+    parts = []
+    if "fine" in given:
+        read = Reader(box, "fine")
+        parts.append(Part("fine", read, explain_fine(read)))
+    if "global" in given:
+        read = Reader(box, "global")
+        parts.append(Part("global", read, explain_pairs(read, named(PAIRS))))
+    if "total" in given and not parts:
+        return explain_total(box)
+    return parts
+
+
+def explain_total(box: Box) -> list[Part]:
+    """Both losses of a weighted total, and both lambdas."""
+    total = Reader(box, "total")
+    tokens = [p for p in ONE_TOKEN.values() if total(p).error is None]
+    tol, _ = box.tolerances()
+    pairs = search.explain_global(total, tokens, not depends_on_theta(total, tokens[0]), tol) if tokens else []
+    fine, best, weight = explain_fine(total, stop="one sample"), None, 0.0
+    if pairs:
+        for o in pairs[:8]:                               # one token hides how captions are pooled
+            weight, o = o.factor, replace(o, factor=1.0)
+            how = explain_fine(Reader(box, "total", known=lambda p, o=o, w=weight: _weighted(p, o, w)))
+            if best is None or how.reached == "all":
+                fine, best = how, o
+            if how.reached == "all" and how.gradient is not False:
+                break
+    elif fine.reached == "one sample":
+        fine, best, weight = joint(total, fine)
+    return parts_of(box, total, fine, best, weight)
+
+
+def parts_of(box, total, fine, best, weight) -> list[Part]:
+    share = fine.fine.factor if fine.fine else fine.survivors[0].factor if fine.survivors else 1.0
+    if fine.fine is not None:
+        fine.fine = replace(fine.fine, factor=1.0)
+    lambdas = {"lambda_f": share}
+    if best is not None:
+        lambdas["lambda_g"] = weight
+    read = Reader(box, "total", known=lambda p: _weighted(p, best, weight)) if best is not None else total
+    singles = tuple(p for p in PROBES.values() if len(p.v) == 1)
+    whole = {} if best is not None else {"probes": singles, "held_out": ()}
+    parts = [Part("fine", read, fine, scale=share, lambdas=lambdas, **whole)]
+    pairs = Explanation(pairs=best, reached="all" if best is not None else "nothing")
+    if fine.fine is not None and best is not None:
+        rest = Reader(box, "total", known=lambda p: _weighted(p, fine.fine, share))
+        parts.append(Part("global", rest, pairs, scale=weight))
+    else:
+        parts.append(Part("global", total, pairs, scale=weight, probes=tuple(ONE_TOKEN.values()), held_out=()))
+    return parts
+
+
+def _weighted(probe, setting, weight) -> Reading:
+    made = evaluated(probe, setting)
+    ((_, value),), ((_, grads),) = made.losses.items(), made.grads.items()
+    return Reading(weight * value, {name: weight * g for name, g in grads.items()})
+
+
+def joint(total, fine):
+    """Both second levels at once, for a fine-grained loss that one token does not silence."""
+    probes = [p for p in named(SECOND) if len(p.v) > 1 and total(p).error is None]
+    wanted = np.array([total(p).value for p in probes])
+    tol, _ = total.box.tolerances()
+    settings = [o for front in fine.survivors for o in search.second_settings(front)]
+    table = np.stack([search.second_values(settings, p) for p in probes], 1)
+    for o in search.global_settings():
+        pairs = np.array([evaluated(p, o).losses["global"] for p in probes])
+        with np.errstate(all="ignore"):
+            left = wanted - table
+            weights = left[:, 0] / pairs[0]
+            off = np.abs(left - weights[:, None] * pairs).max(1) / np.abs(wanted).max()
+        for i in np.flatnonzero(off < tol):
+            weight = search.simplest_factor(weights[i], 10 * tol)
+            if abs(weight) > 1e-6:
+                fine.fine, fine.reached = settings[i], "all"
+                return fine, o, weight
+    return fine, None, 0.0
+
+
+def explain_pairs(read, probes) -> Explanation:
+    """Eq. 1's settings that reproduce what is read, value and gradients."""
+    out = Explanation()
+    tol, grad_tol = read.box.tolerances()
+    probes = [p for p in probes if read(p).error is None]
+    found = search.explain_global(read, probes, not depends_on_theta(read, probes[0]), tol)
+    if not found:
+        return out
+    out.reached = "all"
+    for o in found:
+        offs = [search.gradient_error(read(p), p, o) for p in probes]
+        if all(x is None or x < grad_tol for x in offs):
+            out.pairs, out.gradient = o, None if all(x is None for x in offs) else True
+            break
+    else:
+        out.pairs, out.gradient = found[0], False
+    first = search.cost(found_in(None, out.pairs))[0]
+    others = [found_in(None, o) for o in found if o != out.pairs]
+    out.equals += [f for f in others if search.cost(f)[0] == first and f != found_in(None, out.pairs)][:3]
+    return out
