@@ -37,7 +37,7 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
         setup.tick(i / len(cases))
         for side, call in sides(setup, case):
             for dtype in DTYPES:
-                if dtype in case.dtypes and (side.startswith("reference") or dtype in WHOLE or case.level in ("ops", "losses")):
+                if dtype in case.dtypes and (dtype in WHOLE or narrow(side, case.level, dtype)):
                     for row in one(case, side, dtype, call):
                         if row.note and not row.note.startswith("as "):
                             remarks.setdefault(f"{row.name} ({row.side}) {row.note}", []).append(case.id)
@@ -47,6 +47,15 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
         setup.note(f"{remark}; in {len(ids)} case{'s' if len(ids) > 1 else ''}, such as {ids[0]}")
     too = sum(case.function in CALLS for case in cases)
     setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
+
+
+def narrow(side: str, level: str, dtype: str) -> bool:
+    """Whether a side runs a level in 16 bits: towers in pure 16-bit are the reference's alone; CuPy has no bfloat16."""
+    if side == "reference":
+        return True
+    if level == "ops":
+        return side.startswith("trainer")
+    return level == "losses" and not (dtype == "bfloat16" and "CuPy" in side)
 
 
 def both(setup: Setup, case: vectors.Case) -> Iterator[tuple[str, Callable]]:

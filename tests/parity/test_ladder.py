@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from parity import __main__, budgets, ladder
+from parity import __main__, budgets, gpu_check, ladder
 from parity.rungs import cuda, reconverge, replay, rounded, setup, training, variants, whole
 from parity.rungs.setup import NotRun, Row, Setup, reference_side, trainer_side
 from sparc_ref.backend import get_device
@@ -251,6 +251,58 @@ def test_cuda_without_a_gpu_says_what_is_missing(capsys):
         assert str(error) in capsys.readouterr().err
         return
     pytest.skip("there is a GPU here")
+
+
+def test_the_gpu_check_without_a_gpu_says_what_is_missing(tmp_path, capsys):
+    if not gpu_check.missing():
+        pytest.skip("there is a GPU here")
+    assert gpu_check.main(["--out", str(tmp_path / "gpu")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot run it" in said and "sees no GPU" in said and "driver" in said and not (tmp_path / "gpu").exists()
+
+
+def test_the_benchmarks_for_a_gpu_run_on_the_cpu():
+    rows = list(gpu_check.benchmarks("cpu", {"toy": (4, 7)}, sizes=(16,), width=8, rounds=1))
+    assert len(rows) == 5 + 3 + 2 and all(row["seconds"] > 0 for row in rows)
+    shown = gpu_check.table({"result": [*rows, {"what": "x", "side": "y", "seconds": None, "GiB": None}], "said": []})
+    assert len(shown) == 4 + 11 and "out of memory" in shown[-1] and shown[4].split("|")[4].strip() == "1.00"
+
+
+def test_running_out_of_memory_is_a_row_and_another_error_is_not():
+    def fail(error):
+        raise error
+
+    assert gpu_check.row("a", "b", lambda: fail(RuntimeError("CUDA out of memory")), "cpu")["seconds"] is None
+    with pytest.raises(ValueError, match="shape"):
+        gpu_check.row("a", "b", lambda: fail(ValueError("shape")), "cpu")
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_gpu_report(monkeypatch, good):
+    climbed_ = climbed(monkeypatch, rung(GOOD if good else AFTER))
+    climbed_["versions"]["gpu"] = "NVIDIA H100 80GB HBM3"
+    part = {"status": "passed", "seconds": 3.0, "said": ["3 passed ```"], "result": None}
+    found = {"ladder": part | {"result": climbed_}, "tests": part, "benchmarks": part}
+    name, text = gpu_check.report(found, 7.0, "2026-01-02")
+    assert name == "report-NVIDIA-H100-80GB-HBM3-2026-01-02" and gpu_check.passed(found) == good
+    assert ("FAILED" in text) != good and "| made up |" in text and "No numbers" in text
+    without = found | {"ladder": part}
+    assert not gpu_check.passed(without) and "wrote no results" in gpu_check.report(without, 1)[1]
+
+
+def test_a_part_that_takes_too_long_is_stopped():
+    import sys
+
+    found = gpu_check.in_process([sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1.0)
+    assert found["status"] == "stopped: out of time" and found["said"] == ["on"] and found["seconds"] < 30
+    assert gpu_check.in_process([sys.executable, "-c", "raise SystemExit(3)"], 60)["status"] == "failed, exit status 3"
+
+
+def test_a_rung_that_would_not_end_in_time_is_not_run(monkeypatch):
+    slow = replace(rung(GOOD), name="slow", quick=100.0)
+    results = climbed(monkeypatch, slow, rung(GOOD), minutes=1)
+    assert [r["status"] for r in results["rungs"]] == ["not run", "passed"]
+    assert "takes about 100 s" in results["rungs"][0]["reason"]
 
 
 # ------------------------------------------------------------------------------------------------------------ command line
