@@ -39,7 +39,7 @@ class Sizes:
 
 def sizes(setup: Setup) -> Sizes:
     if setup.quick:
-        return Sizes("small", 6, 9, "tiny", 60, (2,))
+        return Sizes("small", 6, 9, "tiny", 120, (2, 4))
     return Sizes("small", 16, 16, "small", 300, (2, 4))
 
 
