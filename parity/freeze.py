@@ -22,12 +22,12 @@ TOTAL_LIMIT = 5_000_000  # bytes of the whole folder
 USELESS = 0.5  # a budget of half the scale or more says that the reference itself has left that dtype's range
 MEASURED = (
     "error = max|got - want| / scale. scale = max|want| of the tensor; where that is below fraction of the largest of its "
-    "family (all grad.*; all out.params.*, out.m.*, out.v.*; else the tensor itself), that one; 1 where it is 0. budget = "
-    "slack * max(error, one unit of rounding). The error in float32 is the worst of the reference's own runs: NumPy and "
-    "torch arrays, in the given order and in three others of every dimension whose order means nothing; its float64 run on "
-    "inputs nudged by one unit of rounding (at knife edges theta alone); and the distance in units of rounding between the "
-    "reference and the oracle in float64. float64's is the same number of its own units. float16 and bfloat16: the same "
-    "runs on torch arrays."
+    "family (all grad.*; logits and losses; all out.params.*, out.m.*, out.v.*; else the tensor itself), that one; 1 where "
+    "it is 0. budget = slack * max(error, one unit of rounding). The error in float32 is the worst of the reference's own "
+    "runs: NumPy and torch arrays, in the given order and in three others of every dimension whose order means nothing; its"
+    " float64 run on inputs nudged by one unit of rounding (at knife edges theta alone); and the distance in units of "
+    "rounding between the reference and the oracle in float64. float64's is the same number of its own units. float16 and "
+    "bfloat16: the same runs (bfloat16 on torch arrays alone), and no less than what float32 lost."
 )
 NAMES = {"float64": "F64", "float32": "F32", "int64": "I64", "bool": "BOOL"}
 

@@ -11,7 +11,7 @@ Needs NumPy and jsonschema.  `python -m parity vectors` regenerates them and com
 import functools
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -109,7 +109,7 @@ def _valid_manifest(content):
         name = entry["id"]
         if name in seen:
             raise ValueError(f"{MANIFEST}: refused: the case {name} stands twice")
-        if entry["file"] != f"{name}.safetensors":
+        if entry["file"] != f"{name}.safetensors" or not safe_read.FILE_NAME.fullmatch(entry["file"]):
             raise ValueError(f"{MANIFEST}: refused: {name}: expected the file {name}.safetensors, got {entry['file']}")
         for other in entry["accepts"]:
             if seen.get(other) != entry["level"]:
@@ -121,8 +121,13 @@ def _valid_manifest(content):
                 raise ValueError(f"{MANIFEST}: refused: {name}: {tensor}: axes {about['axes']!r}, shape {about['shape']}")
             if math.prod(about["shape"]) > safe_read.FILE_LIMIT:
                 raise ValueError(f"{MANIFEST}: refused: {name}: {tensor}: shape {about['shape']} does not fit a file")
-            if about.get("padding") and "in.mask" not in entry["tensors"]:
-                raise ValueError(f"{MANIFEST}: refused: {name}: {tensor} has padding, the case has no mask")
+            mask = entry["tensors"].get("in.mask", {"shape": []})["shape"]
+            if about.get("padding") and len(mask) != 2:
+                raise ValueError(f"{MANIFEST}: refused: {name}: {tensor} has padding, the case has no mask (B,L)")
+            for axis in about.get("padding", ()):
+                if [about["shape"][0], *about["shape"][axis : axis + 1]] != mask:
+                    reason = f"padding along axis {axis}, which is not the mask's"
+                    raise ValueError(f"{MANIFEST}: refused: {name}: {tensor}: {reason}")
         seen[name] = entry["level"]
     return manifest
 
@@ -192,8 +197,10 @@ def _against(case, got, dtype):
     return differences
 
 
-def zero_padding(x: np.ndarray, mask: np.ndarray | None, axes: tuple[int, ...]) -> np.ndarray:
+def zero_padding(x: np.ndarray, mask: np.ndarray | None, axes: Sequence[int]) -> np.ndarray:
     """Zeros where a token is padding, along each of `axes`.      mask (B,L), the batch being axis 0 of x"""
+    if mask is None:
+        return x
     for axis in axes:
         shape = [1] * x.ndim
         shape[0], shape[axis] = mask.shape

@@ -121,7 +121,7 @@ def _resizing():
 
 def _vision_cases():
     d = Draw(202)
-    square, wide = d.normal(4, 3, 12, 12), d.normal(4, 3, 12, 20)
+    square, wide, five = d.normal(4, 3, 12, 12), d.normal(4, 3, 12, 20), d.normal(5, 3, 8, 8)
     params = toy_params(d, "vision.", vision_depth=2)
     one = {n: x for n, x in params.items() if ".blocks.1." not in n}
 
@@ -131,12 +131,15 @@ def _vision_cases():
     yield case("default", square, params, note="Two blocks. Caught: post-norm, a missing last norm, a [CLS] token, patches in "
                "the order of columns, a key bias.")
     yield case("gelu_erf", square, one, ("gelu",), "Caught: the tanh form.", gelu="erf")
-    yield case("resize_bicubic", wide, one, ("resize",), "A picture of 3 x 5 patches, positions learned for 3 x 3.")
-    yield case("resize_linear", wide, one, ("resize",), "The same, interpolated linearly.", position_resize="linear")
-    yield case("resize_smaller", square[:, :, :8, :8], one, ("resize",), "2 x 2 patches. Caught: antialiasing.")
-    yield case("one_patch", square[:, :, :4, :4], one, ("one_patch", "resize"), "P = 1: attention has one key.")
+    yield case("resize_bicubic", wide, one, ("resize",), "3 x 5 patches, positions learned for 3 x 3. Caught: rows for "
+               "columns, another kernel.")
+    yield case("resize_linear", wide, one, ("resize",), "The same, interpolated linearly. Caught: bicubic.",
+               position_resize="linear")
+    yield case("resize_smaller", five[:, :, :8, :8], one, ("resize",), "2 x 2 patches. Caught: antialiasing.")
+    yield case("one_patch", five[:, :, :4, :4], one, ("one_patch", "resize"), "P = 1. Caught: squeezed axes.")
     none = {n: x for n, x in params.items() if ".blocks." not in n}
-    yield case("no_blocks", square, none, ("no_blocks",), "Patch embedding, positions and the last norm.")
+    yield case("no_blocks", square, none, ("no_blocks",), "Patch embedding, positions and the last norm. Caught: a norm too "
+               "few or too many.")
     tiny = {n: x * np.float32(2**-10) if n in ("vision.patch.weight", "vision.patch.bias", "vision.positions") else x
             for n, x in one.items()}
     yield case("eps", square, tiny, ("eps",), "What the first norm sees is small. Caught: 1e-5, torch's default, for 1e-6.")
@@ -161,9 +164,9 @@ def _text_cases():
     yield case("padding_ids", one, ("padding",), "Padded places hold other ids, some outside of the vocabulary. Caught: an "
                "index error, gradients of rows that no real token reads.",
                tokens=np.where(mask, tokens, np.array([-100, 12, 99, -1, 7])))
-    yield case("one_token", one, ("one_token",), "L = 1.", tokens=tokens[:, :1], mask=mask[:, :1])
+    yield case("one_token", one, ("one_token",), "L = 1. Caught: squeezed axes.", tokens=tokens[:, :1], mask=mask[:, :1])
     none = {n: x for n, x in one.items() if ".blocks." not in n}
-    yield case("no_blocks", none, ("no_blocks",), "Embedding, positions and the last norm.")
+    yield case("no_blocks", none, ("no_blocks",), "Embedding, positions and the last norm. Caught: a norm too few or too many.")
 
 
 def _head_cases():

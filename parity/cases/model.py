@@ -18,13 +18,16 @@ AXES = FINE | INPUTS | {
 }
 FLAGS = {"separate": "a temperature for each loss: one gradient that should have been two"}
 BATCH = ("images", "tokens", "mask")
+FEATURES, GLOBAL = ("image_features", "text_features", "v", "t", "v_bar", "t_bar"), ("logits", "loss_image", "loss_text")
+LOSSES = ("loss_global", "loss_fine")
 SEED = 567  # margins of 0.002 and more under all options; 651: 0.02 with two blocks
 
 
 def _forward(x, o):
     params = {n: p for n, p in x.items() if n not in BATCH}
     loss, trace, back = forward(params, *(x[n] for n in BATCH), SPARCConfig(**o))
-    return {"loss": loss}, trace, lambda ct: back(float(ct["loss"]))
+    order = [*FEATURES, *GLOBAL, "loss_global", *(n for n in trace if n not in (*FEATURES, *GLOBAL, *LOSSES)), "loss_fine"]
+    return {"loss": loss}, {n: trace[n] for n in order if n in trace}, lambda ct: back(float(ct["loss"]))
 
 
 def _oracle(x, o):
@@ -73,14 +76,16 @@ def _cases():
     yield case("lambda_f_5", lambda_f=5.0, note="Caught: weights exchanged, or applied to the loss and not to its gradient.")
     yield case("global_alone", lambda_f=0.0, note="No fine-grained loss: its stages are absent.")
     yield case("fine_alone", lambda_g=0.0, lambda_f=10.0, note="The pooled path gets no gradient.")
-    yield case("resize_bicubic", ("resize",), "Pictures of 3 x 5 patches, positions learned for 3 x 3.", size=(12, 20))
-    yield case("resize_linear", ("resize",), "The same, interpolated linearly.", size=(12, 20), position_resize="linear")
+    yield case("resize_bicubic", ("resize",), "3 x 5 patches, positions learned for 3 x 3. Caught: rows for columns.",
+               size=(12, 20))
+    yield case("resize_linear", ("resize",), "The same, interpolated linearly. Caught: bicubic.", size=(12, 20),
+               position_resize="linear")
     yield case("no_padding", real=(5, 5, 5, 5), note="Hides every fault of padding.")
     x = toy()[0]
     other = np.where(x["mask"], x["tokens"], np.array([-100, 12, 99, -1, 7]))
-    yield case("padding_ids", ("padding",), "Padded places hold other ids, some outside of the vocabulary: they change "
-               "nothing.", inputs={"tokens": other})
+    yield case("padding_ids", ("padding",), "Padded places hold other ids, some outside of the vocabulary. Caught: "
+               "padding that reaches the loss or the embedding's gradient.", inputs={"tokens": other})
     yield case("all_padding", ("all_padding",), "A caption of padding alone. Caught: NaN, a mean over none.", real=(5, 0, 4, 1))
-    yield case("one_patch", ("one_patch", "flat"), "Pictures of one patch: every row of the alignment is flat.",
-               ("minmax", "sparse"), size=(4, 4))
-    yield case("one_sample", ("one_sample",), "B = 1: eq. 1 is 0, eq. 6 is not.", real=(4,))
+    yield case("one_patch", ("one_patch", "flat"), "Pictures of one patch: every row of the alignment is flat. Caught: NaN.",
+               ("minmax", "sparse"), size=(4, 4), real=(5, 3))
+    yield case("one_sample", ("one_sample",), "B = 1: eq. 1 is 0, eq. 6 is not. Caught: squeezed axes.", real=(4,))

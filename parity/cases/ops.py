@@ -3,6 +3,8 @@
 B batch, L tokens, C width, K columns, N rows; one letter is one size in a case.
 """
 
+from collections.abc import Callable
+
 import numpy as np
 
 from parity import oracle
@@ -60,7 +62,7 @@ def _fold_oracle(x, o):
     return dict(zip(("weight_folded", "bias_folded"), oracle.fold_norm(*(x[n] for n in FOLD)))), {}
 
 
-def _masked(name):
+def _masked(name) -> tuple[Callable, Callable]:
     """An op with an optional mask, which is among the inputs where the case has one."""
 
     def ours(x, o):
@@ -129,7 +131,8 @@ def _towers():
     yield Definition("standardize", "standardize", {"x": spread}, {"eps": 1e-6})
     yield Definition("standardize_eps", "standardize", {"x": small(d.normal(B, L, C), 10)}, {"eps": 1e-6}, ("eps",),
                      "The variance is about eps. Caught: 1e-5 or 1e-12 for 1e-6, eps outside of the root.")
-    yield Definition("standardize_eps_large", "standardize", {"x": spread}, {"eps": 0.0625}, ("eps",), "eps as an option.")
+    yield Definition("standardize_eps_large", "standardize", {"x": spread}, {"eps": 0.0625}, ("eps",),
+                     "Caught: an eps that is built in.")
     far = d.normal(B, L, C) + np.float32(256)
     yield Definition("standardize_offset", "standardize", {"x": far}, {"eps": 1e-6}, ("offset",),
                      "A mean 256 times the spread. Caught: variance as E[x^2] - E[x]^2.")
@@ -154,7 +157,8 @@ def _towers():
                      "Padding is no key, but still asks. Caught: padded keys in the softmax, the mask on queries.")
     yield Definition("attention_all_padding", "attention", {"qkv": qkv, "mask": lengths(L, 5, 0, 1)}, {"heads": 2},
                      ("masked", "all_padding"), "A caption of padding alone gets 0, and no gradient. Caught: NaN.")
-    yield Definition("attention_one_token", "attention", {"qkv": qkv[:, :1]}, {"heads": 2}, ("one_token",), "L = 1: the value.")
+    yield Definition("attention_one_token", "attention", {"qkv": qkv[:, :1]}, {"heads": 2}, ("one_token",),
+                     "L = 1: the value. Caught: squeezed axes.")
     yield Definition("attention_large", "attention", {"qkv": qkv * np.float32(16)}, {"heads": 2}, ("large",),
                      "Scores of several hundred. Caught: exp without its maximum taken off.")
 
@@ -190,7 +194,7 @@ def _rows():
                      "Padding holds 1e30. Caught: a mask by multiplication after the sum, or by subtraction.")
     for dtype in ("float16", "bfloat16"):
         yield Definition(f"at_least_float32_{dtype}", "at_least_float32", {"x": d.coarse(B, 6)}, {}, ("half",),
-                         "Widened for the losses; the gradient comes back in the input's own type.", input_dtype=dtype)
+                         "Caught: a gradient that does not come back in the input's own type.", input_dtype=dtype)
 
 
 def _tables():

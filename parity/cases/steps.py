@@ -176,7 +176,7 @@ def _adamw_cases():
 
     yield case("ten_steps", ("adamw",), "Warm-up, cosine, decay of matrices alone. Caught: decay on biases, norms, positions, "
                "embeddings or theta; decay inside the gradient (L2); no bias correction; a schedule that starts at 0.")
-    yield case("first_step", ("adamw",), "One update, where a missing bias correction shows most.",
+    yield case("first_step", ("adamw",), "One update. Caught: a missing bias correction, which shows most here.",
                grads={n: g[:1] for n, g in grads.items()}, steps=1, warmup=1)
     yield case("eps", ("adamw",), "Gradients as small as eps. Caught: eps inside the root, or before the bias correction.",
                grads={n: g * np.float32(2**-20) for n, g in grads.items()})
@@ -186,8 +186,8 @@ def _adamw_cases():
     ends = {"theta": np.asarray(4.5, np.float32), "theta_fine": np.asarray(0.25, np.float32)}
     yield case("clamp", ("clamp",), "theta is driven beyond log 100, theta_fine below 0. Caught: no clamp, or one end of it.",
                params=params | ends, grads=grads | away, peak=0.125)
-    yield case("final", ("adamw",), "A cosine that ends at a rate above 0, other betas, no decay.", final=0.0078125, beta1=0.75,
-               beta2=0.9375, weight_decay=0.0)
+    yield case("final", ("adamw",), "A cosine that ends above 0, other betas, no decay. Caught: built-in constants.",
+               final=0.0078125, beta1=0.75, beta2=0.9375, weight_decay=0.0)
 
 
 def toy_training(seed, **changes):
@@ -207,4 +207,4 @@ def _train_cases():
     x, options = toy_training(403, temperature="separate", reduction="token", gelu="erf", align="softmax")
     plan = PLAN | {"limit": 100.0, "weight_decay": 0.0, "final": 0.001953125}
     yield Definition("train_options", "train", x, options | plan, ("adamw", "separate"),
-                     "The same under other options, no gradient clipped.")
+                     "The same under other options, no gradient clipped. Caught: clipping at all.")
