@@ -139,7 +139,7 @@ def curves(series: Mapping[str, Any]) -> str:
     if band:
         edge = [at(i, b) for i, (_, b) in enumerate(band)] + [at(i, a) for i, (a, _) in reversed(list(enumerate(band)))]
         out.append(f'<polygon points="{" ".join(edge)}" fill="#0a58a6" fill-opacity=".18"/>')
-    styles = (("#0a58a6", "", 2.6), ("#a34500", "5 4", 1.6), ("#00755a", "2 3", 1.6))
+    styles = (("#8fbbe8", "", 6), ("#8a2b00", "", 1.4), ("#00755a", "3 3", 1.4))  # broad below, narrow above: both show
     for j, (name, values) in enumerate(lines.items()):
         colour, dash, thick = styles[j % len(styles)]
         points = " ".join(at(i, v) for i, v in enumerate(values))
