@@ -5,7 +5,7 @@ B batch, L tokens, P patches, D joint width.  theta = log(1/tau), a 0-d array.  
 
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace, device, size
 
 from sparc_ref import ops
 from sparc_ref.alignment import align_patches
@@ -153,6 +153,6 @@ def _finite(what, value, **inputs):
     for name, x in inputs.items():
         bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
         if bad:
-            raise ArithmeticError(f"{what} is {float(value)}: {bad} of the {x.size} numbers of {name} are NaN or infinite")
+            raise ArithmeticError(f"{what} is {float(value)}: {bad} of the {size(x)} numbers of {name} are NaN or infinite")
     largest = ", ".join(f"|{name}| up to {float(xp.max(xp.abs(x))):.3g}" for name, x in inputs.items())
     raise ArithmeticError(f"{what} is {float(value)}: it left the range of {value.dtype}; {largest}")
