@@ -18,7 +18,6 @@ import numpy as np
 FILE_LIMIT = 1 << 20  # bytes of one case
 MANIFEST_LIMIT = 4 << 20
 DEPTH_LIMIT = 16
-FILE_NAME = re.compile(r"[a-z0-9][a-z0-9_]{0,99}\.safetensors")
 DTYPES: dict[str, Any] = {"F64": np.dtype("<f8"), "F32": np.dtype("<f4"), "I64": np.dtype("<i8"), "BOOL": np.dtype("?")}
 
 
