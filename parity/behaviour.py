@@ -302,7 +302,7 @@ def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
         why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives" for f in diagnosis.deviations) else ""
         notes.append(f"memory grows with the square of the batch (B^{powers['B']:.1f}){why}; eq. 6 needs B (LP + LD + LL)")
     elif powers["D"] > expected["D"] + 0.45:
-        notes.append(f"memory grows with L P D (D^{powers['D']:.1f}): a product is written out where a matrix product would do")
+        notes.append(f"memory grows with the width (D^{powers['D']:.1f}): products of vectors are written out where a matrix product would do")
     elif powers["L"] > 2.3 or powers["P"] > 1.5:
         notes.append(f"memory grows like L^{powers['L']:.1f} P^{powers['P']:.1f}, more than B (LP + LD + LL)")
     return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, notes

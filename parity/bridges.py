@@ -120,27 +120,8 @@ def jax_bridge(device: str) -> Bridge:
     if device == "cpu":
         jax.config.update("jax_default_device", jax.devices("cpu")[0])
 
-    def differentiate(f, leaves):
-        def losses_of(leaves):
-            outputs, losses, _ = f(leaves)
-            arrays, structure = keep_arrays(outputs, lambda x: framework_of(x) == "jax")
-            kept["structure"], kept["named"] = structure, list(losses)
-            return [jnp.asarray(x) for x in losses.values()], arrays
-
-        kept: dict[str, Any] = {}
-        try:
-            values, back, arrays = jax.vjp(losses_of, leaves, has_aux=True)
-        except (jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError):
-            outputs, losses, _ = f(leaves)                # float(loss), np.asarray(x): values, but no gradient
-            return outputs, losses, {name: None for name in losses}
-        grads = {}
-        for i, name in enumerate(kept["named"]):
-            start = [jnp.ones_like(x) if i == j else jnp.zeros_like(x) for j, x in enumerate(values)]
-            grads[name] = back(start)[0]
-        return put_arrays(kept["structure"], arrays), dict(zip(kept["named"], values)), grads
-
     return Bridge("jax", lambda x, dtype: jnp.asarray(x, getattr(jnp, dtype + "_" if dtype == "bool" else dtype)), jnp.exp,
-                  jnp.transpose, jnp.reshape, jnp.concatenate, to_numpy, differentiate)
+                  jnp.transpose, jnp.reshape, jnp.concatenate, to_numpy, no_autograd)  # gradients: parity.bridge_jax
 
 
 def numpy_bridge() -> Bridge:

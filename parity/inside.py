@@ -104,6 +104,12 @@ def call(state, request, arrays):
 
     reply: dict[str, Any] = {}
     sent: dict[str, np.ndarray] = {}
+    if request.get("trace") and fw.name == "jax":
+        from parity import bridge_jax
+
+        arguments, named = jax_arguments(state, request, arrays, dtype)
+        stages = bridge_jax.stages(fn, arguments, named, source_files(state["target"]))
+        return {"stages": [where for where, _ in stages]}, {f"stage/{i}": x for i, (_, x) in enumerate(stages)}
     if request.get("trace"):
         from parity.trace import traced
 
@@ -118,6 +124,8 @@ def call(state, request, arrays):
         with peak_bytes(fw.name) as peak:
             outputs, losses, grads = run(leaves)[:2] + ({},)
         reply["peak"] = peak()
+    elif fw.name == "jax":
+        outputs, losses, grads = jax_call(state, fn, request, arrays, dtype, passed)
     elif request.get("grads", True):
         outputs, losses, grads = fw.differentiate(run, leaves)
     else:
@@ -142,10 +150,51 @@ def call(state, request, arrays):
         for leaf, g in (found or {}).items():
             g = bridges.to_numpy(g) if g is not None else None
             if g is not None:
-                sent[f"grad/{name}/{leaf}"] = chain(leaf, g, request, arrays, own is found)
+                sent[f"grad/{name}/{leaf}"] = chain(leaf, g, request, arrays, own is found or fw.name == "jax")
     reply["passed"] = sorted(passed)
     reply["mutated"] = [name for name, x, was in watched if not same(bridges.to_numpy(x), was)]
     return reply, sent
+
+
+def jax_arguments(state, request, arrays, dtype):
+    """Arguments and keyword arguments, computed in NumPy."""
+    host, fw = bridges.numpy_bridge(), bridges.bridge("jax", state["device"])
+    leaves = {name: np.asarray(arrays[name], np.float64) for name in LEAVES if name in arrays}
+
+    def made(spec):
+        x = argument(spec, leaves, host, arrays, dtype)
+        kind = dtype if "leaf" in spec or spec.get("mask") in ("float", "additive") else None
+        return fw.array(x, kind) if hasattr(x, "dtype") and kind else x
+
+    return [made(s) for s in request.get("args", [])], {k: made(s) for k, s in request.get("kwargs", {}).items()}
+
+
+def jax_call(state, fn, request, arrays, dtype, passed):
+    """As `differentiate`, with arguments made in NumPy: gradients are with respect to arguments, `chain` does the rest."""
+    from parity import bridge_jax
+
+    host, fw = bridges.numpy_bridge(), bridges.bridge("jax", state["device"])
+    leaves = {name: np.asarray(arrays[name], np.float64) for name in LEAVES if name in arrays}
+    _, undo = set_attributes(fn, request, leaves, host, arrays, dtype)
+    arguments, named = jax_arguments(state, request, arrays, dtype)
+    pairs = [*enumerate(request.get("args", [])), *request.get("kwargs", {}).items()]
+    wrt = {place: s["leaf"] for place, s in pairs if "leaf" in s and s.get("form") != "float"}
+    passed.update(wrt.values())
+
+    def losses_of(outputs):
+        flat = dict(bridges.flatten(outputs))
+        return {name: choose(flat, how, fw, arrays, dtype) for name, how in request.get("losses", {}).items()}
+
+    key = json.dumps([{k: request.get(k) for k in ("args", "kwargs", "losses", "construct", "set", "method")}, dtype,
+                      arrays["mask"].tolist(), None if not request.get("set") else float(arrays["theta"])])
+    floats = [x for x in (*arguments, *named.values()) if not hasattr(x, "dtype")]
+    try:
+        outputs, losses, grads = bridge_jax.call(
+            fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}), request.get("grads", True))
+    finally:
+        undo()
+    by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}
+    return outputs, losses, by_leaf
 
 
 def same(x, was):

@@ -31,16 +31,8 @@ def traced(files: list[str], framework: str, bounds: list[int] | None = None) ->
     with contextlib.ExitStack() as stack:
         if framework == "torch":
             stack.enter_context(operations(set(files), book))
-        if framework == "jax":
-            import jax
-
-            stack.enter_context(jax.disable_jit())
-        old = sys.gettrace()
-        sys.settrace(lines(set(files), book))
-        try:
-            yield book.records
-        finally:
-            sys.settrace(old)
+        stack.enter_context(watched(files, book))
+        yield book.records
 
 
 class Book:
@@ -53,8 +45,6 @@ class Book:
         self.named: set[int] = set()
 
     def add(self, where: str, x: Any, named: bool) -> None:
-        if sys.gettrace() is None and named:
-            return
         x = concrete(x)
         if x is None or x.dtype.kind not in "fib" or x.size < 2 or x.size > self.room or len(self.records) >= self.most:
             return
@@ -71,22 +61,41 @@ class Book:
             self.named.add(self.seen[key])
 
 
+class TracerBook:
+    """Records of JAX's tracers while it traces: they are returned from the compiled function, which gives their values."""
+
+    def __init__(self):
+        self.records: list[tuple[str, Any]] = []
+        self.seen: set[int] = set()
+
+    def add(self, where: str, x: Any, named: bool) -> None:
+        import jax.numpy as jnp
+
+        for _ in range(8):                                # under vmap: the value of the whole batch
+            if not hasattr(x, "batch_dim"):
+                break
+            axis, x = x.batch_dim, x.val
+            if isinstance(axis, int) and axis:
+                x = jnp.moveaxis(x, axis, 0)
+        if getattr(x, "ndim", 0) and x.size > 1 and id(x) not in self.seen and x.dtype.kind in "fib" and len(self.records) < RECORDS:
+            self.seen.add(id(x))
+            self.records.append((where, x))
+
+
+@contextlib.contextmanager
+def watched(files: list[str], book: Any) -> Iterator[None]:
+    """Tell `book` about every new local variable of their lines."""
+    old = sys.gettrace()
+    sys.settrace(lines(set(files), book))
+    try:
+        yield
+    finally:
+        sys.settrace(old)
+
+
 def concrete(x: Any) -> np.ndarray | None:
-    """An array's values; under jax.vmap those of the whole batch, under jax.grad those of the forward pass."""
-    if framework_of(x) is None:
-        return None
-    for _ in range(8):
-        if framework_of(x) != "jax" or "Tracer" not in type(x).__name__:
-            break
-        if hasattr(x, "primal"):
-            x = x.primal
-            continue
-        if not hasattr(x, "val"):
-            return None
-        axis, x = getattr(x, "batch_dim", None), x.val
-        if isinstance(axis, int) and axis and "Tracer" not in type(x).__name__:
-            x = np.moveaxis(np.array(x), axis, 0)
-    return to_numpy(x) if hasattr(x, "shape") and x.shape else None
+    """An array's values; None for what is no array or has none yet."""
+    return to_numpy(x) if framework_of(x) is not None and getattr(x, "shape", None) else None
 
 
 def lines(files: set[str], book: Book) -> Callable:
