@@ -125,8 +125,8 @@ def band(setup: Setup) -> Iterator[Row]:
     """
     count = sizes(setup).updates
     config, params, batches = scenes(setup)
-    schedule = {"peak": 3e-4, "warmup": max(2, count // 10), "steps": count}
     # gentle: at 1e-3, rounding grows to 3e-3 of loss within 90 updates, here to 6e-5
+    schedule = {"peak": 3e-4, "warmup": max(2, count // 10), "steps": count}
     tenth = max(1, count // 10)
     for dtype in ("float32",) if setup.quick else DTYPES:
         centre, width = measured_band(setup, config, params, batches, count, schedule, BUDGET[dtype])
