@@ -1,5 +1,6 @@
 """Asking a black box: every probe at most once, calls counted, answers compared at their own precision."""
 
+import inspect
 import math
 from dataclasses import dataclass, field
 
@@ -33,6 +34,10 @@ class Box:
 
     def __init__(self, ask):
         self._ask = ask
+        try:
+            self._traces = "trace" in inspect.signature(ask).parameters
+        except (TypeError, ValueError):
+            self._traces = False
         self.answers: dict[str, Answer] = {}
         self.probes: dict[str, Probe] = {}
         self.calls = 0
@@ -50,6 +55,13 @@ class Box:
             return Reading(math.nan, error=answer.error or f"no loss {which!r} was given")
         grads = {name: np.asarray(g, dtype=np.float64) for name, g in answer.grads.get(which, {}).items() if g is not None}
         return Reading(float(answer.losses[which]), grads)
+
+    def trace(self, probe: Probe) -> list[tuple[str, np.ndarray]]:
+        """The arrays that the box makes on the way; [] where it cannot be watched."""
+        answer = self(probe)
+        if answer.stages is None and answer.error is None and self._traces:
+            answer = self._ask(probe, trace=True)
+        return answer.stages or []
 
     def dtype(self) -> str:
         """What it computes in: float32 where it says so, and where every finite loss is a float32 number."""

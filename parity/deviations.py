@@ -133,6 +133,14 @@ _ENTRIES = (
         seen=1,
     ),
     Deviation(
+        "minmax.detached", "no gradient through minimum and maximum",
+        "no gradient flows through the minimum and maximum of eq. 2",
+        "eq. 2; nothing is detached",
+        "lo, hi = s.amin(-1, keepdim=True), s.amax(-1, keepdim=True)    # without .detach() or no_grad()",
+        "The loss is right. The gradient of a row no longer sums to zero over its patches: a common shift of the row, which "
+        "changes nothing, is trained.",
+    ),
+    Deviation(
         "minmax.nan_from_padding", "infinities at padding reach the min-max",
         "similarities of padded tokens are filled with an infinity before eq. 2, and inf - inf is NaN",
         "eq. 2",
@@ -198,7 +206,7 @@ _ENTRIES = (
     ),
     Deviation(
         "weights.softmax_minmax", "softmax of the min-max similarity",
-        "the weights are a softmax over patches{way}, where eq. 4 divides by the sum",
+        "the weights are a softmax over patches of {value}, where eq. 4 divides by the sum",
         "eq. 4",
         "a = s_til / s_til.sum(-1, keepdim=True)",
         "Inputs in [0, 1] make a softmax nearly even: no weight is more than e = 2.7 times another at temperature 1, "
@@ -207,7 +215,7 @@ _ENTRIES = (
     ),
     Deviation(
         "weights.raw", "the raw similarity as weights",
-        "the weights are the inner products themselves{way}",
+        "the weights are the inner products themselves, {what}",
         "eqs. 2-4",
         "s_hat = (s - lo) / (hi - lo)\n"
         "s_til = torch.where(s_hat >= 1 / v.shape[1], s_hat, 0.0)\n"
@@ -227,6 +235,13 @@ _ENTRIES = (
         "c = a @ v                             # v as it comes, not F.normalize(v, dim=-1)",
         "Long patches count no more than short ones in the group's direction.",
         hidden_by=("unit-norm patches",), seen=4,
+    ),
+    Deviation(
+        "grouping.detached", "no gradient through the patches that are averaged",
+        "no gradient flows through the patches as they are averaged, only through their weights",
+        "eq. 5; nothing is detached",
+        "c = a @ v                             # without v.detach()",
+        "The loss is right and its gradient is not: patches learn which tokens pick them, not what they say when picked.",
     ),
     Deviation(
         "norm.missing", "no l2 norm before the logits",
@@ -301,6 +316,13 @@ _ENTRIES = (
         "logits.directions_swapped", "the two directions are swapped",
         "the two directions are swapped, which the mean of both cancels",
         "eq. 6", "ce(z) + ce(z.mT)                      # optional", "None: the loss is their mean.", harmless=True, seen=2,
+    ),
+    Deviation(
+        "logits.detached", "no gradient through one side of the logits",
+        "no gradient flows through {value} in the logits",
+        "eq. 6; nothing is detached",
+        "z = scale * c @ t.mT                  # without .detach() on either",
+        "The loss is right and its gradient is not: one side is a fixed target.",
     ),
     Deviation(
         "loss.one_direction", "one direction only",
@@ -493,6 +515,7 @@ DEVIATIONS = {d.id: d for d in _ENTRIES}
 
 _NOUNS = {
     "poison": "makes the result NaN", "shifts": "changes the loss of its batch",
+    "s": "not divided by anything", "normalised": "divided by their sum",
     "flat": "flat rows", "zero padding": "zero embeddings at padding", "padding": "batches with padding"}
 _DIRECTIONS = {"vt": "groups of patches pick their token", "tv": "tokens pick their group of patches"}
 _GLOBAL_DIRECTIONS = {"vt": "pictures pick captions", "tv": "captions pick pictures"}
@@ -507,7 +530,7 @@ def words(found: Found, patches: int = 196) -> str:
     what = found.way or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(
         value=value,
-        way=f" ({found.way})" if found.way and "{way}," not in DEVIATIONS[found.id].words[:60] else found.way,
+        way=f" ({found.way})" if found.way else "",
         what=what,
         direction=directions.get(str(value), "one way"),
         patches=patches,

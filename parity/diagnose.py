@@ -15,7 +15,9 @@ from parity import totals
 from parity.asking import Box, gradient_off, loss_off
 from parity.deviations import CONDITIONS, DEVIATIONS, STAGES, Found
 from parity.findings import Diagnosis, Effect, Off, sentence
+from parity.locate import Place, locate
 from parity.probes import PROBES, Answer, Probe
+from parity.traced import follow
 
 __all__ = ["PROBES", "Answer", "Diagnosis", "Effect", "Found", "Off", "Probe", "diagnose"]
 
@@ -41,9 +43,10 @@ def judge(box, part) -> Diagnosis:
     tangent = {base: {name: _agrees(o, tol, grad_tol) for name, (_, o) in row.items()} for base, row in offs.items()}
     base, conditions = needed(probes, agree, tangent, part)
     failing, worst = reproduce(part, [*probes, *part.held_out], tol, grad_tol)
+    facts = list(part.facts)
     found = sorted(part.found, key=lambda d: STAGES.index(DEVIATIONS[d.id].stage))
     deviations = tuple(d for d in found if not DEVIATIONS[d.id].harmless)
-    harmless = tuple(d for d in found if DEVIATIONS[d.id].harmless)
+    harmless = tuple(d for d in found if DEVIATIONS[d.id].harmless) + watched(box, part, deviations)
     strict = [d for d in deviations if d.id == "threshold.strict"]
     if base is not None and not conditions and not strict:
         verdict = {"eq6": "eq6", "listing1": "listing1"}[base]
@@ -54,14 +57,64 @@ def judge(box, part) -> Diagnosis:
     else:
         conditions = ()
         verdict = "explained" if part.explained and not failing and deviations else "unexplained"
+    place = None
+    if not part.explained or failing:
+        place = place_of(box, part, failing)
+        facts = [*part.facts, place.words]
+    if verdict == "unexplained":
+        deviations = ()                                   # a part of the truth may be none of it
     off = tuple(Off(name, *o) for name, (o, _) in offs[part.bases[0]].items())
     return Diagnosis(
         verdict, conditions, deviations, harmless, tuple(map(tuple, part.equals)),
-        stage=DEVIATIONS[deviations[0].id].stage if deviations and verdict != "listing1" else None,
+        stage=first_stage(verdict, deviations, place),
         evidence=_evidence(off, deviations) if verdict not in ("eq6", "listing1") else None,
         off=off, effects=part.effects(deviations), reproduced_to=worst if not failing and part.explained else None,
-        note=" ".join(part.facts), calls=box.calls,
+        note=" ".join(filter(None, facts)), calls=box.calls,
     )
+
+
+def first_stage(verdict, deviations, place):
+    if verdict in ("eq6", "listing1"):
+        return None
+    stages = [DEVIATIONS[d.id].stage for d in deviations] + ([place.stage] if place else [])
+    return min(stages, key=STAGES.index, default=None)
+
+
+def place_of(box, part, failing) -> Place:
+    """Where it leaves the paper: by the arrays that it makes, where it can be watched, and by its values."""
+    if part.name == "global":
+        return Place("global", "padded")
+    if part.how.reached == "all":
+        first = failing[0] if failing else "padded"
+        stage = "minmax" if first.startswith("flat") else "edge" if first.startswith(("zero", "all_padding")) else "weights"
+        return Place(stage, first, f"On the probe {first} the explanation does not hold." if failing else "")
+    again = replace(PROBES["single"], v=PROBES["single"].v * (1 + 1e-13), name="single_again_the_same")
+    if abs(part.read(again).value - part.read(PROBES["single"]).value) > 1e-6:
+        seen = followed(box, part)
+        return Place(seen.stage if seen and seen.stage else "loss", "single", "Two calls with the same input give two results.")
+    seen = followed(box, part) if part.how.reached == "nothing" else None
+    if seen is not None and seen.stage not in (None, "loss", "reduction"):
+        return Place(seen.stage, "single", f"What it makes is ours up to {seen.where}." if seen.where else "")
+    return locate(part.read, part.how)
+
+
+def followed(box, part):
+    probe = PROBES["single"]
+    how = part.how
+    settings = [o for o in [how.fine, *how.survivors] if o is not None]
+    sigmas = [o.sigma for o in settings if isinstance(o.sigma, float)]
+    taus = [o.tau for o in settings if o.tau is not None]
+    records = box.trace(probe)
+    return follow(records, probe, sigmas, taus, loose=box.dtype() == "float32") if records else None
+
+
+def watched(box, part, deviations) -> tuple[Found, ...]:
+    """Harmless differences that only the arrays on the way show; where weights are a softmax or raw, no factor is harmless."""
+    ids = {d.id for d in deviations}
+    if part.name == "global" or ids & {"minmax.missing", "weights.softmax", "weights.raw", "similarity.patches_group"}:
+        return ()
+    seen = followed(box, part)
+    return () if seen is None else seen.harmless
 
 
 def _agrees(off, tol, grad_tol):

@@ -83,7 +83,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         text += f" No probe tells this from {others}."
     if d.harmless:
         text += f" Without effect: {_join([words(x, patches) for x in d.harmless])}."
-    return " ".join([text, *part.facts])
+    return " ".join(filter(None, [text, d.note]))
 
 
 def _join(clauses):

@@ -228,7 +228,7 @@ def refine(probes, setting, between, wanted, tol, free):
     return []
 
 
-DETACHED = ("", "similarity", "tokens", "patches")
+DETACHED = ("", "similarity", "tokens", "patches", "range", "values", "c", "t")
 
 
 def with_gradient(read, probes, candidates, tol, options=DETACHED, lacking=()) -> tuple[list[Candidate], bool]:

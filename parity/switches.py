@@ -17,7 +17,8 @@ class Variant:
     cosine: bool = False            # keys l2-normalised in the similarity
     token_norm: bool = False        # rows l2-normalised in the similarity
     scaled: bool = False            # similarity times 1/tau
-    detach: str = ""                # "similarity" | "weights" | "tokens", "patches": these in the similarity alone
+    detach: str = ""                # "similarity" | "weights" | "tokens", "patches": these in the similarity alone |
+    #                                 "range": min and max | "values" that are averaged | "c", "t" in the logits
     minmax: bool = True
     flat: str = "uniform"           # "nan" | "zero": c = 0 | "nan_gradient": finite, by a where() that comes too late
     inf_padding: str = ""           # infinities at padded rows of the similarity: NaN in the "gradient" | in the "loss" too
@@ -59,7 +60,7 @@ VT, TV = "when groups pick tokens", "when tokens pick groups"
 _GROUPS = {"masked": "", "open": "padded tokens compete", "zeroed": "padded tokens are dropped after the threshold"}
 _SIGMAS = {"columns": "sigma is 1/L", "patches": "sigma is 1/P"}
 _SOFTMAX = {"s_hat": "softmax_all", "s_til": "softmax_zeros", "the kept s_til": "softmax_kept"}
-# id -> way -> switches.  The first way is the usual one, and may be left out.
+# id -> way, or value in words -> switches.  The first is the usual one, and may be left out.
 WAYS = {
     "similarity.cosine": {"": {"cosine": True}},
     "similarity.detached": {
@@ -83,12 +84,15 @@ WAYS = {
     "threshold.strict": {"": {"strict": True}},
     "threshold.on_weights": {"": {"on_weights": True}},
     "weights.detached": {"": {"detach": "weights"}},
+    "minmax.detached": {"": {"detach": "range"}},
+    "grouping.detached": {"": {"detach": "values"}},
+    "logits.detached": {"c": {"detach": "c"}, "t": {"detach": "t"}},
     "weights.softmax": {"of s": {"weights": "softmax"}, "of s/tau": {"weights": "softmax", "scaled": True}},
     "weights.softmax_minmax": {
         f"{what}{tau}": {"weights": name} | ({"scaled": True} if tau else {})
         for tau in ("", "/tau") for what, name in _SOFTMAX.items()
     },
-    "weights.raw": {"not normalised": {"weights": "raw"}, "divided by their sum": {"weights": "raw_sum"}},
+    "weights.raw": {"s": {"weights": "raw"}, "normalised": {"weights": "raw_sum"}},
     "weights.mean": {"": {"weights": "mean"}},
     "grouping.normalised_patches": {"": {"unit_values": True}},
     "norm.missing": {"": {"no_norm": "both"}},
@@ -108,8 +112,8 @@ WAYS = {
     "reduction.mean_all": {"": {"reduction": "mean_all"}},
     "reduction.masked_over_all": {"": {"reduction": "masked_over_all"}},
     "edge.zero_padding": {"gradient": {"nan_zero": "gradient"}, "loss": {"nan_zero": "loss"}},
-    "edge.all_padding": {"": {"nan_empty": True}},
-    "edge.nan_gradient": {"": {"flat": "nan_gradient"}},
+    "edge.all_padding": {"poison": {"nan_empty": True}},
+    "edge.nan_gradient": {"flat": {"flat": "nan_gradient"}},
 }  # fmt: skip
 _VALUES = {
     "threshold.constant": "sigma", "logits.temperature_constant": "tau", "loss.factor": "factor",
@@ -139,11 +143,12 @@ def variant_of(deviations) -> tuple[Variant, GlobalVariant]:
         if ways is None and name is None:
             raise ValueError(f"{d.id} is no property of a single call; parity.behaviour looks for it")
         if ways:
-            way = d.way if d.way in ways else next(iter(ways)) if not d.way else None
+            asked = d.way or (d.value if isinstance(d.value, str) and name != "direction" else "")
+            way = asked if asked in ways else None if asked else next(iter(ways))
             if way is None:
-                raise ValueError(f"{d.id}: expected a way of {', '.join(filter(None, ways))}; got {d.way!r}")
+                raise ValueError(f"{d.id}: expected a way of {', '.join(filter(None, ways))}; got {asked!r}")
             fine = replace(fine, **ways[way])
-        if name and d.value is not None:
+        if name and d.value is not None and (name == "direction" or not isinstance(d.value, str)):
             fine = replace(fine, **{name: d.value if name == "direction" else float(d.value)})
         elif name and not ways:
             raise ValueError(f"{d.id}: expected a value, as in Found({d.id!r}, 0.3)")
@@ -186,6 +191,7 @@ def _found_fine(o):
     sides = {"tokens": "the tokens' side alone", "patches": "the patches' side alone"}
     add("similarity.detached", way=sides.get(o.detach, ""), when=o.detach in ("similarity", *sides))
     add("minmax.missing", when=not o.minmax)
+    add("minmax.detached", when=o.detach == "range")
     add("minmax.nan_on_flat", when=o.flat == "nan")
     add("minmax.epsilon", dict(o.eps).get("range"), when=o.flat == "zero" or "range" in dict(o.eps))
     add("minmax.nan_from_padding", way=f"in the {o.inf_padding}", when=bool(o.inf_padding))
@@ -195,12 +201,14 @@ def _found_fine(o):
     add("threshold.strict", when=o.strict)
     add("weights.softmax", way="of s" + tau, when=o.weights == "softmax")
     for what, name in _SOFTMAX.items():
-        add("weights.softmax_minmax", way=what + tau, when=o.weights == name)
-    add("weights.raw", when=o.weights == "raw", way="not normalised")
-    add("weights.raw", when=o.weights == "raw_sum", way="divided by their sum")
+        add("weights.softmax_minmax", what + tau, when=o.weights == name)
+    add("weights.raw", "s", when=o.weights == "raw")
+    add("weights.raw", "normalised", when=o.weights == "raw_sum")
     add("weights.mean", when=o.weights == "mean")
     add("weights.detached", when=o.detach == "weights")
     add("grouping.normalised_patches", when=o.unit_values)
+    add("grouping.detached", when=o.detach == "values")
+    add("logits.detached", o.detach, when=o.detach in ("c", "t"))
     add("norm.missing" if o.no_norm == "both" else f"norm.missing_{o.no_norm}", when=bool(o.no_norm))
     for how, id_ in (("open", "logits.padding_not_masked"), ("zero", "logits.padding_filled_zero")):
         both = o.open_vt == o.open_tv
@@ -216,7 +224,7 @@ def _found_fine(o):
     add("reduction.mean_all", None if o.padded_rows == "own" else o.padded_rows, when=o.reduction == "mean_all")
     add(f"reduction.{o.reduction}", when=o.reduction in ("token", "masked_over_all"))
     add("edge.zero_padding", way=o.nan_zero, when=bool(o.nan_zero))
-    add("edge.all_padding", when=o.nan_empty)
+    add("edge.all_padding", "poison", when=o.nan_empty)
     add("edge.nan_gradient", "flat", when=o.flat == "nan_gradient")
     for name, value in o.eps:
         add(EPSILONS.get(name), value, when=name not in ("range", "fill"))

@@ -75,7 +75,8 @@ def align(s, mask, patches, scale, o: Variant):
         return torch.softmax(s if part is None else s.masked_fill(~part, -math.inf), -1), {}
     if o.weights in ("raw", "raw_sum"):
         a = s if part is None else torch.where(part, s, 0.0)
-        return (a / a.sum(-1, keepdim=True) if o.weights == "raw_sum" else a), {}
+        total = a.sum(-1, keepdim=True)
+        return (a / torch.where(total == 0, 1.0, total) if o.weights == "raw_sum" else a), {}
     stages = {}
     flat = torch.zeros_like(s[..., :1], dtype=torch.bool)
     s_hat = s
@@ -85,6 +86,8 @@ def align(s, mask, patches, scale, o: Variant):
         if shut is not None:                              # a caption of nothing but padding
             empty = ~shut.any(-1, keepdim=True)
             lo, hi = torch.where(empty, 0.0, lo), torch.where(empty, 0.0, hi)
+        if o.detach == "range":
+            lo, hi = lo.detach(), hi.detach()
         flat = (hi == lo) & torch.isfinite(hi)            # infinities at padding: no guard against them
         width = hi - lo + eps.get("range", 0.0)
         if o.flat == "nan":
@@ -101,6 +104,8 @@ def align(s, mask, patches, scale, o: Variant):
     keep = x > sigma if o.strict else x >= sigma
     if o.sigma == "none":
         keep = torch.ones_like(keep)
+    if o.inf_padding:                                     # NaN stays NaN, whichever way the threshold is written
+        keep = keep | torch.isnan(x)
     if part is not None:
         keep = keep & part
     sharp = scale if o.scaled else 1.0
@@ -135,6 +140,7 @@ def group(v, t, mask, scale, o: Variant):
     if o.detach == "weights":
         a = a.detach()
     values = t if o.rows == "patches" else v
+    values = values.detach() if o.detach == "values" else values
     c = a @ (unit(values) if o.unit_values else values)
     return c, {"similarity": s, **stages, "weights": a, "grouped": c}
 
@@ -146,6 +152,7 @@ def cosines(c, v, t, mask, o: Variant):
     """
     eps = [dict(o.eps).get(name, 0.0) for name in ("norm", "square")]
     q = v if o.rows == "patches" else t
+    c, q = c.detach() if o.detach == "c" else c, q.detach() if o.detach == "t" else q
     if o.no_norm not in ("both", "c"):
         c = bare_unit(c) if o.inf_padding else unit(c, *eps)
     if o.no_norm not in ("both", "t"):

@@ -1,0 +1,182 @@
+"""Where does a loss that nothing explains leave the paper?  The simplest family of probes on which it does, tells the stage.
+
+Families come in an order in which each lets one more stage play (parity.designs).  A family agrees if any setting of the
+switches gives its values, so that known deviations beside the unknown one do not mislead.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+
+from parity import search, variants
+from parity.designs import ANGLES, APART, LENGTHS, MIXTURES, PAIRS, SPARE, THETA, UNEVEN
+from parity.explain import SECOND, Explanation, Reader, depends_on_theta, named
+from parity.probes import PROBES
+from parity.switches import Variant
+
+FAMILIES = (("norm", LENGTHS), ("logits", ANGLES), ("grouping", APART), ("reduction", UNEVEN))
+
+
+@dataclass(frozen=True)
+class Place:
+    """stage, the probe that shows it, and what was measured there in a sentence."""
+
+    stage: str
+    probe: str
+    words: str = ""
+
+
+def locate(read: Reader, how: Explanation) -> Place:
+    """The stage at which a fine-grained loss leaves the paper, from values alone."""
+    tol, _ = read.box.tolerances()
+    if how.reached == "nothing":
+        return one_sample(read, tol)
+    if how.reached == "one sample":
+        return batches(read, how, tol)
+    return Place("edge", "padded")
+
+
+def fits(read, probes, constant, tol) -> list[Variant]:
+    """Settings that give the values of these probes."""
+    for rows in ("tokens", "patches"):
+        found = search.first_level(read, probes, ("keys", "none"), rows, constant, tol)
+        if found:
+            return [c.fine for c in found]
+    return []
+
+
+def one_sample(read, tol) -> Place:
+    constant = not depends_on_theta(read, PROBES["single"])
+    asked = list(PAIRS)
+    if any(not read(p).finite for p in asked):
+        return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
+    if not (settings := fits(read, asked, constant, tol)):
+        return after_logits(read, tol)
+    asked += SPARE
+    if not (settings := fits(read, asked, constant, tol)):
+        return spare_patches(read, tol)
+    for stage, family in FAMILIES:
+        asked += family
+        if not (fitting := fits(read, asked, constant, tol)):
+            return Place(stage, family[-1].name, f"It still agrees where this stage has nothing to do ({asked[0].name}).")
+        settings = fitting
+    return alignment(read, settings[0], tol)
+
+
+def after_logits(read, tol) -> Place:
+    """Cross-entropy, its logits, or how rows are summed: n patches resemble n tokens, all cosines are 0 or 1."""
+    small, middle, large, warmer = PAIRS
+    y = {p.name: read(p).value for p in PAIRS}
+    ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
+    if abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
+        return Place("reduction", large.name, "It is cross-entropy times a factor that changes with the number of tokens.")
+
+    def miss(gap):
+        return math.log(of(3, gap) / of(5, gap) * y[middle.name] / y[small.name])
+
+    grid = np.linspace(-20, 40, 600)
+    for low, high in itertools.pairwise(grid):
+        if y[small.name] > 0 < y[middle.name] and miss(low) * miss(high) <= 0:
+            gap = search.root(miss, low, high) or low
+            factor = y[small.name] / of(3, gap)
+            if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
+                said = f"Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {math.exp(THETA):.4g}."
+                return Place("logits", middle.name, said)
+    return Place("loss", middle.name, "No logits make cross-entropy of it where cosines are 0 and 1.")
+
+
+def of(n: int, gap: float) -> float:
+    """Cross-entropy of n classes, one of which is ahead by `gap`."""
+    return math.log1p((n - 1) * math.exp(-gap))
+
+
+def spare_patches(read, tol) -> Place:
+    """Patches that resemble no token change something: by a factor, or more than that?"""
+    with_them = [read(p).value for p in SPARE]
+    without = [read(PAIRS[1]).value, read(PAIRS[3]).value]
+    if abs(with_them[0] / without[0] * without[1] / with_them[1] - 1) < 1e3 * tol:
+        return Place("reduction", SPARE[0].name, "Patches that resemble no token change it by a factor.")
+    return Place("minmax", SPARE[0].name, "Patches that resemble no token, all of them equally little, change it.")
+
+
+def alignment(read, o: Variant, tol) -> Place:
+    """Which of eqs. 2-4: measure the weight of one patch against another's, and see what it depends on."""
+    weight = {name: measured(read, o, *design) for name, design in MIXTURES.items()}
+    plain, x = weight["plain"], 0.6
+    if not fits(read, [design[0] for design in MIXTURES.values()], o.tau is not None, tol):
+        said = "" if plain is None else f"A patch of min-max similarity {x} weighs {plain:.4g} times as much as the likest one."
+
+        def differs(name):
+            return (weight[name] is None) != (plain is None) or (plain is not None and abs(weight[name] - plain) > 1e-4)
+
+        right = plain is not None and abs(plain - x) < 1e-4
+        for name in ("all similarities raised", "a longer token"):
+            if differs(name):
+                if differs("two of them") or right:
+                    return Place("minmax", MIXTURES[name][0].name, f"{said} That changes with {name}.")
+                return Place("similarity", MIXTURES[name][0].name, f"{said} That changes with {name}.")
+        less = weight["less alike"]
+        if right and not (less is not None and abs(less - 0.45) < 1e-4):
+            return Place("threshold", MIXTURES["less alike"][0].name, said)
+        for name in ("two of them", "another token's similarities"):
+            if differs(name):
+                stage = "threshold" if right and name == "two of them" else "minmax"
+                return Place(stage, MIXTURES[name][0].name, f"{said} That changes with {name}.")
+        if differs("more patches"):
+            return Place("threshold", MIXTURES["more patches"][0].name, f"{said} That changes with the number of patches.")
+        return Place("weights", MIXTURES["plain"][0].name, said)
+    if fits(read, [PROBES["unit_single"], *(design[0] for design in MIXTURES.values())], o.tau is not None, tol):
+        return Place("similarity", "single", "It agrees where all patches have length 1.")
+    return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
+
+
+def measured(read, o, probe, a, b) -> float | None:
+    """The weight of b for a's 1 that gives the loss; None where none in [-0.3, 3] does."""
+    x = variants.tensors(probe)
+    scale = torch.exp(x["theta"]) if o.tau is None else torch.tensor(1 / o.tau, dtype=torch.float64)
+    copies = int((probe.v[0] == b).all(-1).sum())
+    own = torch.tensor(probe.v[0, 1 + copies])
+
+    def loss(weight):
+        c = torch.stack([torch.tensor(a + copies * weight * b), own])[None]
+        vt, tv, _ = variants.per_row(variants.cosines(c, x["v"], x["t"], x["mask"], o), x["mask"], probe.v.shape[1], scale, o)
+        return float(variants.reduce(vt, tv, x["mask"], probe.v.shape[1], o))
+
+    y = read(probe).value
+    if not math.isfinite(y):
+        return None
+    grid = np.linspace(-0.3, 3, 34)
+    miss = [loss(w) - y for w in grid]
+    roots = [
+        search.root(lambda w: loss(w) - y, grid[k], grid[k + 1]) for k in range(len(grid) - 1) if miss[k] * miss[k + 1] <= 0
+    ]
+    roots = [r for r in roots if r is not None]
+    return min(roots, key=lambda r: abs(r - 0.6)) if roots else None
+
+
+def batches(read, how, tol) -> Place:
+    """One sample without padding is explained: is it padding, other captions, or how captions are averaged?"""
+    survivors = [search.Candidate(o, 0.0) for o in how.survivors]
+
+    def fit(*names):
+        probes = [p for p in named(names) if read(p).error is None]
+        return search.second_level(read, probes, survivors, tol)
+
+    def content_matters(one, two):
+        """Is it more than a factor that hangs on the lengths?"""
+        o = how.survivors[0]
+        a, b = (read(p).value / search.evaluated(p, o).losses["fine"] for p in named((one, two)))
+        return not abs(a / b - 1) < 1e3 * tol
+
+    if not fit("single_padded", "unit_single_padded"):
+        if content_matters("single_padded", "unit_single_padded"):
+            return Place("logits", "single_padded", "One caption with padding is enough to show it.")
+        return Place("reduction", "single_padded", "One caption with padding is off by a factor, whatever the embeddings.")
+    if not fit("unpadded", "unit_unpadded"):
+        if content_matters("unpadded", "unit_unpadded"):
+            return Place("logits", "unpadded", "It takes other captions, and no padding, to show it.")
+        return Place("reduction", "unpadded", "A batch without padding is off by a factor, whatever the embeddings.")
+    return Place("reduction", SECOND[0], "Captions of equal length hide it.")
