@@ -246,7 +246,7 @@ def token_losses(
         none = sums == 0
         a = torch.where(none, 1 / s.shape[-1], s_til / torch.where(none, 1, sums))
         if flat != "uniform":
-            a = torch.where((level | none) & real, 0.0 if flat == "zero" else torch.nan, a)
+            a = torch.where(level | none, 0.0 if flat == "zero" else torch.nan, a)
         stages |= {"minmax": s_hat, "sparse": s_til}
     a = torch.where(real, a, 0)
     c = a @ v                                             # (b,L,D)

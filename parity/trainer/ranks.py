@@ -175,3 +175,5 @@ def child(folder: Path, rank: int) -> None:
 
 if __name__ == "__main__":
     child(Path(sys.argv[1]), int(sys.argv[2]))
+    sys.stderr.flush()
+    os._exit(0)  # all is on disk; the usual way out can stop a thread of torch's halfway, which aborts the process

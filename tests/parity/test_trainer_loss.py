@@ -137,13 +137,27 @@ def test_chunks_never_hold_the_whole(rng):
         with Largest() as largest:
             fine_grained_loss(*leaves(v, t), torch.tensor(mask), *leaves(theta), chunk=chunk)[0].backward()
         assert largest.numbers == max(20 * 50 * 6, samples_at_once * 5 * 50), chunk  # v itself, one chunk's similarity
-    v, t = v[..., :2], t[..., :2]
-    with Largest() as largest:
-        fine_grained_loss(*leaves(v, t), torch.tensor(mask), *leaves(theta), chunk=8)[0].backward()
-    assert largest.numbers == max(20 * 50 * 2, 8 * 5 * 50)
-    with Largest() as largest:
-        fine_grained_loss(*leaves(v, t), torch.tensor(mask), *leaves(theta))[0].backward()
-    assert largest.numbers == 20 * 5 * 50
+    for chunk, expected in ((None, 20 * 5 * 50), (8, 8 * 5 * 50)):
+        with Largest() as largest:
+            fine_grained_loss(*leaves(v[..., :2], t[..., :2]), torch.tensor(mask), *leaves(theta), chunk=chunk)[0].backward()
+        assert largest.numbers == expected
+
+
+def test_chunks_keep_nothing_for_backward(rng):
+    """Between forward and backward a chunked loss holds its inputs and a few numbers a row, not its stages."""
+    v_bar, t_bar, theta = leaves(*pairs(rng, batch=40))
+    v, t, mask, _ = samples(rng, (5, 4) * 10, patches=50)
+    v, t = leaves(v[..., :2], t[..., :2])
+
+    def kept(loss, *inputs, **options):
+        numbers = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda x: numbers.append(x.numel()) or x, lambda x: x):
+            loss(*inputs, theta, **options)
+        return sum(numbers)
+
+    assert kept(global_loss, v_bar, t_bar) > 2 * 40 * 40 > kept(global_loss, v_bar, t_bar, form="chunked", chunk=8)
+    fine = fine_grained_loss, v, t, torch.tensor(mask)
+    assert kept(*fine) > 4 * 20 * 5 * 50 > 20 * 5 * 50 > kept(*fine, chunk=8)
 
 
 @pytest.mark.parametrize("chunk", [None, 1, 4, 100])
@@ -205,12 +219,14 @@ def test_padding_is_inert_whatever_it_holds(rng, chunk):
         assert all(torch.equal(a, b) for a, b in zip(other, results[0]))
 
 
+@pytest.mark.filterwarnings("ignore:Anomaly Detection has been enabled")
 def test_no_real_token_at_all(rng):
     v, t, mask, theta = samples(rng, (0, 0, 0))
     for reduction in ("sample", "token"):
         ours = leaves(v, t, theta)
-        loss, _ = fine_grained_loss(*ours[:2], torch.tensor(mask), ours[2], reduction=reduction)
-        loss.backward()
+        with torch.autograd.detect_anomaly(check_nan=True):  # no NaN on the way either
+            loss, _ = fine_grained_loss(*ours[:2], torch.tensor(mask), ours[2], reduction=reduction)
+            loss.backward()
         assert loss == 0 and not any(leaf.grad.any() for leaf in ours)
 
 
