@@ -106,6 +106,9 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         })
     base = Convention(about["name"], "torch", (), construct=construct, method=method, dtype=given.get("dtype") or "float64")
     trial = Trial(worker)
+    plain = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD") and p["name"] not in given.get("set", {})]
+    if "call" not in given and (extra := naming.unknown(plain)):
+        raise Unclear(f"{about['name']} needs {', '.join(extra)}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
     for convention in candidates(trial, about, base, given):
         found = finish(trial, convention, about, given)
@@ -173,11 +176,19 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iter
         for score, convention in assigned(about, replace(base, framework=framework), given):
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
-            if (better := next(runnable(trial, convention, about, given), None)) is not None:
+            better = next(runnable(trial, convention, about, given), None)
+            if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
                 yield better
         if best is not None:
             return
+
+
+def differentiable(trial, convention) -> bool:
+    """Whether a framework that was only guessed gets through the backward pass too."""
+    out = trial.run(convention, PLAIN)
+    probing = replace(convention, losses={"fine": ((numeric(out)[0],), (1.0,))}) if out else convention
+    return trial.run(probing, PLAIN, grads=True) is not None
 
 
 def frameworks(about, given):

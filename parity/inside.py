@@ -59,12 +59,15 @@ def answer(state, request, arrays):
         if isinstance(found, list):
             return {"candidates": found}, {}
         state["target"], state["method"] = found
+        state["made"].clear()
+        state.pop("compiled", None)
         return {"ok": True, "rss": resident()}, {}
     if request["do"] == "describe":
         state["stage"] = "construct" if "construct" in request else "describe"
         target = state["target"]
         if "construct" in request:
             target = construct(state, request, {name: np.zeros(shape) for name, shape in request["shapes"].items()})
+            return describe(target), {}
         return describe(target, state.get("method")), {}
     assert request["do"] == "call", request["do"]
     return call(state, request, arrays)

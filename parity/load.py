@@ -248,10 +248,10 @@ def frameworks(x: Any) -> list[str]:
                 root = (found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None) or "").split(".")[0]
                 if root in FRAMEWORKS:
                     count[root] = count.get(root, 0) + 1
-                elif getattr(found, "__module__", None) == f.__module__ and callable(found):
-                    visit(found, depth + 1)
                 elif root == "array_api_compat":
                     count["numpy"] = count.get("numpy", 0) + 1
+                elif root and root not in sys.stdlib_module_names and (inspect.isfunction(found) or isinstance(found, type)):
+                    visit(found, depth + 1)               # a helper, here or in another module
             for root in names & set(FRAMEWORKS):          # imported inside the function
                 count.setdefault(root, 1)
 

@@ -33,8 +33,10 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     found: dict[str, float] = {}
     patch, vision = len(said & PATCH), len(said & VISION)
     text, token, pooled = len(said & TEXT), len(said & TOKEN), len(said & GLOBAL)
-    if size_of(name) in ("P", "L", "B"):
-        return {"size": 3}
+    if said & {"id", "ids", "label", "labels", "target", "targets", "index", "idx"}:
+        return {}
+    if size_of(name) in ("P", "L", "B"):                  # n_words: one number, or one per caption
+        return {"size": 3.0} | ({"mask": 3.0} if said & {"tokens", "words"} else {})
     if said & {"eps", "epsilon"}:
         return {"eps": 4}
     if said & {"mask", "masks", "pad", "padding", "padded", "valid"} or (said & MASK and said & {"attn", "attention", "key"}):
@@ -66,7 +68,18 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         found["t_bar"] = bool(text) + 3 * bool(pooled) - 2 * bool(token)
     if patch and said & TOKEN and not vision:             # patch_tokens
         found.pop("t", None)
-    return {role: score for role, score in found.items() if score > 0}
+    sides = {role: 0.25 for role in ("v", "t") if role in found}  # a name alone never rules a side out
+    return {role: max(score, sides.get(role, 0)) for role, score in found.items() if score > 0 or role in sides}
+
+
+def unknown(params: list[dict]) -> list[str]:
+    """Required arguments that no role is left for, by their names."""
+    needed = [p["name"] for p in params if "default" not in p]
+    said = {name: hints(name) for name in needed}
+    silent = [name for name, roles in said.items() if not roles]
+    claimed = {max(roles, key=lambda r: roles[r]) for roles in said.values() if roles and max(roles.values()) >= 1}
+    free = [role for role in ("v", "t", "mask", "scale") if role not in claimed]
+    return silent[len(free) :] if len(silent) > len(free) else []
 
 
 def scale_kinds(name: str) -> list[str]:
@@ -84,7 +97,7 @@ def scale_kinds(name: str) -> list[str]:
 def mask_forms(name: str, annotation: str = "") -> list[str]:
     """Words for the forms of a mask, most likely first."""
     said = set(words(name))
-    if said & LENGTH and not said & {"mask", "masks"}:
+    if (said & LENGTH or size_of(name) == "L") and not said & {"mask", "masks"}:
         return ["lengths", "mask", "mask_float", "mask_int"]
     plain = ["mask", "mask_float", "mask_int"]
     if said & {"bias", "additive"} or "extended" in said:
@@ -119,11 +132,11 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
         if needed:
             size = size_of(p["name"])
             options = [(p["name"], role, score) for role, score in said.items()]
-            if size and not set(said) & {"v", "t"}:
+            if size == "D" and not set(said) & {"v", "t"}:
                 options = [(p["name"], "size", 3.0)]
             known = {role for role, score in said.items() if score >= 3}
             if not known:
-                options += [(p["name"], role, 0.0) for role in ("v", "t", "mask", "scale", "v_bar", "t_bar", "sigma") if role not in said]
+                options += [(p["name"], role, 0.0) for role in ("v", "t", "mask", "scale") if role not in said]
             choices.append(options)
         else:
             arrays = p["default"] is None or p["default"] == "None"

@@ -90,6 +90,8 @@ def decide_mask(trial, convention, outputs, given) -> tuple[Convention, list[Ite
     from parity.convention import probe_of
 
     name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), (None, None))
+    if name is None and convention.word("t") is None:
+        return convention, []
     if name is None:
         why = "--mask none" if given.get("mask") == "none" else "no argument of that kind"
         return convention, [Item("mask", "takes none: padding looks like tokens", "given" if "mask" in given else "certain", why)]

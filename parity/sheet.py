@@ -16,7 +16,7 @@ from parity.diagnose import Diagnosis
 from parity.probes import HELD_OUT, PROBES
 
 WORDS = {
-    "eq6": "equals eq. 6", "listing1": "equals Listing 1", "conditional": "equals {base} only under conditions",
+    "eq6": "equals {base}", "listing1": "equals Listing 1", "conditional": "equals {base} only under conditions",
     "explained": "differs, explained", "unexplained": "differs, unexplained", "cannot_run": "cannot run",
 }
 COLOURS = {"eq6": "green", "listing1": "green", "conditional": "yellow", "explained": "red", "unexplained": "red", "cannot_run": "magenta"}
@@ -84,6 +84,8 @@ class Report:
 
     @property
     def base(self) -> str:
+        if set(self.diagnosis.losses) == {"global"}:
+            return "eq. 1"
         return "Listing 1" if any(f.id == "reduction.token" for f in self.diagnosis.deviations) else "eq. 6"
 
     @property

@@ -125,7 +125,7 @@ def chosen(worker: Worker, name: str) -> Worker:
         raise CannotRun({"type": stop.kind, "message": str(stop), "lines": []}, "import") from None
     if worker.candidates:
         lines = "\n".join(f"    {name}:{candidate}" for candidate in worker.candidates[:12])
-        raise Unclear(f"{name} holds several losses; name one of\n{lines}")
+        raise Unclear(f"{name} holds several functions that could be the loss; name one of\n{lines}")
     return worker
 
 

@@ -129,6 +129,12 @@ class Worker:
         if "object" not in self.target:
             self.limit_address_space()
 
+    def reload(self, target: dict[str, Any]) -> None:
+        """Another implementation in the same process: what it imported stays imported."""
+        self.target, self.candidates, self.load_error = target, [], None
+        if self.pid is not None:
+            self.start()
+
     def limit_address_space(self):
         """A far too large allocation then fails where it is asked for, with their line in the traceback."""
         if sys.platform != "linux" or self.device != "cpu" or not self.memory_limit:
