@@ -214,14 +214,15 @@ def figure(path: Any, found: dict[tuple[str, str], np.ndarray], ratios: dict[str
             left.plot([quarter, three], [y, y], color=colour, linewidth=7, alpha=0.45, solid_capstyle="butt")
             left.plot(half, y, "o", color=colour, markersize=5, label=dtype if i == 1 else None)
             left.plot(x.max(), y, "x", color=colour, markersize=6)
-    left.set(xscale="log", yticks=range(len(levels)), yticklabels=levels, ylim=(-0.5, len(levels) - 0.4),
+    left.set(xscale="log", yticks=range(len(levels)), yticklabels=levels, ylim=(-0.5, len(levels) + 0.6),
              xlabel="units of rounding lost (budget / slack / eps); below 1: computed in float32 inside",
              title="What the reference's own runs lose, tensor by tensor")
     left.invert_yaxis()
     left.axvline(1, color="#999", linewidth=0.8)
     left.grid(axis="x", color="#e5e5e5")
     left.set_axisbelow(True)
-    left.legend(loc="lower left", frameon=False, title="dot: median, bar: middle half,\nline: 1 to 99 %, cross: most")
+    how = "dot: median, bar: middle half, line: 1 to 99 %, cross: most"
+    left.legend(loc="lower left", frameon=False, ncols=3, fontsize=9, title=how, title_fontsize=9)
     named = {"torch arrays": ("#1b6ca8", "sparc_ref on torch arrays"), "oracle": ("#c0392b", "the oracle, float32"),
              "float64": ("#555555", "the oracle, float64")}
     for key, (colour, words) in named.items():
