@@ -441,12 +441,6 @@ def seed(number):
         tf.random.set_seed(number)
 
 
-def quiet_threads():
-    """One thread, so that sums come in the same order each time.  torch.compile is left out: it changes speed alone."""
-    if (torch := sys.modules.get("torch")) is not None:
-        torch.set_num_threads(1)
-
-
 def resident() -> int:
     """Bytes of memory in use; 0 where the system does not say."""
     try:

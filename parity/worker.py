@@ -86,7 +86,7 @@ class Worker:
         if self.here is None:
             self.here = {"target": self.target["object"], "made": {}, "device": self.device}
         try:
-            with contextlib.redirect_stdout(sys.stderr):
+            with contextlib.redirect_stdout(sys.stderr), random_state():
                 reply, sent = inside.answer(self.here, request, arrays)
                 return json.loads(json.dumps(reply, default=repr)), sent
         except (Exception, SystemExit) as error:
@@ -273,6 +273,22 @@ class Worker:
         for fd in (self.writer, self.reader):
             os.close(fd)
         self.process = None
+
+
+@contextlib.contextmanager
+def random_state():
+    """What runs in this process leaves its random numbers where they were."""
+    import random
+
+    torch = sys.modules.get("torch")
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])                      # noqa: NPY002
+        if torch:
+            torch.set_rng_state(kept[2])
 
 
 def wait(pid, process, seconds):
