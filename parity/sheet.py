@@ -145,7 +145,7 @@ class Report:
 
         text = io.StringIO()
         show(self, Console(file=text, width=112, no_color=True, highlight=False))
-        return text.getvalue().rstrip()
+        return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
 def deviation(found: Found, effect, patches: int) -> dict[str, Any]:

@@ -9,6 +9,7 @@ notebook's cell) is forked, and where that is not safe it runs in this process, 
 """
 
 import contextlib
+import importlib.machinery
 import json
 import math
 import os
@@ -378,9 +379,17 @@ def target_of(x: Any) -> dict[str, Any]:
     found: Any = sys.modules.get(module or "")
     for part in name.split(".") if name else [""]:
         found = getattr(found, part, None) if part != "<locals>" else None
-    if found is x and module not in ("__main__", None) and getattr(sys.modules[module], "__file__", None):
+    if found is x and module not in ("__main__", None) and findable(module):
         return {"module": module, "name": name} | path
     return {"object": x}
+
+
+def findable(module: str) -> bool:
+    """Whether another process would find this very module by its name."""
+    root = module.partition(".")[0]
+    spec = importlib.machinery.PathFinder.find_spec(root)
+    here = getattr(sys.modules.get(root), "__file__", None)
+    return spec is not None and (here is None or spec.origin == here)
 
 
 def written(text: str) -> dict[str, Any]:
