@@ -298,7 +298,7 @@ def evaluate(probe: Probe, fine: Variant | None = None, pairs: GlobalVariant | N
         made = torch.autograd.grad(loss, inputs, allow_unused=True, retain_graph=True, materialize_grads=True)
         grads[which] = {name: g.numpy() for name, g in zip(INPUTS, made)}
     numbers = {name: y.detach().numpy() for name, y in stages.items()}
-    return Result({which: float(loss) for which, loss in losses.items()}, grads, numbers)
+    return Result({which: float(loss.detach()) for which, loss in losses.items()}, grads, numbers)
 
 
 def compute(probe: Probe, deviations=()) -> Result:
