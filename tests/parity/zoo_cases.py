@@ -52,9 +52,9 @@ def load(path):
 
 
 def target_of(path):
-    """What to hand to a check: the callable itself, or for JAX, which does not survive a fork, its name."""
+    """What to hand to a check: the callable itself, or its name if it cannot be had or uses JAX, which no fork survives."""
     expect = label(path)
-    if expect["framework"] == "jax" or "jax" in sys.modules:
+    if expect["verdict"] == "cannot_run" or expect["framework"] == "jax" or "jax" in sys.modules:
         return f"{path}:{expect['target']}"
     found = load(path)
     for part in expect["target"].split("."):
