@@ -9,7 +9,7 @@ import numpy as np
 from parity import budgets
 from parity.rungs.setup import Row, Setup
 from parity.rungs.variants import by_backward
-from parity.rungs.whole import TOY, Drawn, draw, rows, share_scalars, shuffled, sizes
+from parity.rungs.whole import TOY, Drawn, draw, nudge, rows, share_scalars, shuffled, sizes
 
 FORMS = {"plain": {"form": "plain"}, "gathered": {"form": "gathered"}, "chunked": {"form": "chunked", "chunk": 3}}
 WAYS = (("chunked", "fine-grained loss in chunks", {"fine_chunk": 1}), ("gathered", "DistributedDataParallel", {"ddp": True}))
@@ -34,12 +34,14 @@ def whole_batch(setup: Setup, drawn: Drawn) -> dict[str, budgets.Measured]:
     """The reference's loss and gradients on the concatenated batch, and their budgets."""
 
     def run(dtype):
-        orders = [np.arange(len(drawn.mask))] + ([np.arange(len(drawn.mask))[::-1]] if dtype != "float64" else [])
-        for order in orders:
-            each = shuffled(drawn, order)
-            params = {name: p.astype(dtype) for name, p in each.params.items()}
+        runs = [(drawn, dtype)]
+        if dtype == "float32":                            # as in whole.measured
+            runs += [(shuffled(drawn, np.arange(len(drawn.mask))[::-1]), dtype)]
+            runs += [(replace(drawn, params=nudge(drawn.params, dtype, setup.seed)), "float64")]
+        for each, wide in runs:
+            params = {name: p.astype(wide) for name, p in each.params.items()}
             images, tokens, mask = each.batch
-            loss, _, back = setup.reference.model.forward(params, images.astype(dtype), tokens, mask, each.config)
+            loss, _, back = setup.reference.model.forward(params, images.astype(wide), tokens, mask, each.config)
             yield {"loss": np.asarray(loss)} | {f"grad.{name}": g for name, g in back().items()}
 
     return share_scalars(budgets.measure(run, ("float32",)))

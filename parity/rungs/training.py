@@ -12,7 +12,7 @@ from parity import budgets
 from parity.rungs import replay
 from parity.rungs.rounded import BITS, Rounded
 from parity.rungs.setup import Row, Setup
-from parity.rungs.whole import BUDGET, DTYPES, cast, draw, rows, sizes
+from parity.rungs.whole import BUDGET, DTYPES, cast, draw, nudge, rows, sizes, widen_scalars
 from sparc_ref.data import Batches, DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS, init_params
 
@@ -78,15 +78,19 @@ def steps(setup: Setup, count: int = 10) -> Iterator[Row]:
     drawn = [draw(replace(setup, seed=setup.seed + i), config, s.batch, s.tokens) for i in range(count)]
     batches, params = [d.batch for d in drawn], drawn[0].params
     keep = (1, 2, count).__contains__
-    run = partial(reference_training, setup, config, params, count=count, schedule=SCHEDULE, keep=keep)
+    run = partial(reference_training, setup, config, count=count, schedule=SCHEDULE, keep=keep)
 
     def several(dtype):
-        runs = [run(batches, dtype=dtype)]
+        runs = [run(params=params, batches=batches, dtype=dtype)]
         if dtype == "float32":
-            runs.append(run([tuple(x[::-1] for x in batch) for batch in batches], dtype=dtype))
+            reverse = [tuple(x[::-1] for x in batch) for batch in batches]
+            runs.append(run(params=params, batches=reverse, dtype=dtype))
+            runs.append(run(params=nudge(params, dtype, setup.seed), batches=batches, dtype="float64"))
         return runs
 
-    want = pooled(budgets.measure(several, ("float32", "bfloat16")), count)
+    want = budgets.measure(several, ("float32", "bfloat16"))
+    widen_scalars(want, run(params=nudge(params, "bfloat16", setup.seed, 0.5), batches=batches, dtype="bfloat16"))
+    want = pooled(want, count)
     for dtype in DTYPES:
         got = trainer_training(setup, config, params, batches, count, dtype, SCHEDULE, keep)
         again = partial(trainer_training, setup, config, params, batches, count, "float64", SCHEDULE, keep)
@@ -121,7 +125,8 @@ def band(setup: Setup) -> Iterator[Row]:
 
     Training amplifies rounding, so the band is measured: the reference runs again from weights that were each moved by one
     unit of rounding, up or down at random, and the largest distance of the loss from its unmoved run, up to each update,
-    times SLACK, is how far the trainer may be.  The first tenth of a run shares its last width.
+    times SLACK, is how far the trainer may be.  The first tenth of a run shares its last width.  Mixed precision: the distance
+    of runs with bfloat16 products from the float32 run.
     """
     count = sizes(setup).updates
     config, params, batches = scenes(setup)
@@ -161,7 +166,8 @@ def measured_band(
     plain = "float32" if dtype == "bfloat16" else dtype
     centre = losses(run(params=params, dtype=plain), count)
     seeds = range(setup.seed, setup.seed + (1 if setup.quick else 2))
-    moved = [losses(run(params=nudge(params, dtype, seed), dtype=dtype), count) for seed in seeds]
+    unit = "float64" if dtype == "float64" else "float32"
+    moved = [losses(run(params=nudge(params, unit, seed), dtype=dtype), count) for seed in seeds]
     width = np.maximum.accumulate(np.max(np.abs(np.array(moved) - centre), 0))
     tenth = max(1, count // 10)
     width[:tenth] = width[tenth - 1]
@@ -170,12 +176,6 @@ def measured_band(
 
 def losses(found: dict, count: int) -> np.ndarray:
     return np.array([float(found[f"loss {i + 1}"]) for i in range(count)])
-
-
-def nudge(params: dict, dtype: str, seed: int) -> dict:
-    """Every parameter moved by one unit of rounding of `dtype`, up or down."""
-    rng = np.random.default_rng([seed, 17])
-    return {name: p * (1 + budgets.EPS[dtype] * rng.choice([-1.0, 1.0], p.shape)) for name, p in params.items()}
 
 
 def scenes(setup: Setup, batch: int = 12, unlike: int = 20) -> tuple[Any, dict, list[Batch]]:

@@ -213,7 +213,8 @@ def measured(
 ) -> dict[str, budgets.Measured]:
     """Each tensor's float64 value and budgets, by the reference's own runs.      -> name -> budgets.Measured
 
-    float32 runs twice, the second time with the batch in reverse: sums over the batch then round in another way.
+    float32 runs twice, the second time with the batch in reverse: sums over the batch then round in another way.  And what no
+    float32 program can tell apart is no error: float64, from parameters that were each moved by one unit of float32's rounding.
     """
     order = np.arange(len(drawn.mask))[::-1]
 
@@ -223,16 +224,38 @@ def measured(
             turned = None if towers is None else [d[order] for d in towers]
             again = reference_run(setup, shuffled(drawn, order), dtype, device, turned)
             yield {name: x[order] if name in FEATURES else x for name, x in again.items()}
+            moved = replace(drawn, params=nudge(drawn.params, dtype, setup.seed))
+            yield reference_run(setup, moved, "float64", device, towers)
 
-    return share_scalars(budgets.measure(run, low))
+    found = budgets.measure(run, low)
+    if "bfloat16" in low:
+        dithered = replace(drawn, params=nudge(drawn.params, "bfloat16", setup.seed, 0.5))
+        widen_scalars(found, reference_run(setup, dithered, "bfloat16", device, towers))
+    return share_scalars(found)
+
+
+def nudge(params: Mapping[str, np.ndarray], dtype: str, seed: int, units: float = 1.0) -> dict[str, np.ndarray]:
+    """Every parameter moved by so many units of rounding of `dtype`, up or down at random."""
+    rng = np.random.default_rng([seed, 17])
+    return {name: p * (1 + units * budgets.EPS[dtype] * rng.choice([-1.0, 1.0], p.shape)) for name, p in params.items()}
+
+
+def widen_scalars(found: dict[str, budgets.Measured], dithered: Mapping[str, np.ndarray]) -> None:
+    """One number alone can be right by luck: a second bfloat16 run, from parameters that were rounded otherwise, counts too."""
+    for name, m in found.items():
+        if m.want.ndim == 0:
+            error = budgets.error(dithered[name], m.want, m.scale)
+            m.budget["bfloat16"] = max(m.budget["bfloat16"], budgets.from_measured(error, "float32"))
 
 
 def share_scalars(found: dict[str, budgets.Measured]) -> dict[str, budgets.Measured]:
-    """One number alone can be right by luck, so all 0-d tensors share the largest budget among them."""
-    scalars = [m for m in found.values() if m.want.ndim == 0]
-    most = {dtype: max(m.budget[dtype] for m in scalars) for dtype in scalars[0].budget} if scalars else {}
-    for m in scalars:
-        m.budget.update(most)
+    """For the same reason losses share the largest budget among them, and so do the gradients of theta and theta_fine."""
+    for start in ("loss", "grad."):
+        scalars = [m for name, m in found.items() if m.want.ndim == 0 and name.startswith(start)]
+        for dtype in scalars[0].budget if scalars else ():
+            most = max(m.budget[dtype] for m in scalars)
+            for m in scalars:
+                m.budget[dtype] = most
     return found
 
 
