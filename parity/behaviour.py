@@ -296,7 +296,7 @@ def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
     if time.monotonic() - start > 1.0:
         return None, ["memory: not measured, a call takes too long"]
     measured = {name: peak(base | {name: 2 * base[name]}) for name in base}
-    if None in measured.values() or not first:
+    if None in measured.values() or min(first, *measured.values()) <= 0:
         return None, []
     powers = {name: math.log2(value / first) for name, value in measured.items()}
     law = math.log2

@@ -66,6 +66,7 @@ class Trial:
         self.worker = worker
         self.error: dict | None = None
         self.last: dict = {}
+        self.stops = 0
         self.call = ""
 
     def run(self, convention: Convention, probe: Probe, grads: bool = False) -> dict[str, Any] | None:
@@ -74,7 +75,8 @@ class Trial:
             reply, sent = self.worker.ask(convention.request(grads=grads, outputs=True), arrays_of(probe))
         except Stopped as stop:
             self.keep({"type": stop.kind, "message": str(stop), "lines": [], "stage": "call", "theirs": True}, convention)
-            if stop.kind in ("time", "memory"):
+            self.stops += 1
+            if stop.kind in ("time", "memory", "budget") or self.stops > 1:
                 raise CannotRun(self.error, self.call) from None
             return None
         if "error" in reply:
@@ -172,8 +174,11 @@ def construction(about: dict, given: dict) -> dict[str, str]:
 def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iterator[Convention]:
     """Conventions that run on a first probe, by the score of their names; those far behind the best are left out."""
     for framework in frameworks(about, given):
-        best, calls = None, trial.worker.asked
+        best, calls, first = None, trial.worker.asked, None
         for score, convention in assigned(about, replace(base, framework=framework), given):
+            first = score if first is None else first
+            if score < first - 2.5:                       # names that say something are believed
+                break
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
             better = next(runnable(trial, convention, about, given), None)

@@ -12,6 +12,7 @@ import os
 import platform
 import sys
 import time
+import traceback
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -20,10 +21,14 @@ from typing import TYPE_CHECKING, Any
 from parity.worker import INSIDE, Stopped, Worker, target_of
 
 if TYPE_CHECKING:
-    from parity.calling import Convention
+    from parity.calling import Caller, Convention
     from parity.sheet import Report
 
 OVERRIDES = ("call", "patches", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework", "method", "isolate", "dtype")
+
+
+class CheckerFault(ValueError):
+    """A fault of the checker, not of what it checks."""
 
 
 def check(
@@ -60,6 +65,8 @@ def check(
     accept = (accept,) if isinstance(accept, str) else tuple(accept)
     if bad := set(accept) - {"listing1"}:
         raise ValueError(f"accept: expected listing1, got {', '.join(sorted(bad))}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
     if isinstance(target, str | Path) and Path(target).is_dir():
         from parity.exchange import judge
 
@@ -80,6 +87,11 @@ def check(
         from parity.diagnose import Diagnosis
         from parity.sheet import Report
 
+        if device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise ValueError("device cuda: torch sees no GPU here; leave the device at cpu")
         common |= {"versions": versions()}
         try:
             with one_thread():
@@ -133,9 +145,9 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Repo
     """Diagnose under each convention that is left, and keep the one that explains most with least."""
     from parity.convention import Unclear
 
-    reports = []
+    reports, callers = [], {}
     for convention in conventions:
-        report = judged(worker, convention, name)
+        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name)
         reports.append(report)
         if report.verdict != "unexplained" and len({c.written for c in conventions}) == 1:
             break
@@ -150,20 +162,27 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Repo
                 f"{mine.name} reads equally well as --call {mine.written} ({best.summary}) and as --call {theirs.written} "
                 f"({other.summary}). Add the one that is meant."
             )
-    return finished(worker, best)
+    return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
 
 
-def judged(worker, convention, name) -> "Report":
+def judged(worker, convention, name) -> "tuple[Report, Caller]":
     from parity.calling import Caller
     from parity.diagnose import diagnose
     from parity.sheet import Report
 
     ask = Caller(worker, convention)
-    diagnosis = diagnose(ask)
+    try:
+        diagnosis = diagnose(ask)
+    except (ArithmeticError, ValueError, LookupError, TypeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise CheckerFault(
+            f"the checker itself failed on {convention.name}, which is our fault and not yours: {type(error).__name__}: {error} at "
+            f"{Path(place.filename).name}:{place.lineno}"
+        ) from error
     if diagnosis.verdict == "cannot_run":
         error = {"type": "error", "message": diagnosis.error or "", "lines": [], "call": str(convention)}
-        return Report(name, diagnosis, convention, error=error)
-    return Report(name, with_cls(ask, diagnosis), convention)
+        return Report(name, diagnosis, convention, error=error), ask
+    return Report(name, with_cls(ask, diagnosis), convention), ask
 
 
 def with_cls(ask, diagnosis):
@@ -186,15 +205,13 @@ def with_cls(ask, diagnosis):
                    conditions=() if verdict != "conditional" else diagnosis.conditions, stage=diagnosis.stage or "global", note=note)
 
 
-def finished(worker, report) -> "Report":
+def finished(ask, report) -> "Report":
     """With behaviour and with the stages, theirs beside ours."""
     from parity.behaviour import behaviour
-    from parity.calling import Caller
     from parity.stages import side_by_side
 
     if report.error:
         return report
-    ask = Caller(worker, report.convention)
     notes = []
     if any(f.id == "threshold.constant" for f in report.diagnosis.deviations):
         for item in report.convention.items:
