@@ -8,6 +8,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 
@@ -43,8 +44,8 @@ class Behaviour:
     half: dict | None = None
 
 
-def behaviour(ask: Caller, diagnosis: Diagnosis) -> Behaviour:
-    """Run every test.  At most about 40 calls; the worker's time limit holds for each."""
+def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
+    """Run every test: about 40 calls of a Caller; of a folder of answers (exchange.Table) those that it can answer."""
     theirs, model = ask, explained(diagnosis)
     findings = []
     known = {(f.id, f.value) for f in diagnosis.deviations}
@@ -92,7 +93,8 @@ def explained(diagnosis: Diagnosis) -> Callable[[Probe], Answer] | None:
 
 def causes(test, id_: str, diagnosis: Diagnosis) -> tuple[str, ...]:
     """Which deviations show the same by themselves; all of them where none does alone."""
-    alone = [d.id for d in diagnosis.deviations if any(f.id == id_ for f, _ in test(explained(replace(diagnosis, deviations=(d,)))))]
+    alone = [d.id for d in diagnosis.deviations
+             if any(f.id == id_ for f, _ in test(explained(replace(diagnosis, deviations=(d,)))))]
     return tuple(alone or (d.id for d in diagnosis.deviations)) or ("reduction.token",)
 
 
@@ -108,13 +110,15 @@ def no_gradient(ask) -> Test:
         grads = answer.grads.get(loss)
         if grads is None:
             if isinstance(ask, Caller) and ask.convention.framework in AUTOGRAD:
-                yield Found("edge.no_gradient", "anything"), f"the {loss} loss is a plain number: no gradient flows back from it"
+                said = f"the {loss} loss is a plain number: no gradient flows back from it"
+                yield Found("edge.no_gradient", "anything"), said
             continue
         for leaf in needs[loss]:
             if leaf in grads and not np.any(grads[leaf]) and not (leaf == "theta" and ignores_theta(ask, loss)):
                 lost.setdefault(leaf, []).append(loss)
     for leaf, losses in lost.items():
-        what = {"v": "the patches", "t": "the tokens", "theta": "the temperature", "v_bar": "the image", "t_bar": "the text"}[leaf]
+        what = {"v": "the patches", "t": "the tokens", "theta": "the temperature", "v_bar": "the image",
+                "t_bar": "the text"}[leaf]
         yield Found("edge.no_gradient", leaf), f"the gradient of the {' and '.join(losses)} loss for {what} is exactly zero"
 
 
@@ -135,7 +139,8 @@ def padding_leak(ask) -> Test:
         tolerance = TOLERANCE[first.dtype]
         off = relative(second.losses.get(loss, math.nan), value)
         if off > tolerance:
-            yield Found("edge.padding_leak", None, f"{loss} loss"), f"other embeddings at padding change the {loss} loss by {off:.2g} of it"
+            said = f"other embeddings at padding change the {loss} loss by {off:.2g} of it"
+            yield Found("edge.padding_leak", None, f"{loss} loss"), said
             continue
         where = probe.mask[..., None]
         for leaf, g in first.grads.get(loss, {}).items():
@@ -165,18 +170,21 @@ def all_padding(ask) -> Test:
     if answer.error:
         yield Found("edge.all_padding", None, "raises"), f"a caption of padding alone: {answer.error}"
     elif what := poisoned(answer):
-        yield Found("edge.all_padding", None, f"makes the {what} NaN"), f"with one caption of padding alone the {what} is not finite"
+        said = f"with one caption of padding alone the {what} is not finite"
+        yield Found("edge.all_padding", None, f"makes the {what} NaN"), said
 
 
 def nan_gradient(ask) -> Test:
     """A finite loss whose gradient is not."""
-    shown = {"padded": "an ordinary padded batch", "flat": "a token to which every patch is alike", "unpadded": "a batch without padding"}
+    shown = {"padded": "an ordinary padded batch", "flat": "a token to which every patch is alike",
+             "unpadded": "a batch without padding"}
     for name, words in shown.items():
         answer = ask(PROBES[name])
         for loss, value in answer.losses.items():
             bad = [leaf for leaf, g in answer.grads.get(loss, {}).items() if not np.isfinite(g).all()]
             if math.isfinite(value) and bad:
-                yield Found("edge.nan_gradient", None, words), f"{words}: the {loss} loss is {value:.6g}, its gradient for {bad[0]} NaN"
+                said = f"{words}: the {loss} loss is {value:.6g}, its gradient for {bad[0]} NaN"
+                yield Found("edge.nan_gradient", None, words), said
                 return
 
 
@@ -199,7 +207,8 @@ def order(ask) -> Test:
         for loss, value in first.losses.items():
             off = relative(second.losses.get(loss, math.nan), value)
             if math.isfinite(value) and not second.error and not off <= TOLERANCE[first.dtype]:
-                yield Found("edge.order_dependent", what), f"the {what} in another order change the {loss} loss by {off:.2g} of it"
+                said = f"the {what} in another order change the {loss} loss by {off:.2g} of it"
+                yield Found("edge.order_dependent", what), said
                 break
 
 
@@ -254,7 +263,8 @@ def low_precision(ask: Caller) -> tuple[dict, list[Finding], list[str]]:
     exact = {k: (np.round(getattr(probe, k) * 32) / 32) for k in ("v", "t", "v_bar", "t_bar")}
     probe = replace(probe, **exact, theta=1.25)
     best = ask(probe)
-    errors, findings, notes = {}, [], []
+    errors: dict[str, float | None] = {}
+    findings, notes = [], []
     for dtype in ("float16", "bfloat16"):
         answer = Caller(ask.worker, replace(ask.convention, dtype=dtype)).call(probe)
         for loss, value in best.losses.items():
@@ -269,7 +279,8 @@ def low_precision(ask: Caller) -> tuple[dict, list[Finding], list[str]]:
             bad = "loss" if not math.isfinite(off) else next(
                 ("gradient" for g in answer.grads.get(loss, {}).values() if not np.isfinite(g).all()), "")
             if bad and dtype == "bfloat16":
-                findings.append(Finding(Found("edge.low_precision", dtype, f"the {bad} is not finite"), f"in {dtype} the {bad} is not finite"))
+                findings.append(Finding(Found("edge.low_precision", dtype, f"the {bad} is not finite"),
+                                        f"in {dtype} the {bad} is not finite"))
             elif bad:
                 notes.append(f"{dtype}: the {bad} is not finite")
             else:
@@ -304,20 +315,21 @@ def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
     rows_alone = 8 * base["B"] * (base["L"] + base["P"]) * 2 * base["D"]  # bytes of the embeddings themselves
     notes = []
     if powers["B"] > 1.5:
-        why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives" for f in diagnosis.deviations) else ""
+        why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives"
+                                                               for f in diagnosis.deviations) else ""
         notes.append(f"memory grows with the square of the batch (B^{powers['B']:.1f}){why}; eq. 6 needs B (LP + LD + LL)")
     elif powers["D"] > expected["D"] + 0.45 and measured["D"] > 5 * rows_alone:
-        notes.append(f"memory grows with the width (D^{powers['D']:.1f}): products of vectors are written out where a matrix product would do")
+        notes.append(f"memory grows with the width (D^{powers['D']:.1f}): a product is written out that need not be")
     elif powers["L"] > 2.3 or powers["P"] > 1.5:
         notes.append(f"memory grows like L^{powers['L']:.1f} P^{powers['P']:.1f}, more than B (LP + LD + LL)")
     return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, notes
 
 
-def cost(B, L, P, D):  # noqa: N803  the paper's letters
+def cost(B, L, P, D):
     return B * (3 * L * P + 2 * L * D + P * D + 3 * L * L)
 
 
-def sized(B, L, P, D) -> Probe:  # noqa: N803
+def sized(B, L, P, D) -> Probe:
     """A batch of any size.  Where the width is fixed by a module, the call fails and nothing is measured."""
     rng = np.random.default_rng(0)
     v, t, bars = rng.standard_normal((B, P, D)), rng.standard_normal((B, L, D)), rng.standard_normal((2, B, D))

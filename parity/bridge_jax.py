@@ -9,7 +9,8 @@ from typing import Any
 
 import numpy as np
 
-QUICK = ({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True, "xla_cpu_use_fusion_emitters": False}, {})
+QUICK: tuple[dict[str, Any], ...] = ({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+          "xla_cpu_use_fusion_emitters": False}, {})
 
 
 def stages(fn: Callable, arguments: list, named: dict[str, Any], files: list[str]) -> list[tuple[str, np.ndarray]]:
@@ -39,7 +40,8 @@ def stages(fn: Callable, arguments: list, named: dict[str, Any], files: list[str
     return [(w, np.asarray(x, np.float64)) for w, x in zip(where, found)]
 
 
-def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses_of: Callable, key: Any, cache: dict, grads: bool):
+def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses_of: Callable, key: Any, cache: dict,
+         grads: bool):
     """Outputs, losses, and per loss the gradient of each argument in `wrt`.
 
     arguments, named: NumPy arrays or plain values; wrt: positions (int) or names (str) of those that are differentiated;
@@ -100,7 +102,8 @@ def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses
         losses = losses_of(outputs)
         return outputs, losses, dict.fromkeys(losses)
     names = about["names"]
-    return put_arrays(about["structure"], found), dict(zip(names, values)), dict(zip(names, given)) if given else dict.fromkeys(names)
+    return put_arrays(about["structure"],
+                      found), dict(zip(names, values)), dict(zip(names, given)) if given else dict.fromkeys(names)
 
 
 def quickly(lowered: Any) -> Any:

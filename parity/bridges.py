@@ -53,7 +53,8 @@ def bridge(name: str, device: str = "cpu") -> Bridge:
 def framework_of(x: Any) -> str | None:
     """Whose array this is; None for what is no array."""
     root = type(x).__module__.split(".")[0]
-    return {"torch": "torch", "jax": "jax", "jaxlib": "jax", "numpy": "numpy", "tensorflow": "tensorflow", "cupy": "cupy"}.get(root)
+    return {"torch": "torch", "jax": "jax", "jaxlib": "jax", "numpy": "numpy", "tensorflow": "tensorflow",
+            "cupy": "cupy"}.get(root)
 
 
 def to_numpy(x: Any) -> np.ndarray | None:
@@ -141,7 +142,7 @@ def cupy_bridge() -> Bridge:
 def no_autograd(f, leaves):
     """Values alone; gradients are what the implementation returns itself (see `own_gradients`)."""
     outputs, losses, _ = f(leaves)
-    return outputs, losses, {name: None for name in losses}
+    return outputs, losses, dict.fromkeys(losses)
 
 
 def tensorflow_bridge(device: str) -> Bridge:
@@ -162,7 +163,8 @@ def tensorflow_bridge(device: str) -> Bridge:
             grads[name] = {key: None if g is None else tf.convert_to_tensor(g) for key, g in zip(leaves, found)}
         return outputs, losses, grads
 
-    return Bridge("tensorflow", array, tf.exp, lambda x, axes: tf.transpose(x, axes), tf.reshape, tf.concat, to_numpy, differentiate)
+    return Bridge("tensorflow", array, tf.exp, lambda x, axes: tf.transpose(x, axes), tf.reshape, tf.concat, to_numpy,
+                  differentiate)
 
 
 def keep_arrays(tree: Any, is_array: Callable) -> tuple[list, Any]:
@@ -245,7 +247,8 @@ def match_gradients(given, slots, roles):
         word = path.replace("]", ".").replace("[", ".").replace("'", "").strip(".").split(".")[-1].lower()
         for name, leaf in roles.items():
             name = name.lower()
-            if word in {name, f"d{name}", f"d_{name}", f"grad_{name}", f"{name}_grad", f"g{name}"} and np.shape(x) == shapes[leaf]:
+            if word in {name, f"d{name}", f"d_{name}", f"grad_{name}", f"{name}_grad",
+                        f"g{name}"} and np.shape(x) == shapes[leaf]:
                 found[leaf] = x
     if found:
         return found

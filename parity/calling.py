@@ -16,7 +16,7 @@ from parity.probes import Answer, Probe
 from parity.worker import Stopped, Worker
 
 LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls"}
-MASKS = {
+MASKS: dict[str, dict[str, Any]] = {
     "mask": {"mask": "bool"}, "mask_int": {"mask": "int64"}, "mask_float": {"mask": "float"}, "lengths": {"mask": "lengths"},
     "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
     "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
@@ -26,7 +26,8 @@ SCALES = ("theta", "scale", "tau", "log_tau")
 SHOWN = {
     "v": "patches (B,P,D)", "v_bdp": "patches (B,D,P)", "v_bdhw": "patches (B,D,H,W)", "v_bhwd": "patches (B,H,W,D)",
     "v_cls": "[CLS] and patches (B,1+P,D)", "t": "tokens (B,L,D)", "v_bar": "pooled image (B,D)", "t_bar": "pooled text (B,D)",
-    "mask": "mask, true = real token", "mask_int": "mask of 0 and 1, 1 = real token", "mask_float": "mask of 0.0 and 1.0, 1 = real token",
+    "mask": "mask, true = real token", "mask_int": "mask of 0 and 1, 1 = real token",
+    "mask_float": "mask of 0.0 and 1.0, 1 = real token",
     "lengths": "number of real tokens (B,)", "padding": "mask, true = padding", "padding_int": "mask of 0 and 1, 1 = padding",
     "padding_float": "mask of 0.0 and 1.0, 1 = padding", "additive": "mask to add, 0 = real token", "theta": "log(1/tau)",
     "scale": "1/tau", "tau": "tau", "log_tau": "log tau",
@@ -69,7 +70,7 @@ class Convention:
 
     def word(self, role: str) -> str | None:
         """The word by which a role is given: of "v", "t", "mask", "scale", "v_bar", "t_bar"."""
-        groups = {"v": LAYOUTS, "mask": MASKS, "scale": SCALES}
+        groups: dict[str, Any] = {"v": LAYOUTS, "mask": MASKS, "scale": SCALES}
         words = [w for _, w in self.arguments] + list(self.attributes.values())
         return next((w for w in words if w in groups.get(role, (role,))), None)
 
@@ -89,15 +90,17 @@ class Convention:
         plain = [(name, argument(word)) for name, word in self.arguments if name not in self.keywords]
         return {
             "do": "call", "framework": self.framework, "dtype": self.dtype, "labels": [name for name, _ in plain],
-            "args": [s for _, s in plain], "kwargs": {name: argument(word) for name, word in self.arguments if name in self.keywords},
+            "args": [s for _, s in plain],
+            "kwargs": {name: argument(word) for name, word in self.arguments if name in self.keywords},
             "set": {name: spec(word) for name, word in self.attributes.items()}, "stub": self.stubs, "method": self.method,
             "construct": {name: spec(word) for name, word in self.construct.items()},
-            "losses": {name: {"paths": list(paths), "weights": list(weights)} for name, (paths, weights) in self.losses.items()},
+            "losses": {name: {"paths": list(paths), "weights": list(weights)} for name,
+                       (paths, weights) in self.losses.items()},
         } | more
 
 
 def shown_word(word: str) -> str:
-    kind, colon, rest = word.partition(":")
+    kind, _, rest = word.partition(":")
     return SHOWN.get(word) or (f"{rest} of the probe" if kind == "size" else rest)
 
 
@@ -111,7 +114,7 @@ def spec(word: str) -> dict:
     if word in LAYOUTS:
         return {"leaf": "v", "layout": LAYOUTS[word]}
     if word in MASKS:
-        return MASKS[word]
+        return dict(MASKS[word])
     if word in SCALES:
         return {"leaf": "theta", "as": word}
     if word in ("t", "v_bar", "t_bar"):

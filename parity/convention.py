@@ -4,7 +4,7 @@
 
 Facts about numbers that hold for faulty losses too:
 - shapes: B, L, P, H, W and D of the first probe differ, so a wrong order or layout does not run;
-- at 1/tau = 0 every logit is 0, so the loss no longer depends on the embeddings: that tells 1/tau, tau, log(1/tau) and log tau apart;
+- at 1/tau = 0 every logit is 0, so the loss no longer depends on the embeddings: that tells 1/tau, tau and their logs apart;
 - a caption alone (B = 1) has no negatives in eq. 1, a token alone (L = 1) none in eq. 6: both losses are then 0.
 """
 
@@ -15,8 +15,8 @@ from typing import Any
 import numpy as np
 
 from parity import naming
-from parity.calling import LAYOUTS, MASKS, SCALES, SHOWN, Convention, Item, arrays_of, spec, told
 from parity.bridges import importable
+from parity.calling import LAYOUTS, MASKS, SCALES, SHOWN, Convention, Item, arrays_of, shown_word, spec, told
 from parity.probes import WIDTH, Probe
 from parity.worker import Stopped, Worker
 
@@ -77,7 +77,7 @@ class Trial:
             self.keep({"type": stop.kind, "message": str(stop), "lines": [], "stage": "call", "theirs": True}, convention)
             self.stops += 1
             if stop.kind in ("time", "memory", "budget") or self.stops > 1:
-                raise CannotRun(self.error, self.call) from None
+                raise CannotRun(self.error or self.last, self.call) from None
             return None
         if "error" in reply:
             self.keep(reply["error"], convention)
@@ -95,7 +95,7 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
     """The conventions under which an implementation runs, likeliest first; more than one only where numbers must decide.
 
     told_by_user: any of call, patches, mask, scale, sigma, returns, attributes, init, framework, method, isolate, dtype; see
-    parity.verdict.check.  Raises CannotRun with the likeliest call's error, Unclear, ValueError for overrides that make no sense.
+    parity.verdict.check.  Raises CannotRun with the likeliest call's error, Unclear, and ValueError for senseless overrides.
     """
     given = {k: x for k, x in (told_by_user or {}).items() if x is not None}
     about = described(worker, {"do": "describe"})
@@ -103,14 +103,17 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
     method = given.get("method")
     if about["kind"] == "class":
         about = described(worker, {
-            "do": "describe", "construct": {k: spec(w) for k, w in construct.items()}, "framework": "torch" if about["module"] else "",
+            "do": "describe", "construct": {k: spec(w) for k, w in construct.items()},
+            "framework": "torch" if about["module"] else "",
             "shapes": {"v": PLAIN.v.shape, "t": PLAIN.t.shape}, "dtype": "float64", **({"method": method} if method else {}),
         })
     base = Convention(about["name"], "torch", (), construct=construct, method=method, dtype=given.get("dtype") or "float64")
     trial = Trial(worker)
-    plain = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD") and p["name"] not in given.get("set", {})]
+    plain = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD")
+             and p["name"] not in given.get("set", {})]
     if "call" not in given and (extra := naming.unknown(plain)):
-        raise Unclear(f"{about['name']} needs {', '.join(extra)}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
+        needs = f"{about['name']} needs {', '.join(extra)}"
+        raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
     for convention in candidates(trial, about, base, given):
         found = finish(trial, convention, about, given)
@@ -163,7 +166,8 @@ def construction(about: dict, given: dict) -> dict[str, str]:
             found[p["name"]] = "size:1/P"
         elif "default" not in p and "scale" in said:      # any start: the learned temperature is set before each call
             kind = naming.scale_kinds(p["name"])[0]
-            found[p["name"]] = f"value:{dict(theta=2.66, scale=14.3, tau=0.07, log_tau=-2.66)[kind]}"
+            start = {"theta": 2.66, "scale": 14.3, "tau": 0.07, "log_tau": -2.66}[kind]
+            found[p["name"]] = f"value:{start}"
         elif "default" not in p and "lambda" in said:
             found[p["name"]] = "value:1.0"
         elif "default" not in p:
@@ -201,7 +205,8 @@ def frameworks(about, given):
         if not importable(name):
             raise ValueError(f"framework {name} is not installed here")
         return [name]
-    names = [name for name in about["frameworks"] if name in ("torch", "jax", "numpy", "tensorflow", "cupy") and importable(name)]
+    names = [name for name in about["frameworks"] if name in ("torch", "jax", "numpy", "tensorflow", "cupy")
+             and importable(name)]
     rest = [name for name in ("torch", "numpy", "jax") if name not in names and importable(name)]
     if about["module"]:
         return ["torch"]
@@ -223,19 +228,10 @@ def assigned(about: dict, base: Convention, given: dict) -> Iterator[tuple[float
         arguments, keywords, skipped = [], set(keyword_only), False
         for p in params:
             name = p["name"]
-            if name in fixed:
-                word = f"value:{json.dumps(fixed[name])}"
-            elif name not in roles and "default" in p and (given.get("sigma") or "default") != "default" and \
-                    "sigma" in naming.hints(name):
-                word = sigma_word(given["sigma"])
-            elif name not in roles:
-                skipped = True                            # keeps its default; what follows goes by keyword
+            word = f"value:{json.dumps(fixed[name])}" if name in fixed else word_for(name, p, roles, given)
+            if word is None:                              # keeps its default; what follows goes by keyword
+                skipped = True
                 continue
-            else:
-                word = first_word(roles[name], name, p, given)
-                if word is None:
-                    skipped = True
-                    continue
             if skipped:
                 keywords.add(name)
             arguments.append((name, word))
@@ -244,8 +240,12 @@ def assigned(about: dict, base: Convention, given: dict) -> Iterator[tuple[float
         yield score, replace(base, arguments=tuple(arguments), keywords=frozenset(keywords & {n for n, _ in arguments}))
 
 
-def first_word(role: str, name: str, p: dict, given: dict) -> str | None:
-    match role:
+def word_for(name: str, p: dict, roles: dict[str, str], given: dict) -> str | None:
+    """The first word to try for an argument; None: it keeps its default."""
+    if name not in roles:
+        asked = (given.get("sigma") or "default") != "default" and "default" in p and "sigma" in naming.hints(name)
+        return sigma_word(given["sigma"]) if asked else None
+    match roles[name]:
         case "v":
             return given.get("patches") or "v"
         case "mask":
@@ -262,7 +262,7 @@ def first_word(role: str, name: str, p: dict, given: dict) -> str | None:
             return "value:1e-08"
         case "size":
             return f"size:{naming.size_of(name) or 'P'}"
-    return role
+    return roles[name]
 
 
 def sigma_word(value) -> str:
@@ -290,7 +290,8 @@ def written_call(text: str, names: list[str]) -> dict:
 def runnable(trial: Trial, convention: Convention, about: dict, given: dict) -> Iterator[Convention]:
     """The convention with the first patch layout, mask form and form of the temperature under which it runs."""
     names = dict(convention.arguments)
-    layouts, masks = [None], [None]
+    layouts: list[tuple[str, str] | None] = [None]
+    masks: list[tuple[str, str] | None] = [None]
     if "call" not in given:
         if (name := next((n for n, w in names.items() if w in LAYOUTS), None)) and "patches" not in given:
             layouts = [(name, w) for w in layout_order(name, about)]
@@ -325,7 +326,8 @@ def numeric(out) -> list[str]:
     mask = PLAIN.mask.shape
     fits = [
         path for path, x in out.items()
-        if path != "reply" and x is not None and np.asarray(x).dtype.kind == "f" and (x.size == 1 or x.shape in (mask, mask[:1]))
+        if path != "reply" and x is not None and np.asarray(x).dtype.kind == "f"
+        and (x.size == 1 or x.shape in (mask, mask[:1]))
     ]
     scalars = [path for path in fits if out[path].size == 1]
     return scalars or fits
@@ -367,7 +369,8 @@ def stub_plans(about: dict, convention: Convention, given: dict) -> list[dict[st
         side = "v" if said.get("v", 0) > said.get("t", 0) else "t" if said.get("t") else None
         named = set(naming.words(c["name"]))
         adapters[c["name"]] = "identity"
-        is_adapter = named & {"proj", "projection", "adapter", "head", "fc", "linear", "norm", "ln"} or c["type"] in ("Linear", "LayerNorm")
+        is_adapter = named & {"proj", "projection", "adapter", "head", "fc", "linear", "norm",
+                              "ln"} or c["type"] in ("Linear", "LayerNorm")
         towers[c["name"]] = "identity" if is_adapter or side is None else side
     return [plan for i, plan in enumerate((adapters, towers)) if i == 0 or plan != adapters]
 
@@ -422,7 +425,8 @@ def read_outputs(trial, convention, given) -> list[str]:
 
 
 def framework_item(convention, about, given) -> Item:
-    sure = "given" if given.get("framework") else "certain" if about["module"] or about["frameworks"][:1] == [convention.framework] else "likely"
+    imported = about["module"] or about["frameworks"][:1] == [convention.framework]
+    sure = "given" if given.get("framework") else "certain" if imported else "likely"
     why = "its code uses it" if convention.framework in about["frameworks"] else "it runs with it"
     dtype = "" if convention.dtype == "float64" else f", {convention.dtype}: it does not take float64"
     return Item("framework", f"{convention.framework}{dtype}", sure, "a torch module" if about["module"] else why)
@@ -444,18 +448,13 @@ def argument_items(convention, about, given) -> list[Item]:
         else:
             sure = "certain" if said >= 1 else "likely" if said else "assumed"
             why = "its name, and other shapes do not run" if said else "other orders do not run or explain less"
-        found.append(Item(name, shown(word), sure, why))
+        found.append(Item(name, shown_word(word), sure, why))
     if convention.stubs:
-        said = ", ".join(f"{name} {'passes on what it gets' if what == 'identity' else f'gives {SHOWN[what]}'}"
-                         for name, what in convention.stubs.items())
-        found.append(Item("model", f"parts set aside: {said}", "given" if given.get("isolate") else "likely",
+        parts = ", ".join(f"{name} {'passes on what it gets' if what == 'identity' else f'gives {SHOWN[what]}'}"
+                          for name, what in convention.stubs.items())
+        found.append(Item("model", f"parts set aside: {parts}", "given" if given.get("isolate") else "likely",
                           "they have weights of their own; the loss is looked at alone"))
     return found
-
-
-def shown(word: str) -> str:
-    kind, colon, rest = word.partition(":")
-    return SHOWN.get(word) or (f"{rest} of the probe" if kind == "size" else rest)
 
 
 def sigma_item(convention, about) -> Item | None:
@@ -463,8 +462,10 @@ def sigma_item(convention, about) -> Item | None:
         if "sigma" in naming.hints(p["name"]):
             passed = dict(convention.arguments).get(p["name"])
             if passed:
-                return Item("sigma", f"argument {p['name']} = {shown(passed).replace(' of the probe', '')}", "certain", "its name")
-            return Item("sigma", f"argument {p['name']}, left at its default {p['default']}", "likely", "its name; --sigma 1/P passes 1/P")
+                return Item("sigma", f"argument {p['name']} = {shown_word(passed).replace(' of the probe', '')}", "certain",
+                            "its name")
+            return Item("sigma", f"argument {p['name']}, left at its default {p['default']}", "likely",
+                        "its name; --sigma 1/P passes 1/P")
     held = [a for a in about["attributes"] if "sigma" in naming.hints(a["name"].split(".")[-1]) and a["value"] is not None]
     if held:
         return Item("sigma", f"attribute {held[0]['name']} = {held[0]['value']:.6g}", "likely", "its name")

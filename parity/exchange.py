@@ -35,13 +35,13 @@ LEAVES = ("v", "t", "theta", "v_bar", "t_bar")
 CONSTANTS = (0.5, 0.3, 0.2, 0.1, 0.05, 0.02, 0.01, 1 / 49, 1 / 196, 1 / 256, 1e-3)
 README = """\
 Batches of sparc-ref check, one file each. For every in.NAME.safetensors:
-1. read v (B,P,D), t (B,L,D), mask (B,L) with 1 = real token, theta = log(1/tau), v_bar and t_bar (B,D); all float64 but mask (uint8)
-2. compute your loss: write out.NAME.safetensors with "fine" (eq. 6), "global" (eq. 1) or "total", float64 or float32, one number each
+1. read v (B,P,D), t (B,L,D), mask (B,L) of uint8 with 1 = real token, theta = log(1/tau), v_bar and t_bar (B,D), float64
+2. compute your loss and write out.NAME.safetensors: "fine" (eq. 6), "global" (eq. 1) or "total", one number each, F64 or F32
 3. and, if you have gradients, grad.NAME.safetensors with "v", "t", "theta", "v_bar", "t_bar" in the shapes of the inputs
    ("fine.v", "global.v_bar" ... where there are several losses)
 4. a batch on which your program fails gets no out file
 5. then: sparc-ref check THIS_FOLDER
-A safetensors file is 8 bytes little-endian n, n bytes of JSON {"name": {"dtype": "F64", "shape": [..], "data_offsets": [a,b]}}, data.
+A safetensors file: 8 bytes little-endian n, n bytes of JSON {"v": {"dtype": "F64", "shape": [..], "data_offsets": [a,b]}}, data
 """
 
 
@@ -109,7 +109,8 @@ def export(folder: Path) -> str:
         name = plain_name(probe.name, key, names)
         arrays = arrays_of(probe)
         arrays["mask"] = arrays["mask"].astype(np.uint8)
-        (folder / f"in.{name}.safetensors").write_bytes(save({k: np.ascontiguousarray(x).reshape(x.shape) for k, x in arrays.items()}))
+        (folder / f"in.{name}.safetensors").write_bytes(save({k: np.ascontiguousarray(x).reshape(x.shape) for k,
+                                                              x in arrays.items()}))
     (folder / "README.txt").write_text(README)
     return f"{len(probes)} batches in {folder}; README.txt there says in five lines what to do with them"
 
@@ -125,7 +126,9 @@ class Table:
     """Answers out of a folder; `missing` counts what was asked and is not there."""
 
     def __init__(self, folder: Path):
-        self.folder, self.worker, self.missing, self.asked = folder, None, {}, {}
+        self.folder, self.worker = folder, None
+        self.missing: dict[str, Probe] = {}
+        self.asked: dict[str, Probe] = {}
         self.sigma: float | None = None
         self.answers, self.names = read_folder(folder)
         kinds = {loss for a in self.answers.values() for loss in a.losses}
@@ -135,7 +138,8 @@ class Table:
             Item("out.*", ", ".join(k for k in LOSSES if k in kinds), "given", "their names"),
             Item("grad.*", ", ".join(leaves) or "none: values alone are compared", "given", "their names"),
         )
-        self.convention = Convention(folder.name, "folder", (), losses={k: ((k,), (1.0,)) for k in LOSSES if k in kinds}, items=items)
+        self.convention = Convention(folder.name, "folder", (), losses={k: ((k,), (1.0,)) for k in LOSSES if k in kinds},
+                                     items=items)
 
     @property
     def calls(self) -> int:
@@ -164,7 +168,8 @@ def read_folder(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
     for file in inputs:
         name = file.removeprefix("in.").removesuffix(".safetensors")
         arrays = read_arrays(folder, file, inputs_expected)
-        probe = Probe(name, arrays["v"], arrays["t"], arrays["mask"] != 0, float(arrays["theta"].reshape(())), arrays["v_bar"], arrays["t_bar"])
+        probe = Probe(name, arrays["v"], arrays["t"], arrays["mask"] != 0, float(arrays["theta"].reshape(())),
+                      arrays["v_bar"], arrays["t_bar"])
         key = key_of(probe)
         called[key] = name
         answers[key] = read_answer(folder, name, arrays, set(names))
@@ -201,7 +206,8 @@ def inputs_expected(file: str, header: dict[str, Any]) -> None:
     if len(shapes["v"]) != 3 or len(shapes["t"]) != 3:
         raise ValueError(f"{file}: expected v (B,P,D) and t (B,L,D), got {shapes['v']} and {shapes['t']}")
     (batch, _, width), (other, tokens, depth) = shapes["v"], shapes["t"]
-    wanted = {"v": shapes["v"], "t": (batch, tokens, width), "mask": (batch, tokens), "v_bar": (batch, width), "t_bar": (batch, width),
+    wanted = {"v": shapes["v"], "t": (batch, tokens, width), "mask": (batch, tokens), "v_bar": (batch, width),
+              "t_bar": (batch, width),
               "theta": ()}
     if (other, depth) != (batch, width) or any(shapes[k] != wanted[k] for k in wanted):
         raise ValueError(f"{file}: the shapes do not belong together: {shapes}")

@@ -1,7 +1,7 @@
-"""What runs in the separate process: load a stranger's callable, describe it, call it, give its gradients, catch what it throws.
+"""What runs in the separate process: load a stranger's callable, describe it, call it, give gradients, catch what it throws.
 
-Requests and replies are one line of JSON each, followed by arrays as safetensors; `parity.worker` is the other end.  An argument
-is written as
+Requests and replies are one line of JSON each, followed by arrays as safetensors; `parity.worker` is the other end.
+An argument is written as
     {"leaf": "v", "layout": "bpd" | "bdp" | "bdhw" | "bhwd" | "cls"}      {"leaf": "t" | "v_bar" | "t_bar"}
     {"leaf": "theta", "as": "theta" | "scale" | "tau" | "log_tau", "form": "tensor" | "float"}
     {"mask": "bool" | "int64" | "float" | "lengths" | "additive", "invert": true: true marks padding}
@@ -29,7 +29,7 @@ SLOPE = {"theta": lambda x: 1.0, "scale": math.exp, "tau": lambda x: -math.exp(-
 
 
 def serve(reader, writer, target=None, device="cpu") -> None:
-    """Answer requests until the other end hangs up.  `target` is an object in a forked process, else it is loaded on request."""
+    """Answer requests until the other end hangs up.  target: an object in a forked process, else it is loaded on request."""
     state: dict[str, Any] = {"target": target, "made": {}, "device": device}
     while True:
         line = reader.readline(1 << 20)
@@ -74,7 +74,7 @@ def answer(state, request, arrays):
 
 
 def call(state, request, arrays):
-    """Run the implementation on a probe.      -> {"outputs", "losses", "mutated", "peak"}, {"grad/fine/v": ..., "stage/0": ...}"""
+    """Run the implementation on a probe.      -> {"outputs", "losses", "mutated", "peak"}, {"grad/fine/v", "stage/0", ...}"""
     dtype = request.get("dtype", "float64")
     state["stage"] = "construct"
     fw = bridges.bridge(request["framework"], state["device"])
@@ -125,14 +125,14 @@ def call(state, request, arrays):
         from parity.trace import peak_bytes
 
         with peak_bytes(fw.name) as peak:
-            outputs, losses, grads = run(leaves)[:2] + ({},)
+            (outputs, losses, _), grads = run(leaves), {}
         reply["peak"] = peak()
     elif fw.name == "jax":
         outputs, losses, grads = jax_call(state, fn, request, arrays, dtype, passed)
     elif request.get("grads", True):
         outputs, losses, grads = fw.differentiate(run, leaves)
     else:
-        outputs, losses, grads = run(leaves)[:2] + ({},)
+        (outputs, losses, _), grads = run(leaves), {}
     flat = bridges.flatten(outputs)
     reply["outputs"] = []
     for i, (path, x) in enumerate(flat):
@@ -193,7 +193,8 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     floats = [x for x in (*arguments, *named.values()) if not hasattr(x, "dtype")]
     try:
         outputs, losses, grads = bridge_jax.call(
-            fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}), request.get("grads", True))
+            fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
+            request.get("grads", True))
     finally:
         undo()
     by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}
@@ -210,13 +211,14 @@ def construct(state, request, arrays):
     target, method = state["target"], state.get("method")
     dtype = request.get("dtype", "float64")
     if isinstance(target, type):
-        arguments = {name: size(spec, arrays) if "size" in spec else spec["value"] for name, spec in request.get("construct", {}).items()}
+        arguments = {name: size(spec, arrays) if "size" in spec else spec["value"] for name,
+                     spec in request.get("construct", {}).items()}
         key = json.dumps([arguments, dtype], default=repr, sort_keys=True)
         if key not in state["made"]:
             seed(0)
             state["made"][key] = prepare(target(**arguments), state["device"], dtype)
         target = state["made"][key]
-    elif torch_module(target) is not None:                # never the user's own instance: its dtype would change under their hands
+    elif torch_module(target) is not None:                # a copy: the user's own would change its dtype under their hands
         if dtype not in state["made"]:
             state["made"][dtype] = prepare(copy.deepcopy(target), state["device"], dtype)
         target = state["made"][dtype]
@@ -287,7 +289,8 @@ def grid(arrays):
 def size(spec, arrays):
     batch, patches, width = arrays["v"].shape
     high, wide = grid(arrays)
-    return {"B": batch, "P": patches, "D": width, "L": arrays["t"].shape[1], "H": high, "W": wide, "1/P": 1 / patches}[spec["size"]]
+    return {"B": batch, "P": patches, "D": width, "L": arrays["t"].shape[1], "H": high, "W": wide,
+            "1/P": 1 / patches}[spec["size"]]
 
 
 def set_attributes(fn, request, leaves, fw, arrays, dtype):
@@ -299,7 +302,7 @@ def set_attributes(fn, request, leaves, fw, arrays, dtype):
         for part in path[:-1]:
             holder = getattr(holder, part)
         now = getattr(holder, path[-1])
-        value = argument(spec | {"form": "tensor"}, {k: x for k, x in leaves.items()}, fw, arrays, dtype)
+        value = argument(spec | {"form": "tensor"}, leaves, fw, arrays, dtype)
         if hasattr(now, "requires_grad") and hasattr(now, "data"):
             now.data = value.detach().reshape(now.shape).to(now.dtype)
             if now.requires_grad and spec.get("leaf") == "theta":

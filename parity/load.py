@@ -57,7 +57,9 @@ def import_file(path: Path) -> ModuleType:
     sys.path[:0] = [str(p) for p in (folder, path.parent) if str(p) not in sys.path]
     if len(parts) > 1 and path.stem != "__init__":
         return importlib.import_module(".".join(parts))
-    name = path.stem if path.stem.isidentifier() and path.stem not in sys.modules and importlib.util.find_spec(path.stem) is None else ""
+    stem = path.stem
+    free = stem.isidentifier() and stem not in sys.modules and importlib.util.find_spec(stem) is None
+    name = stem if free else ""
     spec = importlib.util.spec_from_file_location(name or f"checked_{abs(hash(str(path)))}", path)
     if spec is None or spec.loader is None:
         raise NotFound(f"{path}: expected a Python file")
@@ -71,7 +73,8 @@ def attribute(module: ModuleType, name: str, where: str) -> tuple[Any, str | Non
     found: Any = module
     for i, part in enumerate(parts := name.split(".")):
         if not hasattr(found, part):
-            names = [n for n, x in vars(found).items() if callable(x) and not n.startswith("_")] if hasattr(found, "__dict__") else []
+            names = [n for n, x in vars(found).items() if callable(x) and not n.startswith("_")] if hasattr(found,
+                                                                                                            "__dict__") else []
             import difflib
 
             near = difflib.get_close_matches(part, names, 3, 0.4) or names[:8]
@@ -88,7 +91,8 @@ def plausible(module: ModuleType) -> list[str]:
     """Names of what could be the loss: defined there, takes two arrays or more, not a helper of another."""
     own = {
         name: x for name, x in vars(module).items()
-        if callable(x) and not name.startswith("_") and getattr(x, "__module__", None) == module.__name__ and hasattr(x, "__name__")
+        if callable(x) and not name.startswith("_") and getattr(x, "__module__", None) == module.__name__
+        and hasattr(x, "__name__")
     }
     def takes_two(x):
         try:
@@ -114,7 +118,8 @@ def method_of(cls: type) -> Any:
 
 def words_of(x: Any) -> set[str]:
     """Every global name and attribute that the code of a function or class mentions."""
-    codes = [f.__code__ for f in vars(x).values() if inspect.isfunction(f)] if isinstance(x, type) else [getattr(unwrap(x), "__code__", None)]
+    codes = [f.__code__ for f in vars(x).values()
+             if inspect.isfunction(f)] if isinstance(x, type) else [getattr(unwrap(x), "__code__", None)]
     found: set[str] = set()
     while codes:
         code = codes.pop()
@@ -191,7 +196,7 @@ def describe(x: Any, method: str | None = None) -> dict:
         lines, start = inspect.getsourcelines(behind)
     except (OSError, TypeError):
         lines, start = [], 0
-    told = {
+    told: dict[str, Any] = {
         "name": getattr(x, "__qualname__", None) or getattr(behind, "__qualname__", type(x).__name__),
         "kind": "class" if cls else "instance" if instance else "function",
         "file": (source_files(x) or [""])[0], "line": start, "source": "".join(lines)[:40_000],
@@ -216,7 +221,8 @@ def inside_of(owner: Any, module: bool) -> dict:
     if module:
         for kind, pairs in (("parameter", owner.named_parameters()), ("buffer", owner.named_buffers())):
             attributes += [
-                {"name": name, "kind": kind, "shape": list(p.shape), "value": float(p) if p.numel() == 1 else None} for name, p in pairs
+                {"name": name, "kind": kind, "shape": list(p.shape), "value": float(p) if p.numel() == 1 else None} for name,
+                p in pairs
             ]
         children = [
             {"name": name, "type": type(child).__name__, "parameters": sum(p.numel() for p in child.parameters())}
@@ -240,12 +246,14 @@ def frameworks(x: Any) -> list[str]:
         if id(x) in seen or depth > 3:
             return
         seen.add(id(x))
-        functions = [f for c in x.__mro__[:-1] for f in vars(c).values() if inspect.isfunction(f)] if isinstance(x, type) else [x]
+        functions = [f for c in x.__mro__[:-1] for f in vars(c).values() if inspect.isfunction(f)] if isinstance(x,
+                                                                                                                 type) else [x]
         for f in functions:
             names, home = words_of(f), getattr(f, "__globals__", {})
             for name in names & set(home):
                 found = home[name]
-                root = (found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None) or "").split(".")[0]
+                root = (found.__name__ if isinstance(found, ModuleType) else getattr(found, "__module__", None)
+                        or "").split(".")[0]
                 if root in FRAMEWORKS:
                     count[root] = count.get(root, 0) + 1
                 elif root == "array_api_compat":

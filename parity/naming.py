@@ -6,19 +6,22 @@ A role is "v" | "t" | "v_bar" | "t_bar" | "mask" | "scale" | "sigma" | "lambda" 
 import re
 from itertools import product
 
-VISION = {"v", "vis", "vision", "visual", "visuals", "image", "images", "img", "imgs", "vit", "picture", "pictures", "pixel", "pixels",
+VISION = {"v", "vis", "vision", "visual", "visuals", "image", "images", "img", "imgs", "vit", "picture", "pictures", "pixel",
+          "pixels",
           "feature", "fmap", "im", "roi", "rois"}
 PATCH = {"patch", "patches", "region", "regions", "grid", "map", "spatial"}
-TEXT = {"t", "txt", "text", "texts", "lang", "language", "caption", "captions", "sentence", "sentences", "word", "words", "cap", "caps",
+TEXT = {"t", "txt", "text", "texts", "lang", "language", "caption", "captions", "sentence", "sentences", "word", "words",
+        "cap", "caps",
         "l", "sent", "bert"}
 TOKEN = {"token", "tokens", "word", "words", "seq", "sequence", "local", "dense", "hidden", "fine", "embeddings"}
 GLOBAL = {"global", "pooled", "pool", "cls", "bar", "mean", "avg", "glob", "g", "class", "sentence"}
 MASK = {"mask", "masks", "valid", "keep", "real", "pad", "padding", "padded", "attn", "attention", "is"}
-LENGTH = {"length", "lengths", "lens", "len", "lengths", "counts", "count", "nwords", "ntokens", "sizes"}
+LENGTH = {"length", "lengths", "lens", "len", "counts", "count", "nwords", "ntokens", "sizes"}
 SCALE = {"scale", "logit", "temp", "temperature", "tau", "inv", "inverse", "theta", "log", "temps", "kappa"}
 SIGMA = {"sigma", "threshold", "thresh", "thr", "cutoff", "sparsity", "sim"}
 LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff"}
-DIMENSION = {"dim", "dims", "width", "hidden", "embed", "embedding", "channels", "features", "d", "model", "in", "out", "proj", "joint",
+DIMENSION = {"dim", "dims", "width", "hidden", "embed", "embedding", "channels", "features", "d", "model", "in", "out",
+             "proj", "joint",
              "vision", "text", "image", "size", "feature", "img", "txt", "vis", "latent", "projection"}
 
 
@@ -45,7 +48,8 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         found["mask"] = 3
     elif said & MASK:
         found["mask"] = 2
-    if said & {"tau", "temp", "temperature", "temps", "theta"} or {"logit", "scale"} <= said or ("inv" in said or "inverse" in said):
+    if said & {"tau", "temp", "temperature", "temps", "theta"} or {"logit",
+                                                                   "scale"} <= said or ("inv" in said or "inverse" in said):
         found["scale"] = 4
     elif said & (SCALE - {"log"}):
         found["scale"] = 2.5
@@ -68,7 +72,7 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         found["t_bar"] = bool(text) + 3 * bool(pooled) - 2 * bool(token)
     if patch and said & TOKEN and not vision:             # patch_tokens
         found.pop("t", None)
-    sides = {role: 0.25 for role in ("v", "t") if role in found}  # a name alone never rules a side out
+    sides: dict[str, float] = {role: 0.25 for role in ("v", "t") if role in found}  # a name alone never rules a side out
     return {role: max(score, sides.get(role, 0)) for role, score in found.items() if score > 0 or role in sides}
 
 
@@ -131,7 +135,7 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
         needed = "default" not in p
         if needed:
             size = size_of(p["name"])
-            options = [(p["name"], role, score) for role, score in said.items()]
+            options: list[tuple[str, str | None, float]] = [(p["name"], role, score) for role, score in said.items()]
             if size == "D" and not set(said) & {"v", "t"}:
                 options = [(p["name"], "size", 3.0)]
             known = {role for role, score in said.items() if score >= 3}
@@ -152,7 +156,8 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
         roles = [role for _, role, _ in picked if role is not None]
         once = [r for r in roles if r not in ("lambda", "eps", "size")]
         sides = {"v", "t"} <= set(roles) or {"v_bar", "t_bar"} <= set(roles)
-        if len(set(once)) < len(once) or not sides or ({"v_bar", "t_bar"} & set(roles) and len({"v_bar", "t_bar"} & set(roles)) == 1
+        if len(set(once)) < len(once) or not sides or ({"v_bar", "t_bar"} & set(roles)
+                                                       and len({"v_bar", "t_bar"} & set(roles)) == 1
                                                        and "v" not in roles):
             continue
         score = sum(s for _, _, s in picked) + 0.25 * ({"v", "t"} <= set(roles))

@@ -14,11 +14,11 @@ import pytest
 def pytest_addoption(parser: pytest.Parser) -> None:
     group = parser.getgroup("sparc", "SPARC's loss, checked against the paper")
     group.addoption("--sparc-impl", action="append", default=[], metavar="TARGET",
-                    help="check an implementation: pkg.module:name, file.py, file.py:name or a folder of answers; may be repeated")
+                    help="check an implementation: pkg.module:name, file.py, file.py:name, a folder of answers; repeatable")
     group.addoption("--sparc-accept", action="append", default=[], metavar="READING", choices=["listing1"],
                     help="a reading of the paper that is as good as eq. 6: listing1")
     group.addoption("--sparc-option", action="append", default=[], metavar="NAME=VALUE",
-                    help="what inference should not decide, as in sparc-ref check: call=v,t,mask,scale or mask=padding; may be repeated")
+                    help="as in sparc-ref check: call=v,t,mask,scale or mask=padding; may be repeated")
 
 
 def pytest_collection_modifyitems(session: pytest.Session, config: pytest.Config, items: list[pytest.Item]) -> None:
@@ -57,7 +57,7 @@ class SparcItem(pytest.Item):
 
 @pytest.fixture
 def sparc_check(request: pytest.FixtureRequest) -> Any:
-    """Check a callable or a name; fails the test with the explanation, or gives the report.  Keywords as parity.check has them."""
+    """Check a callable or a name: fails the test with the explanation, or gives the report.  Keywords as parity.check has."""
     given = options(request.config)
 
     def check(target: Any, **overrides: Any) -> Any:

@@ -14,7 +14,8 @@ from parity.calling import MASKS, SCALES, SHOWN, Convention, Item, arrays_of
 from parity.probes import Probe
 from parity.worker import Stopped
 
-FINE = {"fine", "local", "token", "tokens", "grounding", "grained", "patch", "word", "words", "sparse", "sparc", "alignment", "region"}
+FINE = {"fine", "local", "token", "tokens", "grounding", "grained", "patch", "word", "words", "sparse", "sparc", "alignment",
+        "region"}
 WHOLE = {"global", "contrastive", "clip", "itc", "coarse", "g"}
 SUM = {"total", "loss", "sum", "all"}
 
@@ -44,8 +45,8 @@ def full(seed: int, batch=3, tokens=6, **more: Any) -> Probe:
 def decide_scale(trial, convention, outputs, given) -> tuple[Convention, list[Item]]:
     """At 1/tau = 0 the loss is the same for all embeddings: only the right kind of temperature gets there."""
     argument = next(((n, w) for n, w in convention.arguments if w in SCALES), None)
-    name, word = argument or next(iter(convention.attributes.items()), (None, None))
-    if name is None:
+    name, word = argument or next(iter(convention.attributes.items()), ("", ""))
+    if not name:
         why = "--scale fixed" if given.get("scale") == "fixed" else "no argument, parameter or attribute of that kind"
         return convention, [Item("temperature", "hard-coded, if there is any", "likely", why)]
     where = "" if argument else "parameter "
@@ -60,7 +61,8 @@ def decide_scale(trial, convention, outputs, given) -> tuple[Convention, list[It
         if any(verdicts):
             passed.append(kind)
     if len(passed) == 1:
-        item = Item(f"{where}{name}", SHOWN[passed[0]], "certain", "at 1/tau = 0 the loss forgets the embeddings; only this reading gets there")
+        item = Item(f"{where}{name}", SHOWN[passed[0]], "certain",
+                    "at 1/tau = 0 the loss forgets the embeddings; only this reading gets there")
     elif len(passed) > 1:
         item = Item(f"{where}{name}", SHOWN[passed[0]], "assumed", "it has no effect on the loss")
     else:
@@ -89,12 +91,13 @@ def decide_mask(trial, convention, outputs, given) -> tuple[Convention, list[Ite
     """Which form and which polarity: padding is what may change without changing the loss, or changes it least."""
     from parity.convention import probe_of
 
-    name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), (None, None))
-    if name is None and convention.word("t") is None:
+    name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), ("", ""))
+    if not name and convention.word("t") is None:
         return convention, []
-    if name is None:
+    if not name:
         why = "--mask none" if given.get("mask") == "none" else "no argument of that kind"
-        return convention, [Item("mask", "takes none: padding looks like tokens", "given" if "mask" in given else "certain", why)]
+        return convention, [Item("mask", "takes none: padding looks like tokens", "given" if "mask" in given else "certain",
+                                 why)]
     if given.get("mask") or "call" in given:
         return convention, [Item(name, SHOWN[word], "given", "--mask or --call")]
     for batch in (1, 3):                                  # one caption alone has no global loss, which may pool padding
@@ -180,8 +183,8 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
     from parity.convention import Unclear
 
     if given.get("returns"):
-        losses = written_returns(given["returns"], outputs)
-        return [replace(convention, losses=losses)], [Item("returns", shown_losses(losses), "given", "--returns")]
+        said = written_returns(given["returns"], outputs)
+        return [replace(convention, losses=said)], [Item("returns", shown_losses(said), "given", "--returns")]
     table = {
         "plain": [values(trial, convention, full(seed), outputs) for seed in range(4)],
         "alone": [values(trial, convention, full(seed, 1), outputs) for seed in (4, 5)],
@@ -199,7 +202,8 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
         found = pick(kinds[kind], table, outputs, kind)
         if found is None:
             names = ", ".join(outputs[i] for i in kinds[kind])
-            raise Unclear(f"{about['name']} returns several {kind} losses ({names}): add --returns {bare(outputs[kinds[kind][0]])}={kind}")
+            first = bare(outputs[kinds[kind][0]])
+            raise Unclear(f"{about['name']} returns several {kind} losses ({names}): add --returns {first}={kind}")
         if found[0]:
             losses[kind] = found[:2]
             items.append(Item("returns", shown_losses({kind: found[:2]}), "certain", found[2]))
@@ -212,10 +216,11 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
     main = min(mixed, key=lambda i: (not set(naming.words(outputs[i])) & SUM, i))
     if len(losses) == 2:
         parts = weights_of(table, main, [outputs.index(p) for kind in ("fine", "global") for p in losses[kind][0]])
-        said = "the two with other weights on each batch" if parts is None else " + ".join(f"{w:.4g} {k}" for w, k in zip(parts, losses))
-        if parts is not None and len(parts) != 2:
-            said = "a weighted sum of the others"
-        items.append(Item("returns", f"{bare(outputs[main])}: {said}", "certain" if parts is not None else "likely", "fitted on four batches"))
+        words = "the two with other weights on each batch"
+        if parts is not None:
+            words = " + ".join(f"{w:.4g} {k}" for w, k in zip(parts, losses)) if len(parts) == 2 else "a weighted sum of the others"
+        sure = "certain" if parts is not None else "likely"
+        items.append(Item("returns", f"{bare(outputs[main])}: {words}", sure, "fitted on eight batches"))
         return [replace(convention, losses=losses)], items
     path = ((outputs[main],), (1.0,))
     whole, why = is_total(trial, convention, outputs, main, table)
@@ -275,9 +280,9 @@ def is_total(trial, convention, outputs, main, table) -> tuple[bool, str]:
     rng = np.random.default_rng(3)
     if not close(0.0, values(trial, convention, full(6, 1, 1), [outputs[main]])[0]):
         return False, "one token of one caption does not give 0"
-    if convention.word("v_bar") or convention.word("t_bar"):
-        if not close(first, values(trial, convention, full(6, 3, 1, v_bar=rng.standard_normal(one.v_bar.shape)), [outputs[main]])[0]):
-            return True, "a token alone leaves a loss of the pooled embeddings"
+    other = full(6, 3, 1, v_bar=rng.standard_normal(one.v_bar.shape))
+    if convention.word("v_bar") and not close(first, values(trial, convention, other, [outputs[main]])[0]):
+        return True, "a token alone leaves a loss of the pooled embeddings"
     noise = rng.standard_normal(one.v.shape)
     changes = {
         "the mean of the patches": one.v + noise - noise.mean(1, keepdims=True),

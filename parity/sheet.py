@@ -19,7 +19,8 @@ WORDS = {
     "eq6": "equals {base}", "listing1": "equals Listing 1", "conditional": "equals {base} only under conditions",
     "explained": "differs, explained", "unexplained": "differs, unexplained", "cannot_run": "cannot run",
 }
-COLOURS = {"eq6": "green", "listing1": "green", "conditional": "yellow", "explained": "red", "unexplained": "red", "cannot_run": "magenta"}
+COLOURS = {"eq6": "green", "listing1": "green", "conditional": "yellow", "explained": "red", "unexplained": "red",
+           "cannot_run": "magenta"}
 
 
 @dataclass(frozen=True)
@@ -119,7 +120,8 @@ class Report:
             ],
             "notes": [*self.notes, *self.behaviour.notes], "stage": d.stage, "evidence": d.evidence,
             "off": [
-                {"probe": o.probe, "shows": shows(o.probe), "loss": finite(o.loss), "gradient": finite(o.gradient)} for o in d.off
+                {"probe": o.probe, "shows": shows(o.probe), "loss": finite(o.loss), "gradient": finite(o.gradient)}
+                for o in d.off
             ],
             "reproduced_to": finite(d.reproduced_to), "losses": {name: x.verdict for name, x in d.losses.items()},
             "lambdas": {name: float(x) for name, x in d.lambdas.items()}, "stages": list(self.stages),
@@ -154,7 +156,8 @@ def deviation(found: Found, effect, patches: int) -> dict[str, Any]:
         "id": found.id, "value": value(found.value), "way": found.way, "stage": entry.stage, "title": entry.title,
         "words": words(found, patches), "equation": entry.equation, "fix": entry.fix, "training": entry.training,
         "hidden_by": list(entry.hidden_by),
-        "effect": None if effect is None else {"probe": effect.probe, "loss": finite(effect.loss), "gradient": finite(effect.gradient)},
+        "effect": None if effect is None
+        else {"probe": effect.probe, "loss": finite(effect.loss), "gradient": finite(effect.gradient)},
     }
 
 
@@ -189,7 +192,8 @@ def show(report: Report, console) -> None:
             console.print(" " * indent + escape(row), style="cyan", soft_wrap=True)
 
     console.print()
-    line(WORDS[report.verdict].format(base=report.base).upper() + (f": {', '.join(report.conditions)}" if report.conditions else ""),
+    line(WORDS[report.verdict].format(base=report.base).upper()
+         + (f": {', '.join(report.conditions)}" if report.conditions else ""),
          style=f"bold {COLOURS[report.verdict]}")
     line(report.headline)
     if report.error:
@@ -260,7 +264,8 @@ def show_deviation(line, code, number, found, effect, verdict):
     text = words(found)
     line(f"{text[:1].upper()}{text[1:]}.", 7)
     if effect is not None and verdict != "listing1":
-        line(f"Alone it moves the loss by {percent(effect.loss)}, the gradient by {percent(effect.gradient)} (batch {effect.probe}).", 7)
+        size = f"the loss by {percent(effect.loss)}, the gradient by {percent(effect.gradient)}"
+        line(f"Alone it moves {size} (batch {effect.probe}).", 7)
     line(f"In training: {entry.training}", 7)
     code(entry.fix, 10)
 

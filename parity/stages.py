@@ -45,7 +45,7 @@ def side_by_side(ask: Caller, diagnosis: Diagnosis) -> list[dict[str, Any]]:
 
 
 def reference(probe: Probe) -> dict[str, np.ndarray]:
-    loss, trace, _ = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))
+    _, trace, _ = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))
     return {name: np.asarray(x) for name, x in trace.items()}
 
 

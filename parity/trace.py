@@ -16,7 +16,8 @@ import numpy as np
 from parity.bridges import framework_of, to_numpy
 
 ENTRIES, RECORDS = 1 << 21, 600                           # in all; what comes later is left out
-VIEWS = {"unsqueeze", "permute", "view", "expand", "transpose", "t", "slice", "select", "alias", "_unsafe_view", "squeeze", "detach",
+VIEWS = {"unsqueeze", "permute", "view", "expand", "transpose", "t", "slice", "select", "alias", "_unsafe_view", "squeeze",
+         "detach",
          "diagonal", "ones_like", "zeros_like", "clone", "_reshape_alias", "unbind", "split"}  # nothing new
 
 
@@ -77,7 +78,8 @@ class TracerBook:
             axis, x = x.batch_dim, x.val
             if isinstance(axis, int) and axis:
                 x = jnp.moveaxis(x, axis, 0)
-        if getattr(x, "ndim", 0) and x.size > 1 and id(x) not in self.seen and x.dtype.kind in "fib" and len(self.records) < RECORDS:
+        new = getattr(x, "ndim", 0) and x.size > 1 and id(x) not in self.seen and x.dtype.kind in "fib"
+        if new and len(self.records) < RECORDS:
             self.seen.add(id(x))
             self.records.append((where, x))
 

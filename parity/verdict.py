@@ -24,7 +24,8 @@ if TYPE_CHECKING:
     from parity.calling import Caller, Convention
     from parity.sheet import Report
 
-OVERRIDES = ("call", "patches", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework", "method", "isolate", "dtype")
+OVERRIDES = ("call", "patches", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework", "method",
+             "isolate", "dtype")
 
 
 class CheckerFault(ValueError):
@@ -43,7 +44,7 @@ def check(
 ) -> "Report":
     """Say what an implementation computes.
 
-    target        a function, a torch module or its class, another callable object; "pkg.module:name", "file.py", "file.py:name";
+    target        a function, a torch module or its class, another callable; "pkg.module:name", "file.py", "file.py:name"; or
                   a folder that `export` wrote and a program has answered
     accept        "listing1": that reading of the paper is as good
     time_limit    seconds for one call; budget: seconds for all of them; memory_limit: GiB beyond what it holds once loaded
@@ -156,12 +157,14 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Repo
     best = reports[0]
     for other in reports[1:]:
         mine, theirs = best.convention, other.convention
+        assert mine is not None and theirs is not None
         tie = (rank[best.verdict], len(best.deviations)) == (rank[other.verdict], len(other.deviations))
         if tie and mine.written != theirs.written and best.verdict != "unexplained" and best.deviations != other.deviations:
             raise Unclear(
                 f"{mine.name} reads equally well as --call {mine.written} ({best.summary}) and as --call {theirs.written} "
                 f"({other.summary}). Add the one that is meant."
             )
+    assert best.convention is not None
     return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
 
 
@@ -176,12 +179,13 @@ def judged(worker, convention, name) -> "tuple[Report, Caller]":
     except (ArithmeticError, ValueError, LookupError, TypeError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckerFault(
-            f"the checker itself failed on {convention.name}, which is our fault and not yours: {type(error).__name__}: {error} at "
-            f"{Path(place.filename).name}:{place.lineno}"
+            f"the checker itself failed on {convention.name}, which is our fault and not yours: "
+            f"{type(error).__name__}: {error} at {Path(place.filename).name}:{place.lineno}"
         ) from error
     if diagnosis.verdict == "cannot_run":
-        error = {"type": "error", "message": diagnosis.error or "", "lines": [], "call": str(convention)}
-        return Report(name, diagnosis, convention, error=error), ask
+        kind, _, words = (diagnosis.error or "").partition(": ")
+        told = {"type": kind or "error", "message": words, "lines": [], "call": str(convention)}
+        return Report(name, diagnosis, convention, error=told), ask
     return Report(name, with_cls(ask, diagnosis), convention), ask
 
 
@@ -202,7 +206,8 @@ def with_cls(ask, diagnosis):
     note = diagnosis.note.replace("Your global loss equals eq. 1, value and gradients.",
                                   "Your global loss equals eq. 1, except that the image's embedding is the [CLS] token.")
     return replace(diagnosis, deviations=(*diagnosis.deviations, Found("global.uses_cls")), verdict=verdict,
-                   conditions=() if verdict != "conditional" else diagnosis.conditions, stage=diagnosis.stage or "global", note=note)
+                   conditions=() if verdict != "conditional" else diagnosis.conditions, stage=diagnosis.stage or "global",
+                   note=note)
 
 
 def finished(ask, report) -> "Report":
@@ -217,7 +222,8 @@ def finished(ask, report) -> "Report":
         for item in report.convention.items:
             if item.what == "sigma" and item.value.startswith("argument"):
                 notes.append(f"sigma: {item.value}; pass 1/P (--sigma 1/P checks it so)")
-    return replace(report, behaviour=behaviour(ask, report.diagnosis), stages=tuple(side_by_side(ask, report.diagnosis)), notes=tuple(notes))
+    return replace(report, behaviour=behaviour(ask, report.diagnosis), stages=tuple(side_by_side(ask, report.diagnosis)),
+                   notes=tuple(notes))
 
 
 def name_of(target: Any) -> str:
@@ -252,7 +258,8 @@ def main(command) -> int:
             print(export(command.export))
         return 0
     if not command.target:
-        print("sparc-ref check: expected an implementation: pkg.module:name, file.py, file.py:name or a folder of answers", file=sys.stderr)
+        print("sparc-ref check: expected an implementation: pkg.module:name, file.py, file.py:name or a folder of answers",
+              file=sys.stderr)
         return 2
     try:
         report = check(command.target, **command.options())

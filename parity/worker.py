@@ -3,9 +3,9 @@
     with Worker({"file": "my_loss.py", "name": "loss"}) as worker:
         worker.ask({"do": "call", ...}, {"v": v, "t": t, "mask": mask, "theta": theta})      -> reply, arrays
 
-Both ends speak over two pipes that their prints cannot reach: file descriptors 1 and 2 of the process lead to a reader that keeps
-the last lines and throws the rest away.  No pickle: JSON and safetensors alone.  What cannot be imported by name (a lambda, a
-notebook's cell) is forked, and where that is not safe it runs in this process, without limits.
+Both ends speak over two pipes that their prints cannot reach: file descriptors 1 and 2 of the process lead to a reader that
+keeps the last lines and throws the rest away.  No pickle: JSON and safetensors alone.  What cannot be imported by name (a
+lambda, a notebook's cell) is forked, and where that is not safe it runs in this process, without limits.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from typing import Any
 
 import numpy as np
 
-INSIDE = "PARITY_INSIDE"                                  # set where their code runs: a file that checks itself must not do so there
+INSIDE = "PARITY_INSIDE"                                  # set where their code runs: no check inside a check
 REPLY = 1 << 28                                           # bytes of a reply; more is an error
 ENVIRONMENT = {
     "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
@@ -36,7 +36,7 @@ ENVIRONMENT = {
 
 
 class Stopped(Exception):
-    """The process is gone: it crashed, or was stopped for time or memory.  `kind`: "crash" | "time" | "memory" | "exit" | "budget"."""
+    """The process is gone: it crashed, or was stopped.  kind: "crash" | "exit" | "time" | "memory" | "budget"."""
 
     def __init__(self, kind: str, words: str):
         super().__init__(words)
@@ -47,7 +47,8 @@ class Worker:
     """One implementation in one process.      target: {"module" | "file", "name"} or {"object": a callable}
 
     time_limit: seconds for one request (twice that for loading).  memory_limit: bytes beyond what it holds once loaded.
-    budget: seconds for all requests.  `how` says what runs it: "process" | "fork" | "here".  After a stop the next request starts a new one, `restarts` times at most.
+    budget: seconds for all requests.  how: what runs it, "process" | "fork" | "here".  After a stop the next request starts
+    another process, `restarts` times at most.
     """
 
     def __init__(self, target: dict[str, Any], time_limit: float = 30.0, memory_limit: int = 4 << 30, device: str = "cpu",
@@ -70,7 +71,7 @@ class Worker:
         self.close()
 
     def ask(self, request: dict, arrays: dict[str, np.ndarray] | None = None) -> tuple[dict, dict[str, np.ndarray]]:
-        """One request, one reply.  A reply with "error" says what their code raised.  Raises Stopped when the process is gone."""
+        """One request, one reply; its "error" says what their code raised.  Raises Stopped when the process is gone."""
         self.asked += 1
         if time.monotonic() > self.end:
             self.close()
@@ -246,7 +247,8 @@ class Worker:
             return "crash", "it closed its pipes"
         if status < 0:
             name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
-            words = {"SIGSEGV": "segmentation fault", "SIGKILL": "killed from outside, out of memory as a rule", "SIGABRT": "abort"}
+            words = {"SIGSEGV": "segmentation fault", "SIGKILL": "killed from outside, out of memory as a rule",
+                     "SIGABRT": "abort"}
             return "crash", f"it crashed: {name}" + (f" ({words[name]})" if name in words else "")
         return "exit", f"it ended its own process with status {status}"
 
@@ -331,7 +333,8 @@ def descendants(pid) -> list[int]:
     for path in Path("/proc").glob("[0-9]*/stat"):
         with contextlib.suppress(OSError, ValueError, IndexError):
             parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found, new = [], {pid}
+    found: list[int] = []
+    new = {pid}
     while new:
         new = {child for child, parent in parents.items() if parent in new}
         found += new
@@ -396,9 +399,9 @@ def written(text: str) -> dict[str, Any]:
     file, _, name = text.partition(".py:")
     if text.endswith(".py") or name:
         return {"file": os.path.abspath(text if text.endswith(".py") else file + ".py"), "name": name or None}
-    module, colon, name = text.partition(":")
+    module, _, name = text.partition(":")
     if Path(text).suffix == ".ipynb":
-        raise ValueError(f"{text}: a notebook cannot be imported; call parity.check(your_function) in it, or save the cell as a .py file")
+        raise ValueError(f"{text}: a notebook cannot be imported; call parity.check(your_function) in it, or save it as .py")
     if not module or not all(part.isidentifier() for part in module.split(".")) or "/" in text:
         raise ValueError(f"{text}: expected pkg.module:name, file.py, file.py:name or a folder of answers")
     return {"module": module, "name": name or None}

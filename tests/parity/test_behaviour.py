@@ -95,7 +95,8 @@ def test_a_sound_loss_has_no_findings(ask):
     assert not any("memory" in note for note in seen.notes)
 
 
-@pytest.mark.parametrize("test", ["no_gradient", "padding_leak", "zero_padding", "nan_gradient", "all_padding", "order", "batch_split"])
+@pytest.mark.parametrize("test", ["no_gradient", "padding_leak", "zero_padding", "nan_gradient", "all_padding", "order",
+                                  "batch_split"])
 def test_the_paper_passes_every_test(test):
     assert list(getattr(tests, test)(variant())) == []
 
@@ -150,9 +151,12 @@ def no_tokens(probe, losses, grads):
 
 
 @pytest.mark.parametrize("test, change, id_, words", [
-    ("padding_leak", leak_in_the_gradient, "edge.padding_leak", "gradient for v"), ("nan_gradient", late_nan, "edge.nan_gradient", "every patch is alike"),
-    ("order", first_counts_twice, "edge.order_dependent", "samples in another order"), ("batch_split", first_counts_twice, "edge.batch_split", "two halves"),
-    ("all_padding", poisoned_by_empty, "edge.all_padding", "not finite"), ("no_gradient", no_tokens, "edge.no_gradient", "exactly zero"),
+    ("padding_leak", leak_in_the_gradient, "edge.padding_leak", "gradient for v"),
+    ("nan_gradient", late_nan, "edge.nan_gradient", "every patch is alike"),
+    ("order", first_counts_twice, "edge.order_dependent", "samples in another order"),
+    ("batch_split", first_counts_twice, "edge.batch_split", "two halves"),
+    ("all_padding", poisoned_by_empty, "edge.all_padding", "not finite"),
+    ("no_gradient", no_tokens, "edge.no_gradient", "exactly zero"),
 ])
 def test_faults_that_no_deviation_names_are_seen(test, change, id_, words):
     found = list(getattr(tests, test)(changed(change)))

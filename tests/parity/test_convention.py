@@ -197,7 +197,8 @@ def workers(tmp_path_factory):
     folder = tmp_path_factory.mktemp("conventions")
     (folder / "in_numpy.py").write_text(NUMPY)
     (folder / "in_torch.py").write_text(TORCH)
-    made = {name: Worker(target_of(f"{folder}/{name}.py:{first}")) for name, first in (("in_numpy", "fine"), ("in_torch", "fine"))}
+    made = {name: Worker(target_of(f"{folder}/{name}.py:{first}")) for name,
+            first in (("in_numpy", "fine"), ("in_torch", "fine"))}
 
     def of(name, file="in_numpy"):
         made[file].reload(target_of(f"{folder}/{file}.py:{name}"))
@@ -214,11 +215,14 @@ def sure(convention, what):
 
 @pytest.mark.parametrize("name, written", [
     ("text_first", "t,v,mask,tau"), ("keyword_only", "tokens=t,patches=v,valid=mask,logit_scale=scale"),
-    ("takes_lengths", "v,t,lengths,theta"), ("needs_float_mask", "v,t,mask_float,scale"), ("true_is_padding", "v,t,padding,scale"),
+    ("takes_lengths", "v,t,lengths,theta"), ("needs_float_mask", "v,t,mask_float,scale"),
+    ("true_is_padding", "v,t,padding,scale"),
     ("additive", "v,t,additive,scale"), ("feature_map", "v_bdhw,t,mask,scale"), ("channels_last", "v_bhwd,t,mask,scale"),
     ("with_cls", "v_cls,t,mask,scale"), ("log_of_tau", "v,t,mask,log_tau"), ("misleading_name", "v,t,mask,scale"),
-    ("no_names", "t,v,mask,tau"), ("no_mask", "v,t,scale"), ("fixed_temperature", "v,t,mask"), ("default_sigma", "v,t,mask,scale"),
-    ("needs_sigma", "v,t,mask,size:1/P,scale"), ("needs_count", "v,t,mask,scale,size:P"), ("mask_with_default", "v,t,scale,mask"),
+    ("no_names", "t,v,mask,tau"), ("no_mask", "v,t,scale"), ("fixed_temperature", "v,t,mask"),
+    ("default_sigma", "v,t,mask,scale"),
+    ("needs_sigma", "v,t,mask,size:1/P,scale"), ("needs_count", "v,t,mask,scale,size:P"),
+    ("mask_with_default", "v,t,scale,mask"),
     ("both", "v,t,mask,theta,v_bar,t_bar"), ("total", "v,t,mask,theta"), ("only_global", "v_bar,t_bar,scale"),
 ])
 def test_the_call_is_found_and_its_numbers_are_the_papers(workers, name, written):
@@ -240,7 +244,8 @@ def test_the_call_is_found_and_its_numbers_are_the_papers(workers, name, written
 @pytest.mark.parametrize("name, losses", [
     ("both", {"fine": (("['grounding']",), (1.0,)), "global": (("['contrastive']",), (1.0,))}),
     ("pair", {"fine": (("[0]", "[1]"), (0.5, 0.5))}), ("per_caption", {"fine": (("",), (1.0,))}),
-    ("per_token", {"fine": (("['loss']",), (1.0,))}), ("closure", {"fine": (("[0]",), (1.0,))}), ("total", {"total": (("",), (1.0,))}),
+    ("per_token", {"fine": (("['loss']",), (1.0,))}), ("closure", {"fine": (("[0]",), (1.0,))}),
+    ("total", {"total": (("",), (1.0,))}),
 ])
 def test_the_losses_among_the_outputs_are_found(workers, name, losses):
     w = workers(name)
@@ -285,8 +290,10 @@ def test_what_is_given_is_not_inferred(workers):
 
 
 @pytest.mark.parametrize("name, given, words", [
-    ("needs_more", {}, "--set image_ids=VALUE"), ("three", {}, "--returns a=fine"), ("no_names", {"call": "t,v,mask,taus"}, "expected one of"),
-    ("three", {"returns": "d=fine"}, "no output 'd'; there are a, b, c"), ("three", {"returns": "a=loss"}, "expected fine, global or total"),
+    ("needs_more", {}, "--set image_ids=VALUE"), ("three", {}, "--returns a=fine"),
+    ("no_names", {"call": "t,v,mask,taus"}, "expected one of"),
+    ("three", {"returns": "d=fine"}, "no output 'd'; there are a, b, c"),
+    ("three", {"returns": "a=loss"}, "expected fine, global or total"),
 ])
 def test_one_keyword_is_asked_for(workers, name, given, words):
     with pytest.raises(ValueError, match=words):
@@ -333,8 +340,9 @@ def test_a_constructor_that_needs_what_nobody_knows_is_asked_for(workers):
 def test_names_alone():
     names = [{"name": n} for n in ("image_embeds", "text_embeds", "patch_tokens", "text_tokens", "attention_mask")]
     roles = assignments(names)[0][1]
-    assert roles == {"image_embeds": "v_bar", "text_embeds": "t_bar", "patch_tokens": "v", "text_tokens": "t", "attention_mask": "mask"}
-    assert scale_kinds("inverse_temperature")[0] == "scale" and scale_kinds("log_inv_tau")[0] == "theta" and scale_kinds("T")[0] == "tau"
+    assert roles == {"image_embeds": "v_bar", "text_embeds": "t_bar", "patch_tokens": "v", "text_tokens": "t",
+                     "attention_mask": "mask"}
+    assert [scale_kinds(x)[0] for x in ("inverse_temperature", "log_inv_tau", "T")] == ["scale", "theta", "tau"]
     assert mask_forms("key_padding_mask")[0] == "padding" and mask_forms("cap_lens")[0] == "lengths"
 
 

@@ -1,4 +1,4 @@
-"""Answers out of a folder: the C++ example is sound, constants are found or bracketed, and a hostile folder is refused by name."""
+"""Answers out of a folder: the C++ example is sound, constants are found or bracketed, a hostile folder is refused by name."""
 
 import json
 import shutil
@@ -39,9 +39,11 @@ def answer(folder, gradients=True, dtype=np.float64, losses=("fine",), **options
         out = {"fine": np.asarray(loss), "global": np.asarray(whole), "total": np.asarray(2 * loss + whole)}
         save_file({k: out[k].astype(dtype) for k in losses}, str(path).replace("/in.", "/out."))
         if gradients:
-            parts = {"fine": dict(zip(("v", "t", "theta"), back())), "global": dict(zip(("v_bar", "t_bar", "theta"), back_global()))}
+            parts = {"fine": dict(zip(("v", "t", "theta"), back())),
+                     "global": dict(zip(("v_bar", "t_bar", "theta"), back_global()))}
             named = {f"{k}.{leaf}": g for k in losses for leaf, g in parts[k].items()} if len(losses) > 1 else parts[losses[0]]
-            save_file({k: np.asarray(g).astype(dtype).copy(order="C") for k, g in named.items()}, str(path).replace("/in.", "/grad."))
+            save_file({k: np.asarray(g).astype(dtype).copy(order="C") for k, g in named.items()},
+                      str(path).replace("/in.", "/grad."))
 
 
 def test_the_cpp_example_equals_eq_6(folder, tmp_path):
@@ -58,7 +60,8 @@ def test_the_cpp_example_equals_eq_6(folder, tmp_path):
 
 @pytest.mark.parametrize("options, found, note", [
     ({"reduction": "token"}, ["reduction.token"], ""), ({"sigma": 0.3}, ["threshold.constant(0.3)"], ""),
-    ({"sigma": 0.37}, ["threshold.constant(0.37)"], "sigma lies between 0.369"), ({"align": "no_threshold"}, ["threshold.absent"], ""),
+    ({"sigma": 0.37}, ["threshold.constant(0.37)"], "sigma lies between 0.369"),
+    ({"align": "no_threshold"}, ["threshold.absent"], ""),
 ])
 def test_deviations_are_found_from_the_folder_alone(folder, options, found, note):
     answer(folder, **options)
@@ -102,7 +105,8 @@ def with_header(path, change):
     (lambda f: (f / "out.padded.safetensors").unlink(), "'padded' of this version"),
     (lambda f: (f / "out.padded.safetensors").write_bytes(b"\xff" * 40), "cut short"),
     (lambda f: (f / "out.padded.safetensors").write_bytes((f / "out.padded.safetensors").read_bytes()[:20]), "cut short"),
-    (lambda f: (f / "grad.padded.safetensors").write_bytes((f / "grad.padded.safetensors").read_bytes()[:-3]), "grad.padded.safetensors"),
+    (lambda f: (f / "grad.padded.safetensors").write_bytes((f / "grad.padded.safetensors").read_bytes()[:-3]),
+     "grad.padded.safetensors"),
     (lambda f: (f / "out.padded.safetensors").write_bytes(b"x" * (1 << 23)), "at most"),
     (lambda f: save_file({"loss": np.zeros(())}, f / "out.padded.safetensors"), "'loss' is none of fine, global, total"),
     (lambda f: save_file({"fine": np.zeros(3)}, f / "out.padded.safetensors"), "expected shape \\(\\), got \\(3,\\)"),
@@ -113,7 +117,8 @@ def with_header(path, change):
     (lambda f: with_header(f / "in.padded.safetensors", lambda h: h["t"].update(shape=[1, 2, 3])), "do not belong together"),
     (lambda f: with_header(f / "out.padded.safetensors", lambda h: h["fine"].update(data_offsets=[0, 1 << 40])), "out.padded"),
     (lambda f: with_header(f / "out.padded.safetensors", lambda h: h["fine"].update(shape=[-1])), "expected dtype, shape"),
-    (lambda f: ((f / "out.padded.safetensors").unlink(), (f / "out.padded.safetensors").symlink_to("/etc/passwd")), "out.padded"),
+    (lambda f: ((f / "out.padded.safetensors").unlink(), (f / "out.padded.safetensors").symlink_to("/etc/passwd")),
+     "out.padded"),
 ])
 def test_a_hostile_folder_is_refused_by_name(folder, spoil, words):
     answer(folder)

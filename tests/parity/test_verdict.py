@@ -131,8 +131,10 @@ def test_two_orders_that_both_run_are_decided_by_what_explains_better(report):
     ("{file}:breaks", "RuntimeError", "breaks(", "in breaks:  return (patches @ tokens).sum()"),
     ("{file}:hangs", "time", "hangs(", "longer than 1 s"), ("{file}:crashes", "crash", "crashes(", "SIGSEGV"),
     ("{file}:sounds", "NotFound", "import", "did you mean sound"), ("{file}:sound.x", "NotFound", "import", "has no 'sound.x'"),
-    ("/nowhere/at_all.py", "NotFound", "import", "no such file"), ("{folder}/broken.py", "SyntaxError", "import", "broken.py:1"),
-    ("{folder}/needs.py", "ModuleNotFoundError", "import", "needs.py:1"), ("no_such_module:f", "NotFound", "import", "no module 'no_such_module'"),
+    ("/nowhere/at_all.py", "NotFound", "import", "no such file"),
+    ("{folder}/broken.py", "SyntaxError", "import", "broken.py:1"),
+    ("{folder}/needs.py", "ModuleNotFoundError", "import", "needs.py:1"),
+    ("no_such_module:f", "NotFound", "import", "no module 'no_such_module'"),
 ])
 def test_what_cannot_run_is_told_with_their_line(losses, target, error, call, words):
     (losses.parent / "broken.py").write_text("def loss(v, t:\n")
@@ -160,7 +162,8 @@ def test_several_candidates_are_listed_and_one_is_taken(losses, capsys):
 
 @pytest.mark.parametrize("given, words", [
     ({"masks": "padding"}, "no option masks; there are call, patches"), ({"accept": "listing2"}, "expected listing1"),
-    ({"device": "tpu"}, 'expected "cpu" or "cuda"'), ({"framework": "cupy"}, "not installed"), ({"call": "v,t,maks"}, "'maks': expected one of"),
+    ({"device": "tpu"}, 'expected "cpu" or "cuda"'), ({"framework": "cupy"}, "not installed"),
+    ({"call": "v,t,maks"}, "'maks': expected one of"),
 ])
 def test_wrong_options(losses, given, words):
     with pytest.raises(ValueError, match=words):
@@ -192,7 +195,8 @@ def test_the_command_writes_page_and_json(losses, tmp_path, capsys):
 
 def test_exit_codes_of_the_command(losses, capsys):
     for argv, wanted in (
-        ([f"{losses}:listing", "--accept", "listing1"], 0), ([f"{losses}:breaks"], 3), ([], 2), ([f"{losses}:sound", "--init", "dim"], 2),
+        ([f"{losses}:listing", "--accept", "listing1"], 0), ([f"{losses}:breaks"], 3), ([], 2),
+        ([f"{losses}:sound", "--init", "dim"], 2),
         ([f"{losses}:sound", "--call", "v,t"], 3), (["a b"], 2),
     ):
         assert run([*argv, "--html", "none"], capsys)[0] == wanted, argv
@@ -223,7 +227,8 @@ def test_a_new_users_path(tmp_path, capsys):
     """A wrong loss, one command, the change that it asks for, green."""
     path = tmp_path / "my_loss.py"
     text = (EXAMPLES / "torch_loss.py").read_text()
-    wrong = text.replace(">= 1 / patches.shape[1]", ">= 0.3").replace("s = tokens @ patches.mT", "s = tokens @ F.normalize(patches, dim=-1).mT")
+    wrong = text.replace(">= 1 / patches.shape[1]", ">= 0.3").replace("s = tokens @ patches.mT",
+                                                                      "s = tokens @ F.normalize(patches, dim=-1).mT")
     path.write_text(wrong)
     status, out, _ = run([path, "--html", "none"], capsys)
     assert status == 1 and "threshold.constant(0.3)" in out and "similarity.cosine" in out

@@ -154,12 +154,14 @@ def test_no_orphans(hostile, tmp_path, monkeypatch):
 def test_the_process_dies_with_its_parent(hostile, tmp_path):
     code = (
         "import os, sys, time; from parity.worker import Worker, target_of\n"
-        f"w = Worker(target_of({str(hostile) + ':plain'!r})); w.ask({{'do': 'describe'}}); print(w.pid, flush=True); os.kill(os.getpid(), 9)"
+        f"w = Worker(target_of({str(hostile) + ':plain'!r})); w.ask({{'do': 'describe'}})\n"
+        "print(w.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, env=os.environ | {"PYTHONPATH": os.getcwd()})
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == -9 and gone(int(done.stdout))
 
 
@@ -226,7 +228,8 @@ def test_a_named_function_is_found_by_its_name():
     assert target["module"] == "numpy.linalg" and target["name"] == "norm"
 
 
-@pytest.mark.parametrize("text, words", [("a b", "expected pkg.module:name"), ("x.ipynb", "a notebook cannot be imported"), ("a/b", "expected")])
+@pytest.mark.parametrize("text, words", [("a b", "expected pkg.module:name"), ("x.ipynb", "a notebook cannot be imported"),
+                                         ("a/b", "expected")])
 def test_names_that_make_no_sense(text, words):
     with pytest.raises(ValueError, match=words):
         target_of(text)
