@@ -23,6 +23,8 @@ def stages(report):
     found = [x for x in as_list(report.get("stages")) if isinstance(x, Mapping) and matrix(x.get("ours")) is not None]
     if not found:
         return ""
+    if report.get("verdict") in ("eq6", "listing1"):      # all is equal: an array that is off is none of these stages
+        found = [x | {"theirs": None} if state(x) == "off" else x for x in found]
     marked = first_wrong(report, found)
     seen = any(matrix(x.get("theirs")) is not None for x in found)
     pipe = "".join(
@@ -39,12 +41,16 @@ def stages(report):
 
 
 def first_wrong(report, found):
-    """The stage to mark: the one that the report names, or else the first one seen to differ."""
+    """The stage to mark: the one that the report names, or else the first one seen to differ.
+
+    What the report names may look equal here, where the fault comes right after the array that was seen.
+    """
     if report.get("verdict") in ("eq6", "listing1"):
         return None
     named = str(report.get("stage") or "")
-    for name in (named, *FIRST.get(named, ())):
-        if match := [x for x in found if x.get("name") == name and state(x) in ("off", "unseen")]:
+    there = [x for name in (named, *FIRST.get(named, ())) for x in found if x.get("name") == name]
+    for wanted in (("off",), ("unseen",), ("same", "harmless")):
+        if match := [x for x in there if state(x) in wanted]:
             return match[0]
     return next((x for x in found if state(x) == "off"), None)
 
@@ -75,7 +81,8 @@ def titled(x):
 
 def stage_figure(x, marked):
     kind = "first" if marked else state(x)
-    mark = '<span class="mark">goes wrong here first</span>' if marked else ""
+    here = "goes wrong here first" if state(x) in ("off", "unseen") else "goes wrong right after this"
+    mark = f'<span class="mark">{here}</span>' if marked else ""
     drawn, width = picture(
         matrix(x["ours"]), matrix(x.get("theirs")), visible(x.get("rows") or ""), visible(x.get("columns") or ""),
         signed=x.get("name") not in POSITIVE,

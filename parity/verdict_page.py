@@ -38,6 +38,7 @@ pre { background: #f4f4f2; border: 1px solid #ddd; padding: .6rem .8rem; overflo
 .verdict p.says { font-size: 1.2rem; line-height: 1.4; margin: .2rem 0; }
 .badge { display: block; width: fit-content; max-width: 100%; margin-top: .5rem; padding: .1rem .55rem; border: 1px solid #777;
          border-radius: .3rem; background: #fff; font: .82rem/1.6 ui-monospace, "DejaVu Sans Mono", Consolas, monospace; }
+pre.wrap { white-space: pre-wrap; }
 .card { border: 1px solid #bbb; border-radius: .3rem; padding: .8rem 1rem; margin: .9rem 0; }
 .card .where { color: #444; font-size: .88rem; margin: 0; } .card .effect { margin: .5rem 0 0; }
 .muted, figcaption { color: #444; font-size: .88rem; }
@@ -112,12 +113,13 @@ def error(report):
     if not said:
         return ""
     if isinstance(said, Mapping):
-        where = f"<p>Raised by <code>{safe(said['call'])}</code></p>" if said.get("call") else ""
+        known = not said.get("call") or str(said["call"]) in str(report.get("headline"))
+        where = "" if known else f"<p>Raised by <code>{safe(said['call'])}</code></p>"
         text = ": ".join(str(said[key]) for key in ("type", "message") if said.get(key))
         text += "".join(f"\n    {line}" for line in as_list(said.get("lines")))
     else:
         where, text = "", said
-    return f"<section><h2>What it raised</h2>{where}<pre>{safe(text)}</pre></section>"
+    return f"<section><h2>What it raised</h2>{where}<pre class="wrap">{safe(text)}</pre></section>"
 
 
 def changes(report):

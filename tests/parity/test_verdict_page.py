@@ -126,6 +126,18 @@ def test_a_sound_one_has_nothing_marked_and_nothing_to_change():
     assert "goes wrong here" not in text and "What to change" not in text and 'class="verdict good"' in text
 
 
+def test_in_a_sound_one_an_array_that_is_off_is_no_stage():
+    found = [stage("minmax", [[1.0, 0.5]], [[1.0, 0.5]], 0.0), stage("loss_vt", [[1.0, 0.5]], [[0.3, 0.5]], 0.7)]
+    assert "Loss of groups: not seen" in Reader(page(report(verdict="eq6", stages=found))).shown()
+    assert "Loss of groups: off by 70%" in Reader(page(report(stages=found))).shown()
+
+
+def test_a_fault_right_after_an_array_is_said_so():
+    found = [stage("grouped", [[1.0, 0.5]], [[1.0, 0.5]], 0.0), stage("logits_vt", [[1.0, 0.5]], [[0.3, 0.5]], 0.7)]
+    said = Reader(page(report(verdict="unexplained", stage="grouping", stages=found))).shown()
+    assert "Grouped patches goes wrong right after this" in said and "goes wrong here first" not in said
+
+
 def test_listing_1_is_a_reading_and_no_fault():
     said = Reader(page(report(verdict="listing1"))).shown()
     assert "The reading of the paper A constant threshold" in said and "What to change" not in said

@@ -82,6 +82,7 @@ def fits(chosen, style):
         or ("weights.softmax_minmax" in ids and ids & {"minmax.missing", "threshold.on_weights", "minmax.epsilon"})
         or ("minmax.missing" in ids and ids & {"threshold.absent", "threshold.on_weights"})
         or {"similarity.detached", "weights.detached"} <= ids
+        or {"minmax.epsilon", "threshold.absent"} <= ids  # flat rows then have a gradient of 1e28, which no id names
         or ("reduction.mean_all" in ids and not padded_rows)
         or ("logits.batch_negatives" in ids and ids & {"reduction.masked_over_all"})
         or (style == "loop" and (padded_rows or ids & {"logits.batch_negatives", "reduction.mean_all"}))
