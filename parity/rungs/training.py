@@ -12,7 +12,7 @@ from parity import budgets
 from parity.rungs import replay
 from parity.rungs.rounded import BITS, Rounded
 from parity.rungs.setup import Row, Setup
-from parity.rungs.whole import BUDGET, DTYPES, cast, draw, nudge, rows, sizes, widen_scalars
+from parity.rungs.whole import BUDGET, DTYPES, cast, dither, draw, nudge, rows, sizes, widen
 from sparc_ref.data import Batches, DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS, init_params
 
@@ -89,7 +89,8 @@ def steps(setup: Setup, count: int = 10) -> Iterator[Row]:
         return runs
 
     want = budgets.measure(several, ("float32", "bfloat16"))
-    widen_scalars(want, run(params=nudge(params, "bfloat16", setup.seed, 0.5), batches=batches, dtype="bfloat16"))
+    scalars = [name for name in want if want[name].want.ndim == 0]
+    widen(want, [run(params=dither(params, setup.seed + i), batches=batches, dtype="bfloat16") for i in range(2)], scalars)
     want = pooled(want, count)
     for dtype in DTYPES:
         got = trainer_training(setup, config, params, batches, count, dtype, SCHEDULE, keep)
@@ -101,8 +102,8 @@ def pooled(found: dict[str, budgets.Measured], count: int) -> dict[str, budgets.
     """Where one measurement can be small by luck, the largest of its kind counts.
 
     One number alone: a loss has the largest budget of the losses up to its update, of the first three at least; norms likewise.
-    16-bit: Adam makes a whole step of a gradient entry near 0, and rounding decides its sign, in whichever tensor; so all
-    parameters of one update share the largest absolute error.
+    Adam makes a whole step even of a gradient entry near 0, whose sign and size are rounding's, in whichever tensor it is; so
+    all parameters after one update share the largest absolute budget.
     """
     for kind in ("loss", "norm"):
         for dtype in found[f"{kind} 1"].budget:
@@ -111,9 +112,10 @@ def pooled(found: dict[str, budgets.Measured], count: int) -> dict[str, budgets.
                 found[f"{kind} {i + 1}"].budget[dtype] = float(top[max(i, min(2, count - 1))])
     for update in {name.split(".")[0] for name in found if name.startswith("after ")}:
         after = [m for name, m in found.items() if name.split(".")[0] == update]
-        most = max(m.budget["bfloat16"] * m.scale for m in after)
-        for m in after:
-            m.budget["bfloat16"] = most / m.scale
+        for dtype in after[0].budget:
+            most = max(m.budget[dtype] * m.scale for m in after)
+            for m in after:
+                m.budget[dtype] = most / m.scale
     return found
 
 

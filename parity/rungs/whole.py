@@ -229,22 +229,31 @@ def measured(
 
     found = budgets.measure(run, low)
     if "bfloat16" in low:
-        dithered = replace(drawn, params=nudge(drawn.params, "bfloat16", setup.seed, 0.5))
-        widen_scalars(found, reference_run(setup, dithered, "bfloat16", device, towers))
+        for i in range(3):
+            dithered = replace(drawn, params=dither(drawn.params, setup.seed + i))
+            widen(found, [reference_run(setup, dithered, "bfloat16", device, towers)], found)
     return share_scalars(found)
 
 
-def nudge(params: Mapping[str, np.ndarray], dtype: str, seed: int, units: float = 1.0) -> dict[str, np.ndarray]:
-    """Every parameter moved by so many units of rounding of `dtype`, up or down at random."""
+def nudge(params: Mapping[str, np.ndarray], dtype: str, seed: int) -> dict[str, np.ndarray]:
+    """Every parameter moved by one unit of rounding of `dtype`, up or down at random."""
     rng = np.random.default_rng([seed, 17])
-    return {name: p * (1 + units * budgets.EPS[dtype] * rng.choice([-1.0, 1.0], p.shape)) for name, p in params.items()}
+    return {name: p * (1 + budgets.EPS[dtype] * rng.choice([-1.0, 1.0], p.shape)) for name, p in params.items()}
 
 
-def widen_scalars(found: dict[str, budgets.Measured], dithered: Mapping[str, np.ndarray]) -> None:
-    """One number alone can be right by luck: a second bfloat16 run, from parameters that were rounded otherwise, counts too."""
-    for name, m in found.items():
-        if m.want.ndim == 0:
-            error = budgets.error(dithered[name], m.want, m.scale)
+def dither(params: Mapping[str, np.ndarray], seed: int) -> dict[str, np.ndarray]:
+    """Every parameter moved by up to half a unit of bfloat16's rounding: rounded afterwards, it is rounded at random."""
+    rng = np.random.default_rng([seed, 18])
+    return {name: p * (1 + budgets.EPS["bfloat16"] / 2 * rng.uniform(-1, 1, p.shape)) for name, p in params.items()}
+
+
+def widen(found: dict[str, budgets.Measured], runs: Iterable[Mapping[str, np.ndarray]], names: Iterable[str]) -> None:
+    """More bfloat16 runs count too.  One run can be right by luck: a number alone, and any gradient of an alignment in which
+    rounding moved no patch across the threshold."""
+    for run in runs:
+        for name in names:
+            m = found[name]
+            error = budgets.error(run[name], m.want, m.scale)
             m.budget["bfloat16"] = max(m.budget["bfloat16"], budgets.from_measured(error, "float32"))
 
 
@@ -327,3 +336,7 @@ def gradients(setup: Setup) -> Iterator[Row]:
     setup.note(f"{s.model}, {len(grads)} gradients, batch {s.batch}: the largest error is "
                + "; ".join(f"{row.error:.1e} in {dtype} ({row.name.removeprefix('grad.')}, budget {row.budget:.1e})"
                            for dtype, row in largest.items()))
+    blind = sum(row.budget > 0.5 for row in grads)
+    if blind:
+        setup.note(f"mixed: {blind} of {len(grads)} budgets are above half the tensor's scale, for bfloat16 moves patches across "
+                   "the threshold: there this precision tells little, and float64 and float32 tell")
