@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -154,23 +155,23 @@ def benchmarks(device: str, models: dict[str, tuple[int, int]] | None = None, si
         drawn = cuda.plain_draw(setup, config, batch, min(length, config.max_tokens))
         what = f"one update, {model}, batch {batch}, {length} tokens"
         with cuda.tf32_products(False):
-            yield row(what, "CuPy, float32", lambda drawn=drawn: cuda.reference_step(setup, drawn, rounds), device)
-            yield row(what, "torch, float32", lambda drawn=drawn: cuda.trainer_step(setup, drawn, rounds), device)
+            yield row(what, "CuPy, float32", partial(cuda.reference_step, setup, drawn, rounds), device)
+            yield row(what, "torch, float32", partial(cuda.trainer_step, setup, drawn, rounds), device)
             yield row(what, "torch, float32, checkpointed",
-                      lambda drawn=drawn: cuda.trainer_step(setup, drawn, rounds, checkpoint=True), device)
+                      partial(cuda.trainer_step, setup, drawn, rounds, checkpoint=True), device)
             yield row(what, "torch, mixed (bfloat16)",
-                      lambda drawn=drawn: cuda.trainer_step(setup, drawn, rounds, "mixed"), device)
+                      partial(cuda.trainer_step, setup, drawn, rounds, "mixed"), device)
         with cuda.tf32_products(True):
-            yield row(what, "torch, float32 with TF32", lambda drawn=drawn: cuda.trainer_step(setup, drawn, rounds), device)
+            yield row(what, "torch, float32 with TF32", partial(cuda.trainer_step, setup, drawn, rounds), device)
     for batch in sizes:
         for form, chunk in (("plain", 0), ("gathered", 0), ("chunked", 1024)):
             yield row(f"global loss with its gradient, batch {batch}, width {width}", f"torch, {form}",
-                      lambda batch=batch, form=form, chunk=chunk: global_step(setup, batch, width, form, chunk, rounds), device)
+                      partial(global_step, setup, batch, width, form, chunk, rounds), device)
     images, patches, length = (256, 196, 55) if device == "cuda" else (4, 9, 5)
-    for chunk in (None, 32 if device == "cuda" else 2):
+    for part in (None, 32 if device == "cuda" else 2):
         yield row(f"fine-grained loss with its gradient, batch {images}, {patches} patches, {length} tokens, width {width}",
-                  f"torch, {'whole' if chunk is None else f'{chunk} samples at a time'}",
-                  lambda chunk=chunk: fine_step(setup, (images, patches, length, width), chunk, rounds), device)
+                  f"torch, {'whole' if part is None else f'{part} samples at a time'}",
+                  partial(fine_step, setup, (images, patches, length, width), part, rounds), device)
 
 
 def row(what: str, side: str, measure: Callable[[], tuple[float, float]], device: str) -> dict[str, Any]:

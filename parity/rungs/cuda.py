@@ -87,9 +87,14 @@ def tf32_products(on: bool) -> Iterator[None]:
 
         before = _core.get_compute_type(np.float32)
         _core.set_compute_type(np.float32, linalg.COMPUTE_TYPE_TF32 if on else linalg.COMPUTE_TYPE_DEFAULT)
-        restore = partial(_core.set_compute_type, np.float32, before)
+
+        def restore() -> None:
+            _core.set_compute_type(np.float32, before)
+
     except (ImportError, AttributeError):                 # no CuPy, or one that names it differently
-        restore = lambda: None  # noqa: E731
+        def restore() -> None:
+            pass
+
     try:
         yield
     finally:

@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from functools import partial
+from typing import Any
 
 import numpy as np
 
@@ -11,8 +12,13 @@ from parity.rungs.setup import Row, Setup
 from parity.rungs.variants import by_backward
 from parity.rungs.whole import TOY, Drawn, draw, nudge, rows, share_scalars, shuffled, sizes
 
-FORMS = {"plain": {"form": "plain"}, "gathered": {"form": "gathered"}, "chunked": {"form": "chunked", "chunk": 3}}
-WAYS = (("chunked", "fine-grained loss in chunks", {"fine_chunk": 1}), ("gathered", "DistributedDataParallel", {"ddp": True}))
+FORMS: dict[str, dict[str, Any]] = {
+    "plain": {"form": "plain"}, "gathered": {"form": "gathered"}, "chunked": {"form": "chunked", "chunk": 3},
+}
+WAYS: tuple[tuple[str, str, dict[str, Any]], ...] = (
+    ("chunked", "fine-grained loss in chunks", {"fine_chunk": 1}),
+    ("gathered", "DistributedDataParallel", {"ddp": True}),
+)
 PARTS = {1: [7], 2: [4, 3], 4: [2, 1, 3, 1]}  # how many samples each rank holds: unlike numbers
 
 

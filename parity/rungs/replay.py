@@ -74,11 +74,10 @@ def by_reference(
 ) -> dict[str, Any]:
     """On NumPy arrays, and where NumPy has no such dtype on torch's; or on what cast(x, dtype) makes of a host array."""
     made = cast or (lambda x, dtype: runs.cast(x, "torch" if dtype == "bfloat16" else "numpy", dtype))
-    cast = lambda x: made(x, dtype)  # noqa: E731
     with np.errstate(all="ignore"):
-        inputs = {name: cast(x) for name, x in given(case, "in.").items()}
+        inputs = {name: made(x, dtype) for name, x in given(case, "in.").items()}
         out, mid, back = setup.reference.cases.FUNCTIONS[case.function].ours(inputs, case.options)
-        grads = back({name: cast(x) for name, x in given(case, "ct.").items()}) if back else {}
+        grads = back({name: made(x, dtype) for name, x in given(case, "ct.").items()}) if back else {}
     return named(case, mid, out, grads)
 
 

@@ -158,7 +158,7 @@ def holder(trainer: Any, params: dict) -> Any:
     torch.nn.Module.__init__(held)
     held.theta = held.theta_fine = None
     for name, p in params.items():
-        inner, *path = held, *name.split(".")
+        inner, path = held, name.split(".")
         for step in path[:-1]:
             if not hasattr(inner, step):
                 inner.add_module(step, torch.nn.Module())

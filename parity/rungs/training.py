@@ -34,7 +34,8 @@ def reference_training(
     """
     optim, forward = setup.reference.optim, setup.reference.model.forward
     params = {name: np.asarray(cast(p, "float64" if dtype == "float64" else "float32")) for name, p in params.items()}
-    state, found = optim.adamw_init(params), {}
+    state = optim.adamw_init(params)
+    found: dict[str, np.ndarray] = {}
     for step in range(count):
         images, tokens, mask = batches[step % len(batches)]
         p = {name: cast(np.asarray(x, np.float64), dtype) for name, x in params.items()} if dtype in BITS else params
@@ -57,7 +58,7 @@ def trainer_training(
     t, wide = setup.trainer, torch.float64 if dtype == "float64" else torch.float32
     model = t.model.load_params(t.model.SPARC(config).to(setup.device, wide), params)
     optimizer = t.optim.make_adamw(model, SCHEDULE["peak"])
-    found = {}
+    found: dict[str, np.ndarray] = {}
     for step in range(count):
         images, tokens, mask = (torch.tensor(x, device=setup.device) for x in batches[step % len(batches)])
         said = t.optim.train_step(model, (images.to(wide), tokens, mask), optimizer, t.optim.warmup_cosine(step, **schedule),

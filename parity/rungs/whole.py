@@ -338,5 +338,5 @@ def gradients(setup: Setup) -> Iterator[Row]:
                            for dtype, row in largest.items()))
     blind = sum(row.budget > 0.5 for row in grads)
     if blind:
-        setup.note(f"mixed: {blind} of {len(grads)} budgets are above half the tensor's scale, for bfloat16 moves patches across "
+        setup.note(f"mixed: {blind} of {len(grads)} budgets are above half the tensor's scale, for bfloat16 moves patches over "
                    "the threshold: there this precision tells little, and float64 and float32 tell")
