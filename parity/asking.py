@@ -9,6 +9,7 @@ import numpy as np
 from parity.probes import Answer, Probe
 
 PRECISION = {"float64": (1e-9, 1e-7), "float32": (3e-5, 1e-3)}  # loss relative, gradient relative to its largest entry
+FLOOR = 0.05                                              # smaller losses are compared absolutely
 KEYS = ("v", "t", "theta", "v_bar", "t_bar")
 
 
@@ -80,7 +81,7 @@ def loss_off(given: float, wanted: float) -> float:
     """Relative; 0 where both are NaN or the same infinity, inf where one is."""
     if not (math.isfinite(given) and math.isfinite(wanted)):
         return 0.0 if given == wanted or not (math.isfinite(given) or math.isfinite(wanted)) else math.inf
-    return abs(given - wanted) / max(abs(wanted), abs(given), 1e-3)
+    return abs(given - wanted) / max(abs(wanted), abs(given), FLOOR)
 
 
 def gradient_off(given: dict, wanted: dict, v: np.ndarray | None = None) -> float | None:
@@ -117,6 +118,8 @@ def tangent(g, v):
 
 def simplest(low: float, high: float) -> float:
     """The number with the fewest digits, or else the simplest 1/n, in an interval; its middle where neither is simple."""
+    if low == high == 0:
+        return 0.0
     if high <= low:
         low, high = low - 1e-15 * abs(low), low + 1e-15 * abs(low)
     middle = (low + high) / 2

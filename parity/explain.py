@@ -10,7 +10,7 @@ from parity import search
 from parity.asking import Box, Reading, gradient_off, loss_off, simplest
 from parity.deviations import Found
 from parity.numbers import FEW, MANY, find_epsilon, find_threshold, spread
-from parity.probes import PROBES, Probe, threshold_probe
+from parity.probes import PROBES, Probe, knife_probe, threshold_probe
 from parity.search import Candidate
 from parity.switches import GlobalVariant, Variant, found_in
 
@@ -68,7 +68,7 @@ def named(names):
 def depends_on_theta(read, probe: Probe) -> bool:
     warmer = replace(probe, theta=probe.theta + 0.37, name=f"{probe.name}_warmer")
     a, b = read(probe).value, read(warmer).value
-    return not abs(a - b) < 1e-12 * max(1.0, abs(a))
+    return not abs(a - b) < (1e-12 if read.box.dtype() == "float64" else 1e-5) * max(1.0, abs(a))
 
 
 def explain_fine(read: Reader, stop: str = "all") -> Explanation:
@@ -120,19 +120,24 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     """The search on single samples, its thresholds measured before."""
     box, which = read.box, read.which
     constant = not depends_on_theta(read, first[0])
-    threshold = find_threshold(box, which)
+    samples = 1 if negatives == "caption" else 2
+    threshold = find_threshold(box, which, samples=samples)
     if threshold.note:
         out.facts.append(f"Threshold: {threshold.note}.")
-    designed = [box.probes[name] for name in (f"threshold_{MANY}", f"threshold_{FEW}") if name in box.probes]
-    designed = [p for p in designed if negatives == "caption" and read(p).finite]
+    tag = "" if samples == 1 else "_two"
+    designed = [box.probes[name] for name in (f"threshold_{MANY}{tag}", f"threshold_{FEW}{tag}") if name in box.probes]
+    designed = [p for p in designed if read(p).finite]
     tokens = {"1/P": ("keys",), "none": ("none", "keys"), None: ("keys", "none")}.get(threshold.sigma, (threshold.sigma,))
-    found = search.first_level(read, first + designed, tokens, "tokens", constant, tol, negatives)
-    if not found and threshold.sigma in ("none", None):   # every patch has a gradient: patches may be the rows
-        found = search.first_level(read, first, ("keys", "patches", "none"), "patches", constant, tol, negatives)
-        if not found:
-            swapped = find_threshold(box, which, swapped=True)
-            if isinstance(swapped.sigma, float):
-                found = search.first_level(read, first, (swapped.sigma,), "patches", constant, tol, negatives)
+    found = []
+    for scaled in ((False,), (True,)) if constant else ((False, True),):
+        found = found or search.first_level(read, first + designed, tokens, "tokens", constant, tol, negatives, scaled=scaled)
+        if not found and threshold.sigma in ("none", None):  # every patch has a gradient: patches may be the rows
+            kinds = ("keys", "patches", "none")
+            found = search.first_level(read, first, kinds, "patches", constant, tol, negatives, scaled=scaled)
+    if not found and threshold.sigma in ("none", None):
+        swapped = find_threshold(box, which, swapped=True)
+        if isinstance(swapped.sigma, float):
+            found = search.first_level(read, first, (swapped.sigma,), "patches", constant, tol, negatives)
     if not found and threshold.sigma in ("none", None) and not constant:
         found = threshold_by_value(read, first, designed, tol)
     if not found and box.dtype() == "float64" and not constant:
@@ -149,7 +154,8 @@ def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
     points = sorted({x for p in designed for x in p.v[0, 2:, 0]})
     edges = [0.0, *points, 1.0]
     middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-    found = search.first_level(read, designed, tuple(middles), "tokens", False, tol, any_factor=False)
+    only = "softmax_zeros" if read(first[0]).grads else None  # there alone is what was dropped of any weight
+    found = search.first_level(read, designed, tuple(middles), "tokens", False, tol, any_factor=False, only=only)
     for turn in range(8):
         if not found:
             return []
@@ -280,11 +286,11 @@ def settle_flat_rows(read, out, tol, grad_tol):
     if not best[1] and out.gradient:
         out.facts.append("On flat rows the loss is reproduced, its gradient is not.")
     if best[0] == "zero" and read(flat[0]).grads:
-        sigma = {"keys": 1 / MANY, "none": None}.get(out.fine.sigma, out.fine.sigma)
-        sigma = sigma if isinstance(sigma, float) and out.fine.rows == "tokens" else None
-        eps = find_epsilon(read.box, read.which, sigma) if not out.fine.eps else None
-        if eps:
-            out.also.append(Found("minmax.epsilon", eps))
+        sigma = 1 / MANY if out.fine.sigma == "keys" else out.fine.sigma
+        if isinstance(sigma, float) and out.fine.rows == "tokens" and not out.fine.on_weights and not out.fine.eps:
+            eps = find_epsilon(read.box, read.which, sigma, samples=2 if out.fine.negatives == "position" else 1)
+            if eps:
+                out.also.append(Found("minmax.epsilon", eps))
 
 
 def settle_padding(read, out, tol):
@@ -309,14 +315,18 @@ def settle_strict(read, out):
     o = out.fine
     if o.rows != "tokens" or o.on_weights or o.weights not in ("sum", "mean") or o.sigma == "none" or o.flat == "zero":
         return
-    patches = 4
-    sigma = 1 / patches if o.sigma == "keys" else float(o.sigma)
-    second = (sigma + 1) / 2
-    probe = threshold_probe("knife", (sigma, second))
-    if not read(probe).finite:
+    sigma = 1 / 4 if o.sigma == "keys" else float(o.sigma)
+    probe = knife_probe(sigma, samples=2 if o.negatives == "position" else 1)
+    reading = read(probe)
+    if not reading.finite:
         return
-    loose, strict = (off(read, probe, replace(o, strict=how)) for how in (False, True))
-    if strict[0] < 1e-6 < loose[0]:
+    if "v" in reading.grads and np.isfinite(reading.grads["v"]).all():
+        size = np.abs(np.reshape(reading.grads["v"], probe.v.shape)[0]).max(-1)
+        is_strict = size[2] <= 1e-13 * size.max() < size[3]
+    else:
+        loose, strict = (off(read, probe, replace(o, strict=how))[0] for how in (False, True))
+        is_strict = strict < 1e-6 < loose
+    if is_strict:
         out.fine = replace(o, strict=True)
 
 
@@ -326,7 +336,8 @@ def name_equals(out, every):
     first = search.cost(found_in(mine))[0]
     for c in every[1:6]:
         other = replace(c.fine, flat=mine.flat, strict=mine.strict)
-        if search.cost(found_in(other))[0] == first:
+        named_else = {d.id for d in found_in(other)} != {d.id for d in found_in(mine)}
+        if search.cost(found_in(other))[0] == first and named_else:
             out.equals.append(found_in(other))
     if mine.detach == "similarity":
         out.equals.append(found_in(replace(mine, detach="weights")))

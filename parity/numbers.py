@@ -21,6 +21,7 @@ class Threshold:
 
     sigma: str | float | None = None
     swapped: bool = False                                 # patches are rows, tokens keys
+    samples: int = 1
     seen: dict[int, tuple[float, float]] = field(default_factory=dict)
     note: str = ""
 
@@ -31,7 +32,7 @@ def kept(box: Box, which: str, name: str, wanted, **options) -> np.ndarray | Non
     grads = reading.grads.get("t" if options.get("swapped") else "v")
     if grads is None or not reading.finite or not np.isfinite(grads).all():
         return None
-    size = np.abs(np.reshape(grads, (-1, grads.shape[-1]))).max(-1)
+    size = np.abs(np.reshape(grads, (options.get("samples", 1), -1, grads.shape[-1]))[0]).max(-1)
     return size[2:] > 1e-13 * max(size.max(), 1e-30)
 
 
@@ -42,13 +43,13 @@ def spread(n: int, sharp: float) -> np.ndarray:
     return np.sort(np.concatenate([low, high, [sharp * (1 - 1e-3), sharp * (1 + 1e-3)]]))
 
 
-def find_threshold(box: Box, which: str, swapped: bool = False) -> Threshold:
+def find_threshold(box: Box, which: str, swapped: bool = False, samples: int = 1) -> Threshold:
     """The threshold at P = 64 and P = 16: 1/P, a constant, none, or neither (then `seen` has what was measured)."""
-    found = Threshold(swapped=swapped)
-    tag = "_swapped" if swapped else ""
+    found = Threshold(swapped=swapped, samples=samples)
+    tag = "_swapped" if swapped else "_two" if samples == 2 else ""
     for n in (MANY, FEW):
         wanted = spread(n - 2, 1 / n)
-        passed = kept(box, which, f"threshold_{n}{tag}", wanted, swapped=swapped)
+        passed = kept(box, which, f"threshold_{n}{tag}", wanted, swapped=swapped, samples=samples)
         if passed is None:
             found.note = "no gradient with respect to the patches"
             return found
@@ -79,8 +80,8 @@ def narrow(box, which, found, tag):
         if (high - low) / high < fine:
             break
         wanted = np.linspace(low, high, MANY)[1:-1]
-        passed = kept(box, which, f"threshold_{MANY}{tag}_{turn}", wanted, swapped=found.swapped)
-        if passed is None or not passed[passed.argmax():].all():
+        passed = kept(box, which, f"threshold_{MANY}{tag}_{turn}", wanted, swapped=found.swapped, samples=found.samples)
+        if passed is None or (passed.any() and not passed[passed.argmax():].all()):
             found.note = "what passes depends on the other patches"
             return
         edges = np.concatenate([[low], wanted, [high]])
@@ -89,31 +90,30 @@ def narrow(box, which, found, tag):
     found.seen[MANY] = (low, high)
     sigma = simplest(low, high)
     wanted = np.sort(np.concatenate([[sigma * (1 - 1e-5), sigma * (1 + 1e-5)], np.linspace(0.04, 0.96, FEW - 4)]))
-    passed = kept(box, which, f"threshold_{FEW}{tag}_same", wanted, swapped=found.swapped)
+    passed = kept(box, which, f"threshold_{FEW}{tag}_same", wanted, swapped=found.swapped, samples=found.samples)
     if passed is not None and (passed == (wanted >= sigma)).all():
         found.sigma = float(sigma)
     else:
         found.note = f"the threshold is {sigma:.6g} with {MANY} patches, and another with {FEW}"
 
 
-def find_epsilon(box: Box, which: str, sigma: float | None, swapped: bool = False) -> float | None:
+def find_epsilon(box: Box, which: str, sigma: float, samples: int = 1) -> float | None:
     """The epsilon beside the range of a row, from rows of tiny range r: s_hat = r x / (r + eps) reaches sigma later.
 
-    sigma: the threshold at P = 64; None: there is none, and nothing shows.
+    sigma: the threshold at P = 64.  None: it does not show, or two ranges tell two numbers.
     """
-    if not sigma:
-        return None
     wanted = np.sort(np.concatenate([np.geomspace(sigma * 1.02, 0.98, MANY - 3), [sigma * 0.98]]))
 
-    def edge(name, r, lift=None, wanted=wanted):
-        passed = kept(box, which, name, wanted, swapped=swapped, lengthen=r, lift=lift)
+    def edge(name, r, lift, wanted=wanted):
+        """The interval of x at which patches begin to pass; None: no gradient."""
+        passed = kept(box, which, name, wanted, lengthen=r, lift=lift, samples=samples)
         if passed is None or not passed.any():
             return None if passed is None else (wanted[-1], math.inf)
         first = int(passed.argmax())
         return wanted[first - 1] if first else 0.0, wanted[first]
 
     for lift in (None, 0.5):
-        low, high = -16.0 if lift is None else -10.0, -1.0
+        low, high = (-16.0, -1.0) if lift is None else (-10.0, -1.0)
         for turn in range(6):                             # find a range whose row loses some patches and keeps some
             exponent = (low + high) / 2
             r = 10.0**exponent
@@ -125,20 +125,27 @@ def find_epsilon(box: Box, which: str, sigma: float | None, swapped: bool = Fals
             elif seen[1] == math.inf:
                 low = exponent
             else:
-                for again in range(3):
-                    if seen[1] - seen[0] < 1e-7 * seen[1] or r < 1e-13:
-                        break
-                    points = np.linspace(seen[0], seen[1], MANY)[1:-1]
-                    closer = edge(f"epsilon_{lift}_{turn}_{again}", r, lift, points)
-                    if closer is None:
-                        break
-                    seen = (closer[0] or seen[0], seen[1] if closer[1] == math.inf else closer[1])
-                return _epsilon(r, seen, sigma)
+                return _measure(edge, r, lift, seen, sigma)
     return None
 
 
-def _epsilon(r, seen, sigma):
-    """Added or clamped: the one that is a simple number."""
-    added = simplest(*(r * (x / sigma - 1) for x in seen))
-    clamped = simplest(*(r * x / sigma for x in seen))
-    return min((added, clamped), key=lambda x: (len(f"{x:.9g}"), x))
+def _measure(edge, r, lift, seen, sigma):
+    """Narrow the interval at one range, then see whether another range agrees."""
+    name = f"epsilon_{lift}_{r:.3g}"
+    for turn in range(3):
+        if seen[1] - seen[0] < 1e-7 * seen[1] or r < 1e-13:
+            break
+        closer = edge(f"{name}_{turn}", r, lift, np.linspace(seen[0], seen[1], MANY)[1:-1])
+        if closer is None:
+            break
+        seen = (closer[0] or seen[0], seen[1] if closer[1] == math.inf else closer[1])
+    added = float(simplest(*(r * (x / sigma - 1) for x in seen)))
+    clamped = float(simplest(*(r * x / sigma for x in seen)))
+    other = 1.7 * r
+    about = np.array([*np.linspace(0.1, 0.995, 30), *np.linspace(1.005, 1.1, 32)])
+    for eps, x in ((added, sigma * (1 + added / other)), (clamped, sigma * max(1.0, clamped / other))):
+        if sigma * 1.001 < x < 0.9:
+            again = edge(f"{name}_{eps:.3g}_other", other, lift, about * x)
+            if again is not None and again[0] < x < again[1] and again[1] / max(again[0], 1e-9) < 1.02:
+                return eps
+    return None

@@ -4,7 +4,7 @@ B batch, L tokens, P patches, D = 16.  Ordinary probes keep away from every knif
 threshold, no two patches tie.  Ties, flat rows and zeros have probes of their own, in numbers that are exact in float16.
 """
 
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import numpy as np
 
@@ -64,12 +64,13 @@ class Answer:
     dtype: str = "float64"
 
 
-def threshold_probe(name, wanted, *, swapped=False, lengthen=1.0, lift=None) -> Probe:
+def threshold_probe(name, wanted, *, swapped=False, lengthen=1.0, lift=None, samples=1) -> Probe:
     """Token 0 meets patches whose min-max similarity is exactly 0, wanted..., 1; all vectors of length 1 and tau = 1.
 
     A patch below the threshold has no part in the loss: its gradient is exactly 0.  Token 1 uses one patch alone, up to 1e-7.
     wanted  n numbers in (0, 1): P = n + 2, they belong to patches 2 ...      swapped: tokens and patches change places
     lengthen  scales token 0, and with it the range of its row; lift: adds a constant to its row, whose range is then `lengthen`
+    samples   2: a second one beside it, for losses that are 0 on one
     """
     x = np.asarray(wanted, dtype=np.float64)
     n = len(x)
@@ -86,9 +87,21 @@ def threshold_probe(name, wanted, *, swapped=False, lengthen=1.0, lift=None) -> 
     rows = np.eye(2, WIDTH)
     rows[0] *= 1.0 if lift is not None else lengthen
     v, t = (rows, keys) if swapped else (keys, rows)
-    pool = _directions(rng, (2, 1))
+    v, t = (np.stack([np.roll(x, 5 * k, axis=-1) for k in range(samples)]) for x in (v, t))
+    pool = _directions(rng, (2, samples))
     shows = "which patches pass the threshold, whatever follows"
-    return Probe(name, v[None], t[None], np.ones((1, len(t)), dtype=bool), 0.0, pool[0], pool[1], shows, edge=True)
+    return Probe(name, v, t, np.ones(t.shape[:2], dtype=bool), 0.0, pool[0], pool[1], shows, edge=True)
+
+
+def knife_probe(sigma, samples=1) -> Probe:
+    """threshold_probe for P = 4 with one similarity that is sigma exactly, also after patches are l2-normalised."""
+    for attempt in range(400):
+        probe = threshold_probe(f"knife_{attempt}", (sigma, (1 + sigma) / 2), samples=samples)
+        squares = probe.v[0] * probe.v[0]
+        sums = squares.sum(-1), squares.cumsum(-1)[:, -1], squares[:, ::-1].cumsum(-1)[:, -1]
+        if all((x == 1).all() for x in sums):
+            break
+    return replace(probe, name="knife", shows="a similarity that is exactly the threshold: > or >=")
 
 
 def draw(name, lengths, columns, patches, *, unit=False, flat=False, zero=False, shows="", tries=200) -> Probe:

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from parity import variants
-from parity.asking import Reading, gradient_off, simplest
+from parity.asking import FLOOR, Reading, gradient_off, simplest
 from parity.deviations import DEVIATIONS, STAGES, Found
 from parity.probes import Probe
 from parity.switches import GlobalVariant, Variant, found_in
@@ -23,7 +23,7 @@ DIRECTIONS = ("both", "vt", "tv")
 REDUCTIONS = ("sample", "token", "mean_all", "masked_over_all")
 LOWEST = tuple(float(np.finfo(dtype).min) for dtype in (np.float64, np.float32, np.float16))
 SMALL_LOGITS = (-1e4, -1e9, *LOWEST, -1e5, -1e6, -1e8, -1e30, -1e12, -100.0)
-TAUS = np.geomspace(2e-3, 50, 120)
+TAUS = np.geomspace(2e-3, 50, 72)
 
 
 @dataclass(frozen=True)
@@ -112,7 +112,7 @@ class Grid:
 def relative(values, wanted):
     """|values - wanted| / size; 0 where both are NaN or the same infinity, inf where only one is finite."""
     with np.errstate(all="ignore"):
-        off = np.abs(values - wanted) / np.maximum(np.maximum(np.abs(values), np.abs(wanted)), 1e-3)
+        off = np.abs(values - wanted) / np.maximum(np.maximum(np.abs(values), np.abs(wanted)), FLOOR)
     same = (values == wanted) | (np.isnan(values) & np.isnan(wanted))
     return np.where(same, 0.0, np.where(np.isfinite(off), off, np.inf))
 
@@ -130,15 +130,20 @@ def match(table: np.ndarray, wanted: np.ndarray, factor: float | None) -> tuple[
         return relative(table * factors[:, None], wanted).max(1), factors
 
 
-def first_level(read, probes, sigmas, rows, constant_tau, tol, negatives="caption", any_factor=True) -> list[Candidate]:
-    """Settings of eqs. 2-5, norm, temperature, direction and factor that give the values read on `probes`."""
+def first_level(
+    read, probes, sigmas, rows, constant_tau, tol, negatives="caption", any_factor=True, scaled=(False, True), only=None
+) -> list[Candidate]:
+    """Settings of eqs. 2-5, norm, temperature, direction and factor that give the values read on `probes`.
+
+    scaled: with a constant tau, whether weights that depend on it are tried; they cost most.  only: one kind of weights.
+    """
     wanted = np.array([read(p).value for p in probes])
     if not np.isfinite(wanted).all():
         return []
-    front = fronts(sigmas, rows)
+    front = [o for o in fronts(sigmas, rows) if only in (None, o.weights)]
     if constant_tau:
-        for scaled in (False, True):                      # weights that depend on tau cost more: only where nothing else fits
-            grid = Grid([o for o in front if o.scaled == scaled], negatives)
+        for some in scaled:
+            grid = Grid([o for o in front if o.scaled == some], negatives)
             found = constant_temperature(probes, grid, wanted, tol, any_factor)
             if found:
                 return best_first(found)
@@ -177,22 +182,28 @@ def constant_temperature(probes, grid, wanted, tol, any_factor):
     order = few + [k for k, p in enumerate(probes) if p.edge]
     probes, wanted, settings = [probes[k] for k in order], wanted[order], grid.settings()
     curves = np.stack([_curves(p, grid) for p in probes[:3]])  # (3, T, settings)
-    found = []
-    for free in (False, True) if any_factor else (False,):
-        for k, i, part in crossings(curves, wanted, free):
-            near = curves[:, k, i] * (1 - part) + curves[:, k + 1, i] * part
-            x = wanted[0] / near[0] if free else 1.0
-            if (relative(x * near, wanted[:3]) < 1e-2).all():
-                found += refine(probes, settings[i], (TAUS[k], TAUS[k + 1]), wanted, tol, free)
+    for free, turn in itertools.product((False, True) if any_factor else (False,), range(3)):
+        turned = [*range(turn, 3), *range(turn)]          # a curve may just touch the value on one probe, not on all three
+        y, asked = curves[turned], wanted[turned]
+        near = []
+        for k, i, part in crossings(y, asked, free):
+            with np.errstate(all="ignore"):               # losses are nearly powers of each other between two taus
+                between = np.exp(np.log(y[:, k, i]) * (1 - part) + np.log(y[:, k + 1, i]) * part)
+            x = asked[0] / between[0] if free else 1.0
+            near.append((relative(x * between, asked).max(), i, k))
+        found, order = [], turned + list(range(3, len(probes)))
+        for off, i, k in sorted(near)[:60]:
+            if off < 2e-2:
+                found += refine([probes[n] for n in order], settings[i], (TAUS[k], TAUS[k + 1]), wanted[order], tol, free)
         if found:
-            break
-    return found
+            return found
+    return []
 
 
 def crossings(curves, wanted, free):
     """Where curves over TAUS pass the wanted value, or its ratio between two probes: (k, setting, part of the step)."""
     with np.errstate(all="ignore"):
-        f = np.log(curves[0] / curves[1] * wanted[1] / wanted[0]) if free else curves[0] - wanted[0]
+        f = np.log(curves[0] / curves[1] * wanted[1] / wanted[0]) if free else np.log(curves[0] / wanted[0])
         crossing = np.isfinite(f[:-1]) & np.isfinite(f[1:]) & (np.sign(f[:-1]) != np.sign(f[1:]))
         return [(k, i, f[k, i] / (f[k, i] - f[k + 1, i])) for k, i in zip(*np.nonzero(crossing))]
 
@@ -202,8 +213,8 @@ def _curves(probe, grid):
     scales = torch.tensor(1 / TAUS, dtype=torch.float64)
     if grid.front[0].scaled:
         return np.stack([grid.losses(probe, grid.cosines(probe, scale), scale) for scale in scales])
-    cosine = grid.cosines(probe, torch.tensor(1.0, dtype=torch.float64))
-    return grid.losses(probe, cosine, scales.reshape(-1, *[1] * cosine.ndim))
+    cosine = grid.cosines(probe, torch.tensor(1.0, dtype=torch.float64)).to(torch.float32)
+    return grid.losses(probe, cosine, scales.to(torch.float32).reshape(-1, *[1] * cosine.ndim)).astype(np.float64)
 
 
 def refine(probes, setting, between, wanted, tol, free):
