@@ -119,7 +119,7 @@ def error(report):
         text += "".join(f"\n    {line}" for line in as_list(said.get("lines")))
     else:
         where, text = "", said
-    return f"<section><h2>What it raised</h2>{where}<pre class="wrap">{safe(text)}</pre></section>"
+    return f'<section><h2>What it raised</h2>{where}<pre class="wrap">{safe(text)}</pre></section>'
 
 
 def changes(report):
