@@ -218,7 +218,8 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
         parts = weights_of(table, main, [outputs.index(p) for kind in ("fine", "global") for p in losses[kind][0]])
         words = "the two with other weights on each batch"
         if parts is not None:
-            words = " + ".join(f"{w:.4g} {k}" for w, k in zip(parts, losses)) if len(parts) == 2 else "a weighted sum of the others"
+            weighted = " + ".join(f"{w:.4g} {k}" for w, k in zip(parts, losses))
+            words = weighted if len(parts) == 2 else "a weighted sum of the others"
         sure = "certain" if parts is not None else "likely"
         items.append(Item("returns", f"{bare(outputs[main])}: {words}", sure, "fitted on eight batches"))
         return [replace(convention, losses=losses)], items
