@@ -50,6 +50,7 @@ def import_file(path: Path) -> ModuleType:
     if not path.is_file():
         near = sorted(p.name for p in path.parent.glob("*.py"))[:8] if path.parent.is_dir() else []
         raise NotFound(f"{path}: no such file" + (f"; there are {', '.join(near)}" if near else ""))
+    free = path.stem.isidentifier() and path.stem not in sys.modules and importlib.util.find_spec(path.stem) is None
     folder, parts = path.parent, [path.stem]
     while (folder / "__init__.py").exists():
         parts.insert(0, folder.name)
@@ -57,9 +58,7 @@ def import_file(path: Path) -> ModuleType:
     sys.path[:0] = [str(p) for p in (folder, path.parent) if str(p) not in sys.path]
     if len(parts) > 1 and path.stem != "__init__":
         return importlib.import_module(".".join(parts))
-    stem = path.stem
-    free = stem.isidentifier() and stem not in sys.modules and importlib.util.find_spec(stem) is None
-    name = stem if free else ""
+    name = path.stem if free else ""
     spec = importlib.util.spec_from_file_location(name or f"checked_{abs(hash(str(path)))}", path)
     if spec is None or spec.loader is None:
         raise NotFound(f"{path}: expected a Python file")

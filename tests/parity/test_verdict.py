@@ -177,11 +177,14 @@ def test_what_is_no_implementation():
 
 def test_a_file_that_checks_itself_does_not_do_so_inside_a_check(tmp_path):
     path = tmp_path / "itself.py"
-    path.write_text(LOSSES.split("def listing")[0] + "\nimport parity\nprint(parity.check(sound).verdict)\n")
+    said = tmp_path / "said"
+    check_itself = f"\nimport parity\nopen({str(said)!r}, 'a').write(parity.check(sound).verdict + ' ')\n"
+    path.write_text(LOSSES.split("def listing")[0] + check_itself)
     assert parity.check(f"{path}:sound").verdict == "eq6"
+    assert said.read_text() == "cannot_run "
     done = subprocess.run([sys.executable, "-W", "ignore", str(path)], capture_output=True, text=True, timeout=100,
                           env={"PYTHONPATH": str(EXAMPLES.parents[1]), "PATH": ""})
-    assert done.stdout == "eq6\n", done.stderr
+    assert done.returncode == 0 and said.read_text() == "cannot_run eq6 ", done.stderr
 
 
 def test_the_command_writes_page_and_json(losses, tmp_path, capsys):

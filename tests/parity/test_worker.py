@@ -153,14 +153,16 @@ def test_no_orphans(hostile, tmp_path, monkeypatch):
 
 def test_the_process_dies_with_its_parent(hostile, tmp_path):
     code = (
-        "import os, sys, time; from parity.worker import Worker, target_of\n"
-        f"w = Worker(target_of({str(hostile) + ':plain'!r})); w.ask({{'do': 'describe'}})\n"
+        "import os, sys, threading, time; sys.path.insert(0, sys.argv[1]); from test_worker import ARRAYS, request\n"
+        "from parity.worker import Worker, target_of\n"
+        f"w = Worker(target_of({str(hostile) + ':loops'!r})); w.ask({{'do': 'describe'}})\n"
+        "threading.Thread(target=w.ask, args=(request(), ARRAYS)).start(); time.sleep(0.3)\n"  # busy: it reads no more requests
         "print(w.pid, flush=True); os.kill(os.getpid(), 9)"
     )
     import subprocess
     import sys
 
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60,
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, timeout=60,
                           env=os.environ | {"PYTHONPATH": os.getcwd()})
     assert done.returncode == -9 and gone(int(done.stdout))
 
