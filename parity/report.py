@@ -94,7 +94,8 @@ def verdict(results: Mapping[str, Any]) -> str:
         return f"Failed: {', '.join(r['name'] for r in rungs if r['status'] == 'failed')}{left}"
     worst = max((row for r in ran for row in r["rows"] if not row["must_leave"]), key=headroom, default=None)
     closest = f"; the closest to its budget is {worst['name']} at {headroom(worst):.0%} of it" if worst else ""
-    return f"Passed: {len(ran)} rung{'s' if len(ran) != 1 else ''}, {sum(r['compared'] for r in ran):,} comparisons{closest}{left}"
+    climbed = f"{len(ran)} rung" + "s" * (len(ran) != 1)
+    return f"Passed: {climbed}, {sum(r['compared'] for r in ran):,} comparisons{closest}{left}"
 
 
 def describe(row: Mapping[str, Any]) -> str:

@@ -338,5 +338,5 @@ def gradients(setup: Setup) -> Iterator[Row]:
                            for dtype, row in largest.items()))
     blind = [row.budget for row in grads if row.budget > 0.5]
     if blind:
-        setup.note(f"mixed: {len(blind)} of {len(grads)} budgets are above half the tensor's scale, for the reference's own bfloat16 "
-                   f"runs are off by up to {max(blind) / budgets.SLACK:.0%} there: on those, float64 and float32 tell")
+        setup.note(f"mixed: {len(blind)} of {len(grads)} budgets are above half the tensor's scale, for the reference's own "
+                   f"bfloat16 runs are off by up to {max(blind) / budgets.SLACK:.0%} there: on those, float64 and float32 tell")
