@@ -67,6 +67,7 @@ class Trial:
         self.error: dict | None = None
         self.last: dict = {}
         self.stops = 0
+        self.odd = ""                                     # a call that ran and what came out, where that can be no loss
         self.call = ""
 
     def run(self, convention: Convention, probe: Probe, grads: bool = False) -> dict[str, Any] | None:
@@ -82,7 +83,12 @@ class Trial:
         if "error" in reply:
             self.keep(reply["error"], convention)
             return None
-        return {what["path"]: sent.get(f"out/{i}") for i, what in enumerate(reply["outputs"])} | {"reply": reply}
+        out = {what["path"]: sent.get(f"out/{i}") for i, what in enumerate(reply["outputs"])} | {"reply": reply}
+        if not self.odd and not numeric(out):
+            each = reply["outputs"][:4]
+            shapes = [f"{what['type']} {tuple(what['shape'])}" if "shape" in what else what["type"] for what in each]
+            self.odd = f"{convention} returns {', '.join(shapes) or 'nothing'}"
+        return out
 
     def keep(self, error, convention):
         """The first error is the one of the likeliest call."""
@@ -122,6 +128,11 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         ready += found
         if len(ready) >= 4:
             break
+    if not ready and trial.odd:
+        raise Unclear(
+            f"{trial.odd}: expected a number, one per caption (B,) or per token (B,L), or a tuple or dict "
+            "that holds one"
+        )
     if not ready and trial.error is None:
         raise Unclear(no_arguments(about))
     if not ready:
