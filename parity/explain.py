@@ -71,11 +71,8 @@ def depends_on_theta(read, probe: Probe) -> bool:
     return not abs(a - b) < (1e-12 if read.box.dtype() == "float64" else 1e-5) * max(1.0, abs(a))
 
 
-def explain_fine(read: Reader, stop: str = "all") -> Explanation:
-    """Eq. 6's settings that reproduce what is read.  Values first, gradients of what survives; see parity.search.
-
-    stop: "one sample" leaves padding and batches out.
-    """
+def explain_fine(read: Reader) -> Explanation:
+    """Eq. 6's settings that reproduce what is read.  Values first, gradients of what survives; see parity.search."""
     out = Explanation()
     tol, grad_tol = read.box.tolerances()
     first, negatives = named(FIRST), "caption"
@@ -94,8 +91,6 @@ def explain_fine(read: Reader, stop: str = "all") -> Explanation:
         return out
     out.reached, out.survivors = "one sample", [c.fine for c in candidates]
     candidates = with_gradients(read, first[:2], candidates, grad_tol, out)
-    if stop == "one sample":
-        return out
     second = [p for p in named(SECOND) if read(p).error is None]
     every = search.second_level(read, second, candidates, tol)
     if not every and read.box.dtype() == "float64":

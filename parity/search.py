@@ -185,14 +185,8 @@ def constant_temperature(probes, grid, wanted, tol, any_factor):
     for free, turn in itertools.product((False, True) if any_factor else (False,), range(3)):
         turned = [*range(turn, 3), *range(turn)]          # a curve may just touch the value on one probe, not on all three
         y, asked = curves[turned], wanted[turned]
-        near = []
-        for k, i, part in crossings(y, asked, free):
-            with np.errstate(all="ignore"):               # losses are nearly powers of each other between two taus
-                between = np.exp(np.log(y[:, k, i]) * (1 - part) + np.log(y[:, k + 1, i]) * part)
-            x = asked[0] / between[0] if free else 1.0
-            near.append((relative(x * between, asked).max(), i, k))
         found, order = [], turned + list(range(3, len(probes)))
-        for off, i, k in sorted(near)[:60]:
+        for off, i, k in promising(y, asked, free)[:60]:
             if off < 2e-2:
                 found += refine([probes[n] for n in order], settings[i], (TAUS[k], TAUS[k + 1]), wanted[order], tol, free)
         if found:
@@ -206,6 +200,17 @@ def crossings(curves, wanted, free):
         f = np.log(curves[0] / curves[1] * wanted[1] / wanted[0]) if free else np.log(curves[0] / wanted[0])
         crossing = np.isfinite(f[:-1]) & np.isfinite(f[1:]) & (np.sign(f[:-1]) != np.sign(f[1:]))
         return [(k, i, f[k, i] / (f[k, i] - f[k + 1, i])) for k, i in zip(*np.nonzero(crossing))]
+
+
+def promising(curves, wanted, free) -> list[tuple[float, int, int]]:
+    """Crossings of the first curve, those first that the other two confirm: (off, setting, step)."""
+    near = []
+    for k, i, part in crossings(curves, wanted, free):
+        with np.errstate(all="ignore"):                   # losses are nearly powers of each other between two taus
+            between = np.exp(np.log(curves[:, k, i]) * (1 - part) + np.log(curves[:, k + 1, i]) * part)
+        x = wanted[0] / between[0] if free else 1.0
+        near.append((float(relative(x * between, wanted[: len(curves)]).max()), int(i), int(k)))
+    return sorted(near)
 
 
 def _curves(probe, grid):
@@ -377,14 +382,15 @@ def global_settings() -> list[GlobalVariant]:
 def explain_global(read, probes, constant_tau: bool, tol: float) -> list[GlobalVariant]:
     """Settings of eq. 1 that give the values read on `probes`, best first; any factor where 1 gives none."""
     wanted = np.array([read(p).value for p in probes])
-    if not np.isfinite(wanted).all() or len(probes) < 3:
+    if not np.isfinite(wanted).all() or len(probes) < 3 or np.abs(wanted).max() < 1e-9:
         return []
     settings, found = global_settings(), []
     for free in (False, True):
         if constant_tau:
-            curves = np.stack([pair_values(p, settings, 1 / TAUS) for p in probes[:2]])
-            for k, i, _ in crossings(curves, wanted, free):
-                found += _refine_pairs(probes, settings[i], (TAUS[k], TAUS[k + 1]), wanted, tol, free)
+            curves = np.stack([pair_values(p, settings, 1 / TAUS) for p in probes[:3]])
+            for off, i, k in promising(curves, wanted, free):
+                if off < 2e-2:
+                    found += _refine_pairs(probes, settings[i], (TAUS[k], TAUS[k + 1]), wanted, tol, free)
         else:
             table = np.stack([pair_values(p, settings, np.array([math.exp(p.theta)]))[0] for p in probes], 1)
             off, factors = match(table, wanted, None if free else 1.0)

@@ -12,7 +12,7 @@ import numpy as np
 from parity import search
 from parity.asking import Box, Reading
 from parity.deviations import DEVIATIONS
-from parity.explain import ALONE, SECOND, ZERO, Explanation, Reader, depends_on_theta, explain_fine, named
+from parity.explain import ALONE, FIRST, SECOND, ZERO, Explanation, Reader, depends_on_theta, explain_fine, named
 from parity.findings import Effect
 from parity.probes import HELD_OUT, PROBES, Probe, draw
 from parity.search import evaluated
@@ -132,29 +132,75 @@ def explain(box: Box) -> list[Part]:
     if "global" in given:
         read = Reader(box, "global")
         parts.append(Part("global", read, explain_pairs(read, named(PAIRS))))
-    if "total" in given and not parts:
+    if "total" not in given:
+        return parts
+    if not parts:
         return explain_total(box)
-    return parts
+    if "fine" not in given:                               # what is called a total may be the fine-grained loss by itself
+        return [part for part in explain_total(box) if part.name == "fine"] + parts
+    return rest_of_total(box, parts)
+
+
+def rest_of_total(box, parts) -> list[Part]:
+    """A total beside the losses that it holds: its lambdas, and the global loss where that is not given itself."""
+    total, fine = Reader(box, "total"), parts[0].read
+    one, many = PROBES["single"], PROBES["padded"]
+    tol, _ = box.tolerances()
+    if not abs(fine(one).value) > 1e-9:
+        return parts
+    share = search.simplest_factor(total(one).value / fine(one).value, 10 * tol)
+    parts[0].lambdas["lambda_f"] = share
+
+    def part(p):
+        reading = fine(p)
+        return Reading(share * reading.value, {name: share * g for name, g in reading.grads.items()})
+
+    left = Reader(box, "total", known=part)
+    if len(parts) == 2:
+        both = [left(p).value / parts[1].read(p).value for p in (many, PROBES["unpadded"])]
+        if abs(both[0] - both[1]) < 1e3 * tol * max(1e-3, abs(both[0])):
+            parts[1].lambdas["lambda_g"] = search.simplest_factor(both[0], 1e2 * tol) if abs(both[0]) > 1e-6 else 0.0
+        return parts
+    if max(abs(left(p).value) for p in named(PAIRS)) < 1e-6:
+        return parts
+    how = explain_pairs(left, named(PAIRS))
+    weight = 1.0
+    if how.pairs is not None:
+        weight, how.pairs = how.pairs.factor, replace(how.pairs, factor=1.0)
+    return [*parts, Part("global", left, how, scale=weight, lambdas={"lambda_g": weight})]
 
 
 def explain_total(box: Box) -> list[Part]:
-    """Both losses of a weighted total, and both lambdas."""
+    """Both losses of a weighted total, and both lambdas; one of them alone, where that is all there is."""
     total = Reader(box, "total")
     tokens = [p for p in ONE_TOKEN.values() if total(p).error is None]
     tol, _ = box.tolerances()
     pairs = search.explain_global(total, tokens, not depends_on_theta(total, tokens[0]), tol) if tokens else []
-    fine, best, weight = explain_fine(total, stop="one sample"), None, 0.0
-    if pairs:
-        for o in pairs[:8]:                               # one token hides how captions are pooled
-            weight, o = o.factor, replace(o, factor=1.0)
-            how = explain_fine(Reader(box, "total", known=lambda p, o=o, w=weight: _weighted(p, o, w)))
-            if best is None or how.reached == "all":
-                fine, best = how, o
-            if how.reached == "all" and how.gradient is not False:
-                break
-    elif fine.reached == "one sample":
-        fine, best, weight = joint(total, fine)
+    if max(abs(total(p).value) for p in named(FIRST)) < 1e-9 and pairs:
+        how = explain_pairs(total, named(PAIRS))
+        if how.pairs is not None:
+            return [Part("global", total, how)]
+    fine, best, weight = Explanation(), None, 0.0
+    for o in pairs[:8]:                                   # one token hides how captions are pooled
+        weight, o = o.factor, replace(o, factor=1.0)
+        how = explain_fine(less(box, o, weight))
+        if best is None or how.reached == "all":
+            fine, best = how, o
+        if how.reached == "all" and how.gradient is not False:
+            break
+    if not pairs:
+        fine = explain_fine(total)
+        if fine.reached == "all":
+            return [Part("fine", total, fine)]
+        if fine.reached == "one sample":
+            best, weight = joint(total, fine)
+            fine = explain_fine(less(box, best, weight)) if best is not None else fine
     return parts_of(box, total, fine, best, weight)
+
+
+def less(box, setting, weight) -> Reader:
+    """The total without its global loss."""
+    return Reader(box, "total", known=lambda p: _weighted(p, setting, weight))
 
 
 def parts_of(box, total, fine, best, weight) -> list[Part]:
@@ -184,7 +230,7 @@ def _weighted(probe, setting, weight) -> Reading:
 
 
 def joint(total, fine):
-    """Both second levels at once, for a fine-grained loss that one token does not silence."""
+    """Both second levels at once, where one token does not silence the fine-grained loss.      -> GlobalVariant, lambda_g"""
     probes = [p for p in named(SECOND) if len(p.v) > 1 and total(p).error is None]
     wanted = np.array([total(p).value for p in probes])
     tol, _ = total.box.tolerances()
@@ -199,9 +245,8 @@ def joint(total, fine):
         for i in np.flatnonzero(off < tol):
             weight = search.simplest_factor(weights[i], 10 * tol)
             if abs(weight) > 1e-6:
-                fine.fine, fine.reached = settings[i], "all"
-                return fine, o, weight
-    return fine, None, 0.0
+                return o, weight
+    return None, 0.0
 
 
 def explain_pairs(read, probes) -> Explanation:
