@@ -337,7 +337,7 @@ _ENTRIES = (
         "the loss is {value} times eq. 6's",
         "eq. 6, 1/(2B)",
         "loss = (loss_vt + loss_tv) / 2",
-        "The same as another lambda_f: the fine-grained loss weighs {value} times as much against the global one.",
+        "The same as another lambda_f: the fine-grained loss weighs more, or less, against the global one.",
     ),
     Deviation(
         "reduction.token", "Listing 1: mean over all tokens of the batch",
@@ -529,7 +529,7 @@ def words(found: Found, patches: int = 196) -> str:
     directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
     what = found.way or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(
-        value=value,
+        value="some constant" if value is None else value,
         way=f" ({found.way})" if found.way else "",
         what=what,
         direction=directions.get(str(value), "one way"),

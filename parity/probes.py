@@ -203,6 +203,8 @@ def _probes():
         draw("zero_equal_lengths", (3, 3, 3), **MAIN, **zero, shows="padded embeddings exactly zero, equal lengths"),
         draw("zero_single", (4,), **MAIN, **zero, shows="padded embeddings exactly zero, one sample"),
         draw("zero_unit", (4, 2, 3), **MAIN, **unit, **zero, shows="padded embeddings exactly zero, unit-norm patches"),
+        draw("zero_unit_equal_lengths", (4, 4, 4), **MAIN, **unit, **zero, shows="as zero_unit, equal lengths"),
+        draw("zero_unit_single", (3,), **MAIN, **unit, **zero, shows="as zero_unit, one sample"),
         draw("all_padding", (4, 0, 5), **MAIN, shows="a caption of padding alone"),
         draw("all_padding_unit", (0, 4, 3), **MAIN, **unit, shows="a caption of padding alone, unit-norm patches"),
     )
