@@ -92,7 +92,10 @@ class Report:
     @property
     def headline(self) -> str:
         if self.error:
-            return f"{self.error['call'] or 'The call'} raised {self.error['type']}: {first_line(self.error['message'])}"
+            kind, words, call = self.error["type"], first_line(self.error["message"]), self.error["call"] or "the call"
+            if kind in ("crash", "exit", "time", "memory", "budget", "NotFound"):
+                return words if kind == "NotFound" else f"{call}: {words}"
+            return f"{call} raised {kind}: {words}"
         return self.diagnosis.note
 
     def to_dict(self) -> dict[str, Any]:
@@ -196,7 +199,7 @@ def show(report: Report, console) -> None:
          + (f": {', '.join(report.conditions)}" if report.conditions else ""),
          style=f"bold {COLOURS[report.verdict]}")
     line(report.headline)
-    if report.error:
+    if report.error and report.error["lines"]:
         console.print()
         for text in report.error["lines"]:
             line(text, 4, "yellow")
