@@ -206,9 +206,13 @@ def sets_of(report):
     return [found_in(report), *others]
 
 
-def same_thing(expect, found):
-    """Do another set of deviations and the label's give the same loss and gradients on batches drawn anew, to rounding?"""
+def same_thing(expect, found, harmless=()):
+    """Do another set of deviations and the label's give the same loss and gradients on batches drawn anew, to rounding?
+
+    harmless: what was found beside it; next to some deviations it is not without effect.
+    """
     texts = [id if value is None else f"{id}={value}" for id, value in found if not id.startswith("edge.")]
+    texts += [id for id in harmless if id == "similarity.tokens_normalised"]
     for wanted in zoo_cases.losses_given(expect):
         for seed in (2, 3):
             for name, batch in zoo_cases.batches(seed).items():
@@ -243,7 +247,7 @@ def faults_of(report, expect):
         if report["stage"] != expect.get("stage"):
             wrong.append(f"located at {report['stage']}, not at {expect.get('stage')}")
     elif not any(explanation_is_right(expect, some) for some in sets_of(report)) or (
-        not explanation_is_right(expect, found) and not same_thing(expect, found)
+        not explanation_is_right(expect, found) and not same_thing(expect, found, [x["id"] for x in report["harmless"]])
     ):
         wrong.append(f"explained by {found} (the same: {report['equals']}), not by {expect['deviations']}")
     if report["conditions"] != expect["conditions"]:

@@ -44,7 +44,7 @@ def row_weights(row, dev, sigma):
             if "minmax.nan_on_flat" in dev:
                 return row * NAN
             return row * 0 if "minmax.epsilon" in dev else even
-        h = (row - lo) / (hi - lo + dev.get("minmax.epsilon", 0.0))
+        h = (row - lo) / (hi - lo + (dev.get("minmax.epsilon") or 0.0))
     if "weights.softmax_minmax" in dev and dev["weights.softmax_minmax"] == "s_hat":
         return torch.softmax(h, 0)
     sigma = dev.get("threshold.constant", sigma)
@@ -60,7 +60,7 @@ def row_weights(row, dev, sigma):
 def group(keys, values, dev, sigma):
     """keys (N,D) average the values (M,D) that resemble them -> (N,D)"""
     like = unit(values) if "similarity.cosine" in dev else values
-    s = keys @ like.T
+    s = (unit(keys) if "similarity.tokens_normalised" in dev else keys) @ like.T
     if "similarity.detached" in dev:
         s = s.detach()
     a = torch.stack([row_weights(row, dev, sigma) for row in s])
