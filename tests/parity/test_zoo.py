@@ -279,6 +279,25 @@ def test_outside_one_is_located_and_called_unexplained(path, ask):
     assert not faults_of(ask(path), zoo_cases.label(path))
 
 
+def test_what_a_checker_gets_wrong_would_be_noticed():
+    expect = zoo_cases.label(zoo_cases.ZOO / "faulty" / "threshold_hard_coded.py")
+    good = {
+        "verdict": "explained", "deviations": [{"id": "threshold.constant", "value": 0.3}], "stage": "threshold", "equals": [],
+        "conditions": [], "harmless": [], "behaviour": [],
+    }
+    assert not faults_of(good, expect)
+    for change in (
+        {"verdict": "eq6"}, {"deviations": []}, {"deviations": [{"id": "threshold.constant", "value": 0.4}]},
+        {"deviations": [*good["deviations"], {"id": "norm.missing", "value": None}]}, {"conditions": ["no padding"]},
+        {"harmless": [{"id": "weights.mean"}]}, {"equals": [["norm.missing"]], "deviations": []},
+    ):
+        assert faults_of(good | change, expect), change
+    outside = zoo_cases.label(zoo_cases.ZOO / "outside" / "l1_norm.py")
+    located = good | {"verdict": "unexplained", "deviations": [], "stage": "norm"}
+    assert not faults_of(located, outside)
+    assert faults_of(located | {"stage": "logits"}, outside) and faults_of(located | {"deviations": good["deviations"]}, outside)
+
+
 def test_another_explanation_counts_only_if_it_is_the_same_thing():
     expect = {"deviations": ["similarity.detached", "norm.missing"], "also": [], "verdict": "explained", "call": []}
     expect["returns"] = "fine"

@@ -35,4 +35,4 @@ def loss_with_maps(patches, words, is_word, scale):
     nll = (a.logsumexp(2) + b.logsumexp(1)) / 2 - agree.diagonal(dim1=1, dim2=2)
     nll = torch.where(is_word, nll, 0.0)
     loss = torch.stack([row.sum() / max(int(n), 1) for row, n in zip(nll, is_word.sum(1))]).mean()
-    return loss, maps.detach(), {"kept": kept.float().mean().item(), "scale": float(scale)}
+    return loss, maps.detach(), {"kept": kept.float().mean().item(), "scale": scale.item()}
