@@ -84,7 +84,7 @@ def stage_figure(x, marked):
     here = "goes wrong here first" if state(x) in ("off", "unseen") else "goes wrong right after this"
     mark = f'<span class="mark">{here}</span>' if marked else ""
     drawn, width = picture(
-        matrix(x["ours"]), matrix(x.get("theirs")), visible(x.get("rows") or ""), visible(x.get("columns") or ""),
+        matrix(x["ours"]), matrix(x.get("theirs")), visible(x.get("rows") or ""), visible(x.get("columns") or "").replace("width", "dimensions"),
         signed=x.get("name") not in POSITIVE,
     )
     where = f"yours: <code>{safe(x['where'])}</code>" if x.get("where") else ""

@@ -268,6 +268,6 @@ def ending(report):
     items = [f"{safe(k)} {safe(v)}" for k, v in known.items() if v] if isinstance(known, Mapping) else [safe(known)]
     if number(report.get("seconds")) is not None:
         where = {"process": "a process of its own", "fork": "a fork", "here": "this process", "folder": "another program"}
-        calls = f"{safe(report['calls'])} calls in " if report.get("calls") else ""
+        calls = f"{safe(report['calls'])} call{'' if report['calls'] == 1 else 's'} in " if report.get("calls") else ""
         items.append(f"{calls}{where.get(str(report.get('runs_in')), 'a process')}, {number(report['seconds']):.1f} s")
     return notes + (f'<footer class="muted">{", ".join(items)}</footer>' if items else "")
