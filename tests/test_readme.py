@@ -5,37 +5,41 @@ import io
 import re
 from pathlib import Path
 
-import pytest
+import parity
 
 README = (Path(__file__).parent.parent / "README.md").read_text()
 BLOCKS = re.findall(r"```python\n(.*?)```\n```text\n(.*?)```", README, re.S)
 
 
-def test_there_are_blocks():
-    assert len(BLOCKS) == 2
+MINE = re.search(r"```python\n# mine.py\n(.*?)```", README, re.S).group(1)
 
 
-@pytest.mark.parametrize(("code", "output"), BLOCKS, ids=["forward", "check your own"])
-def test_code_prints_what_is_said(code, output):
+def test_the_code_prints_what_is_said():
+    (code, output), = BLOCKS
     printed = io.StringIO()
     with contextlib.redirect_stdout(printed):
         exec(code, {})
     assert printed.getvalue() == output
 
 
-def test_the_fault_of_the_example_is_the_only_one():
-    code = BLOCKS[1][0].replace("    v = F.normalize(v, dim=-1)\n", "")
-    printed = io.StringIO()
-    with contextlib.redirect_stdout(printed):
-        exec(code, {})
-    loss, gradient, *stages = printed.getvalue().splitlines()
-    assert re.fullmatch(r"loss +(\S+), reference \1", loss)
-    assert "off by 0%" in gradient
-    assert all("off by 0.00" in stage for stage in stages) and len(stages) == 3
+def test_check_your_own_says_what_is_said(tmp_path):
+    """Both faults, and nothing once both changes are made as the text says them."""
+    file = tmp_path / "mine.py"
+    file.write_text(MINE)
+    report = parity.check(str(file))
+    assert report.verdict == "explained" and report.deviations == ("threshold.constant", "logits.padding_not_masked")
+    sentence = " ".join(re.search(r"  DIFFERS, EXPLAINED\n(.*?)\n\n", README, re.S).group(1).split())
+    assert report.sentence == sentence and report.badge in README
+    threshold, masked = re.search(r"Change what it says: `(.*?)`, and `(.*?)`", README).groups()
+    changed = MINE.replace("s < threshold", threshold).replace("y.log_softmax(-1)", masked)
+    assert threshold in changed and masked in changed
+    file.write_text(changed)
+    assert parity.check(str(file)).verdict == "eq6"
 
 
 def test_every_file_of_the_package_is_in_the_tree():
     tree = README[README.index("## The tree") :]
-    for path in (Path(__file__).parent.parent / "sparc_ref").glob("*.py"):
-        if not path.name.startswith("__"):
+    root = Path(__file__).parent.parent
+    for path in (*(root / "sparc_ref").glob("*.py"), *(root / "parity").glob("*.py")):
+        if not path.name.startswith("__") and path.name != "commands.py":
             assert path.name in tree, path.name
