@@ -297,7 +297,7 @@ _ENTRIES = (
     ),
     Deviation(
         "logits.nan_all_masked_rows", "rows that are all masked give NaN",
-        "logits of a padded token are all minus infinity, and their softmax is NaN",
+        "rows of padded tokens give NaN or infinity, which a product with the mask keeps",
         "eq. 6",
         "z = z.masked_fill(~mask[:, None, :], -torch.inf)         # columns only\n"
         "loss = torch.where(mask, ce, 0.0)                        # where, not ce * mask: NaN * 0 is NaN",
@@ -514,7 +514,7 @@ DEVIATIONS = {d.id: d for d in _ENTRIES}
 
 
 _NOUNS = {
-    "poison": "makes the result NaN", "shifts": "changes the loss of its batch",
+    "poison": "makes the result NaN", "shifts": "changes the loss of its batch", "raises": "raises an exception",
     "s": "not divided by anything", "normalised": "divided by their sum",
     "flat": "flat rows", "zero padding": "zero embeddings at padding", "padding": "batches with padding"}
 _DIRECTIONS = {"vt": "groups of patches pick their token", "tv": "tokens pick their group of patches"}
@@ -527,7 +527,7 @@ def words(found: Found, patches: int = 196) -> str:
         return "a token to which every patch is equally similar gets c = 0, as from an epsilon in the denominator of eq. 2"
     value = f"{found.value:.6g}" if isinstance(found.value, int | float) else found.value
     directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
-    what = found.way or _NOUNS.get(str(value), value) or "embeddings"
+    what = (found.way if value is None else "") or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(
         value="some constant" if value is None else value,
         way=f" ({found.way})" if found.way else "",

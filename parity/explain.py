@@ -149,7 +149,7 @@ def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
     points = sorted({x for p in designed for x in p.v[0, 2:, 0]})
     edges = [0.0, *points, 1.0]
     middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-    only = "softmax_zeros" if read(first[0]).grads else None  # there alone is what was dropped of any weight
+    only = (lambda o: o.weights == "softmax_zeros") if read(first[0]).grads else None  # there alone the dropped have a weight
     found = search.first_level(read, designed, tuple(middles), "tokens", False, tol, any_factor=False, only=only)
     for turn in range(8):
         if not found:
@@ -264,7 +264,7 @@ def settle_flat_rows(read, out, tol, grad_tol):
     if not flat:
         return
     best = None
-    for how in ("uniform", "zero", "nan", "nan_gradient"):
+    for how in ("uniform", "zero", "nan", "nan_gradient", "nan_gradient_zero"):
         if out.fine.flat != "uniform" and how != out.fine.flat:
             continue
         offs = [off(read, p, replace(out.fine, flat=how), lacking(out)) for p in flat]
@@ -291,7 +291,7 @@ def settle_flat_rows(read, out, tol, grad_tol):
 def settle_padding(read, out, tol):
     """Zeros at padding, and captions of padding alone: what is NaN or infinite there and nowhere else."""
     zero = [(p, read(p), off(read, p, out.fine)) for p in named(ZERO)]
-    if out.fine.flat not in ("nan", "nan_gradient") and not out.fine.inf_padding and not out.fine.nan_rows:
+    if not out.fine.flat.startswith("nan") and not out.fine.inf_padding and not out.fine.nan_rows:
         if any(not r.finite for _, r, (x, _) in zero if x == math.inf):
             out.also.append(Found("edge.zero_padding", way="loss"))
         elif any(r.nan_gradient for _, r, (_, g) in zero if g == math.inf):
@@ -299,7 +299,9 @@ def settle_padding(read, out, tol):
     alone = [(p, read(p), off(read, p, out.fine)) for p in named(ALONE)]
     if out.fine.inf_padding or out.fine.nan_rows:
         return
-    if any(not r.finite or r.nan_gradient for _, r, o in alone if math.inf in o):
+    if any(r.error for _, r, _ in alone):
+        out.also.append(Found("edge.all_padding", "raises"))
+    elif any(not r.finite or r.nan_gradient for _, r, o in alone if math.inf in o):
         out.also.append(Found("edge.all_padding", "poison"))
     elif out.fine.reduction in ("sample", "token") and any(x > tol for _, _, (x, _) in alone):
         out.also.append(Found("edge.all_padding", "shifts"))

@@ -17,7 +17,12 @@ from parity.explain import SECOND, Explanation, Reader, depends_on_theta, named
 from parity.probes import PROBES
 from parity.switches import Variant
 
-FAMILIES = (("norm", LENGTHS), ("logits", ANGLES), ("grouping", APART), ("reduction", UNEVEN))
+FAMILIES = (
+    ("norm", LENGTHS, "It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths."),
+    ("logits", ANGLES, "It is right for cosines of 0 and 1, and wrong between, with groups that are the tokens themselves."),
+    ("grouping", APART, "It is right where each token's one patch points where the token does, and wrong where it does not."),
+    ("reduction", UNEVEN, "It is right for tokens of equal length, and wrong where their lengths and losses differ."),
+)
 
 
 @dataclass(frozen=True)
@@ -39,30 +44,36 @@ def locate(read: Reader, how: Explanation) -> Place:
     return Place("edge", "padded")
 
 
-def fits(read, probes, constant, tol) -> list[Variant]:
-    """Settings that give the values of these probes."""
+def fits(read, probes, tau, tol, only=None) -> list[Variant]:
+    """Settings that give the values of these probes.  tau: False: theta's, True: a number to be found, or the number."""
     for rows in ("tokens", "patches"):
-        found = search.first_level(read, probes, ("keys", "none"), rows, constant, tol)
+        found = search.first_level(read, probes, ("keys", "none"), rows, tau, tol, only=only)
         if found:
             return [c.fine for c in found]
     return []
 
 
+def as_in_paper(o: Variant) -> bool:
+    """Min-max, threshold and sum; any similarity, any values."""
+    return o.minmax and not o.on_weights and o.weights == "sum"
+
+
 def one_sample(read, tol) -> Place:
-    constant = not depends_on_theta(read, PROBES["single"])
+    tau = depends_on_theta(read, PROBES["single"]) is False
     asked = list(PAIRS)
     if any(not read(p).finite for p in asked):
         return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
-    if not (settings := fits(read, asked, constant, tol)):
+    settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
+    if not settings:
         return after_logits(read, tol)
+    tau = settings[0].tau or False                        # known from here on
     asked += SPARE
-    if not (settings := fits(read, asked, constant, tol)):
+    if not fits(read, asked, tau, tol):
         return spare_patches(read, tol)
-    for stage, family in FAMILIES:
+    for stage, family, words in FAMILIES:
         asked += family
-        if not (fitting := fits(read, asked, constant, tol)):
-            return Place(stage, family[-1].name, f"It still agrees where this stage has nothing to do ({asked[0].name}).")
-        settings = fitting
+        if not (settings := fits(read, asked, tau, tol)):
+            return Place(stage, family[-1].name, words)
     return alignment(read, settings[0], tol)
 
 
@@ -77,15 +88,28 @@ def after_logits(read, tol) -> Place:
     def miss(gap):
         return math.log(of(3, gap) / of(5, gap) * y[middle.name] / y[small.name])
 
+    no_turn = abs(read(LENGTHS[0]).value - y[middle.name]) < 1e3 * tol
     grid = np.linspace(-20, 40, 600)
     for low, high in itertools.pairwise(grid):
         if y[small.name] > 0 < y[middle.name] and miss(low) * miss(high) <= 0:
             gap = search.root(miss, low, high) or low
             factor = y[small.name] / of(3, gap)
             if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
+                if not no_turn:
+                    return Place("norm", LENGTHS[0].name, "It changes as all vectors are turned together.")
                 said = f"Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {math.exp(THETA):.4g}."
                 return Place("logits", middle.name, said)
+    gaps = {p.name: gap_of(p.t.shape[1], y[p.name]) / math.exp(p.theta) for p in PAIRS}
+    if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
+        stage = "grouping" if no_turn else "norm"
+        return Place(stage, middle.name, "It is cross-entropy of other cosines than those of each token and its one patch.")
     return Place("loss", middle.name, "No logits make cross-entropy of it where cosines are 0 and 1.")
+
+
+def gap_of(n, y) -> float:
+    """The inverse of `of`; NaN where there is none."""
+    x = math.expm1(y) / (n - 1) if y < 700 else math.inf
+    return -math.log(x) if 0 < x < math.inf else math.nan
 
 
 def of(n: int, gap: float) -> float:
@@ -104,33 +128,35 @@ def spare_patches(read, tol) -> Place:
 
 def alignment(read, o: Variant, tol) -> Place:
     """Which of eqs. 2-4: measure the weight of one patch against another's, and see what it depends on."""
+    designs = [design[0] for design in MIXTURES.values()]
+    if fits(read, designs, o.tau or False, tol, only=as_in_paper):
+        if fits(read, [PROBES["unit_single"], *designs], o.tau or False, tol, only=as_in_paper):
+            return Place("similarity", "single", "It agrees where all patches have length 1.")
+        return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
     weight = {name: measured(read, o, *design) for name, design in MIXTURES.items()}
-    plain, x = weight["plain"], 0.6
-    if not fits(read, [design[0] for design in MIXTURES.values()], o.tau is not None, tol):
-        said = "" if plain is None else f"A patch of min-max similarity {x} weighs {plain:.4g} times as much as the likest one."
+    plain = weight["plain"]
+    said = "" if plain is None else f"A patch of min-max similarity 0.6 weighs {plain:.4g} times as much as the likest one."
+    right = plain is not None and abs(plain - 0.6) < 1e-4
 
-        def differs(name):
-            return (weight[name] is None) != (plain is None) or (plain is not None and abs(weight[name] - plain) > 1e-4)
+    def differs(name):
+        return (weight[name] is None) != (plain is None) or (plain is not None and abs(weight[name] - plain) > 1e-4)
 
-        right = plain is not None and abs(plain - x) < 1e-4
-        for name in ("all similarities raised", "a longer token"):
-            if differs(name):
-                if differs("two of them") or right:
-                    return Place("minmax", MIXTURES[name][0].name, f"{said} That changes with {name}.")
-                return Place("similarity", MIXTURES[name][0].name, f"{said} That changes with {name}.")
-        less = weight["less alike"]
-        if right and not (less is not None and abs(less - 0.45) < 1e-4):
-            return Place("threshold", MIXTURES["less alike"][0].name, said)
-        for name in ("two of them", "another token's similarities"):
-            if differs(name):
-                stage = "threshold" if right and name == "two of them" else "minmax"
-                return Place(stage, MIXTURES[name][0].name, f"{said} That changes with {name}.")
-        if differs("more patches"):
-            return Place("threshold", MIXTURES["more patches"][0].name, f"{said} That changes with the number of patches.")
-        return Place("weights", MIXTURES["plain"][0].name, said)
-    if fits(read, [PROBES["unit_single"], *(design[0] for design in MIXTURES.values())], o.tau is not None, tol):
-        return Place("similarity", "single", "It agrees where all patches have length 1.")
-    return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
+    def place(stage, name):
+        return Place(stage, MIXTURES[name][0].name, f"{said} That changes with {name}.")
+
+    if differs("another token's similarities"):
+        return place("minmax", "another token's similarities")
+    for name in ("all similarities raised", "a longer token"):
+        if differs(name):
+            return place("minmax" if right or differs("two of them") else "similarity", name)
+    less = weight["less alike"]
+    if right and not (less is not None and abs(less - 0.45) < 1e-4):
+        return Place("threshold", MIXTURES["less alike"][0].name, said)
+    if differs("two of them"):
+        return place("threshold" if right else "minmax", "two of them")
+    if differs("more patches"):
+        return place("threshold", "more patches")
+    return Place("weights", MIXTURES["plain"][0].name, said)
 
 
 def measured(read, o, probe, a, b) -> float | None:

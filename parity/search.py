@@ -68,11 +68,10 @@ def fronts(sigmas, rows: str) -> list[Variant]:
 
 
 class Grid:
-    """Values of many settings on one probe: fronts x norms x directions, cached by probe."""
+    """Values of many settings on one probe: fronts x norms x directions."""
 
     def __init__(self, front: list[Variant], negatives: str = "caption"):
         self.front, self.negatives = front, negatives
-        self._cosines: dict[str, list] = {}
 
     def settings(self):
         return [
@@ -90,13 +89,10 @@ class Grid:
             for norm in NORMS
         ])
 
-    def values(self, probe: Probe, scale=None) -> np.ndarray:
-        """Losses, in the order of settings(); scale None: the probe's own exp(theta)."""
-        own = scale is None
-        scale = torch.tensor(math.exp(probe.theta), dtype=torch.float64) if own else scale
-        if own or probe.name not in self._cosines:
-            self._cosines[probe.name] = self.cosines(probe, torch.tensor(math.exp(probe.theta), dtype=torch.float64))
-        return self.losses(probe, self._cosines[probe.name], scale)
+    def values(self, probe: Probe, tau: float | None = None) -> np.ndarray:
+        """Losses, in the order of settings(); tau None: the probe's own."""
+        scale = torch.tensor(1 / tau if tau else math.exp(probe.theta), dtype=torch.float64)
+        return self.losses(probe, self.cosines(probe, scale), scale)
 
     def losses(self, probe, cosine, scale):
         """cosine (4,F,...), scale () or (T,1,...) -> (..., 4*F*3)"""
@@ -135,26 +131,31 @@ def first_level(
 ) -> list[Candidate]:
     """Settings of eqs. 2-5, norm, temperature, direction and factor that give the values read on `probes`.
 
-    scaled: with a constant tau, whether weights that depend on it are tried; they cost most.  only: one kind of weights.
+    constant_tau  False | True: some number, which is looked for | the number
+    scaled        with a constant tau, whether weights that depend on it are tried; they cost most
+    only          which settings of eqs. 2-5 are tried: Variant -> bool
     """
     wanted = np.array([read(p).value for p in probes])
     if not np.isfinite(wanted).all():
         return []
-    front = [o for o in fronts(sigmas, rows) if only in (None, o.weights)]
-    if constant_tau:
+    front = [o for o in fronts(sigmas, rows) if only is None or only(o)]
+    if not front:
+        return []
+    if constant_tau is True:
         for some in scaled:
-            grid = Grid([o for o in front if o.scaled == some], negatives)
-            found = constant_temperature(probes, grid, wanted, tol, any_factor)
+            mine = [o for o in front if o.scaled == some]
+            found = constant_temperature(probes, Grid(mine, negatives), wanted, tol, any_factor) if mine else []
             if found:
                 return best_first(found)
         return []
     grid = Grid(front, negatives)
     settings = grid.settings()
-    table = np.stack([grid.values(p) for p in probes], 1)
+    tau = constant_tau or None
+    table = np.stack([grid.values(p, tau) for p in probes], 1)
     for factor in (1.0, None) if any_factor else (1.0,):
         off, factors = match(table, wanted, factor)
         found = [
-            Candidate(replace(settings[i], factor=1.0 if factor else simplest_factor(factors[i], tol)), off[i])
+            Candidate(replace(settings[i], tau=tau, factor=1.0 if factor else simplest_factor(factors[i], tol)), off[i])
             for i in np.flatnonzero(off < tol)
         ]
         if found:
@@ -218,8 +219,10 @@ def _curves(probe, grid):
     scales = torch.tensor(1 / TAUS, dtype=torch.float64)
     if grid.front[0].scaled:
         return np.stack([grid.losses(probe, grid.cosines(probe, scale), scale) for scale in scales])
-    cosine = grid.cosines(probe, torch.tensor(1.0, dtype=torch.float64)).to(torch.float32)
-    return grid.losses(probe, cosine, scales.to(torch.float32).reshape(-1, *[1] * cosine.ndim)).astype(np.float64)
+    cosine = grid.cosines(probe, torch.tensor(1.0, dtype=torch.float64))
+    if cosine.numel() > 20_000:                           # float32 is enough to tell where curves cross, and quicker
+        cosine, scales = cosine.to(torch.float32), scales.to(torch.float32)
+    return grid.losses(probe, cosine, scales.reshape(-1, *[1] * cosine.ndim)).astype(np.float64)
 
 
 def refine(probes, setting, between, wanted, tol, free):

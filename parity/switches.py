@@ -20,7 +20,8 @@ class Variant:
     detach: str = ""                # "similarity" | "weights" | "tokens", "patches": these in the similarity alone |
     #                                 "range": min and max | "values" that are averaged | "c", "t" in the logits
     minmax: bool = True
-    flat: str = "uniform"           # "nan" | "zero": c = 0 | "nan_gradient": finite, by a where() that comes too late
+    flat: str = "uniform"           # "nan" | "zero": c = 0 | "nan_gradient": finite, by a where() that comes too late |
+    #                                 "nan_gradient_zero": and c = 0
     inf_padding: str = ""           # infinities at padded rows of the similarity: NaN in the "gradient" | in the "loss" too
     sigma: str | float = "keys"     # 1/keys, real ones | "columns": 1/L for tokens as keys | "patches": 1/P | "none" | a number
     strict: bool = False
@@ -113,7 +114,7 @@ WAYS = {
     "reduction.masked_over_all": {"": {"reduction": "masked_over_all"}},
     "edge.zero_padding": {"gradient": {"nan_zero": "gradient"}, "loss": {"nan_zero": "loss"}},
     "edge.all_padding": {"poison": {"nan_empty": True}},
-    "edge.nan_gradient": {"flat": {"flat": "nan_gradient"}},
+    "edge.nan_gradient": {"flat": {"flat": "nan_gradient"}, "c = 0 there": {"flat": "nan_gradient_zero"}},
 }  # fmt: skip
 _VALUES = {
     "threshold.constant": "sigma", "logits.temperature_constant": "tau", "loss.factor": "factor",
@@ -226,6 +227,7 @@ def _found_fine(o):
     add("edge.zero_padding", way=o.nan_zero, when=bool(o.nan_zero))
     add("edge.all_padding", "poison", when=o.nan_empty)
     add("edge.nan_gradient", "flat", when=o.flat == "nan_gradient")
+    add("edge.nan_gradient", "flat", "c = 0 there", when=o.flat == "nan_gradient_zero")
     for name, value in o.eps:
         add(EPSILONS.get(name), value, when=name not in ("range", "fill"))
     return found

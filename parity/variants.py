@@ -92,8 +92,8 @@ def align(s, mask, patches, scale, o: Variant):
         width = hi - lo + eps.get("range", 0.0)
         if o.flat == "nan":
             s_hat = (s - lo) / width
-        elif o.flat == "nan_gradient":
-            s_hat = torch.where(flat, 1.0, (s - lo) / width)
+        elif o.flat.startswith("nan_gradient"):
+            s_hat = torch.where(flat, 0.0 if o.flat.endswith("zero") else 1.0, (s - lo) / width)
         else:
             s_hat = torch.where(flat, 0.0 if o.flat == "zero" else 1.0, (s - lo) / torch.where(flat, 1.0, width))
         stages["minmax"] = s_hat
@@ -128,7 +128,7 @@ def _by_sum(s_til, flat, o, eps):
     if o.flat == "nan":
         return s_til / (total + eps)
     a = s_til / torch.where(empty, 1.0, total + eps)
-    if o.flat == "zero":
+    if o.flat.endswith("zero"):
         return torch.where(empty, 0.0, a)
     return torch.where(empty, 1 / s_til.shape[-1], a)
 
