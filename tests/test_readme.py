@@ -29,7 +29,7 @@ def test_check_your_own_says_what_is_said(tmp_path):
     report = parity.check(str(file))
     assert report.verdict == "explained" and report.deviations == ("threshold.constant", "logits.padding_not_masked")
     sentence = " ".join(re.search(r"  DIFFERS, EXPLAINED\n(.*?)\n\n", README, re.S).group(1).split())
-    assert report.sentence == sentence and report.badge in README
+    assert report.headline == sentence and report.summary in README
     threshold, masked = re.search(r"Change what it says: `(.*?)`, and `(.*?)`", README).groups()
     changed = MINE.replace("s < threshold", threshold).replace("y.log_softmax(-1)", masked)
     assert threshold in changed and masked in changed
