@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import tyro
 
@@ -103,4 +103,4 @@ class Check:
         return main(self)
 
 
-COMMANDS = {"ladder": Ladder, "vectors": Vectors, "check": Check}
+COMMANDS: dict[str, Any] = {"ladder": Ladder, "vectors": Vectors, "check": Check}

@@ -7,13 +7,13 @@ import re
 import types
 
 import numpy as np
-from parity import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from test_ops import norm_then_linear
 from witness import agree, close
 
+from parity import oracle
 from sparc_ref import alignment, encoders, losses, model, ops
 
 X = np.random.default_rng(5)

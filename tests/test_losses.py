@@ -3,11 +3,11 @@
 import itertools
 
 import numpy as np
-from parity import oracle
 import pytest
 import torch
 from witness import agree, close
 
+from parity import oracle
 from sparc_ref import losses
 from sparc_ref.alignment import CHOICES, align_patches
 from sparc_ref.backend import to_numpy

@@ -5,11 +5,11 @@ import sys
 from dataclasses import replace
 
 import numpy as np
-from parity import oracle
 import pytest
 import torch
 from witness import AUTOGRAD, close
 
+from parity import oracle
 from sparc_ref import PRESETS, SPARCConfig, encode_images, encode_texts, forward, init_params
 from sparc_ref.backend import to_numpy
 from sparc_ref.model import parameter_shapes

@@ -1,12 +1,12 @@
 """Every primitive, by three witnesses."""
 
 import numpy as np
-from parity import oracle
 import pytest
 import torch
 import torch.nn.functional as F
 from witness import agree, close
 
+from parity import oracle
 from sparc_ref import encoders, ops
 
 
