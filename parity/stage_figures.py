@@ -83,8 +83,9 @@ def stage_figure(x, marked):
     kind = "first" if marked else state(x)
     here = "goes wrong here first" if state(x) in ("off", "unseen") else "goes wrong right after this"
     mark = f'<span class="mark">{here}</span>' if marked else ""
+    rows, columns = (visible(x.get(key) or "").replace("width", "dimensions") for key in ("rows", "columns"))
     drawn, width = picture(
-        matrix(x["ours"]), matrix(x.get("theirs")), visible(x.get("rows") or ""), visible(x.get("columns") or "").replace("width", "dimensions"),
+        matrix(x["ours"]), matrix(x.get("theirs")), rows, columns,
         signed=x.get("name") not in POSITIVE,
     )
     where = f"yours: <code>{safe(x['where'])}</code>" if x.get("where") else ""
