@@ -38,6 +38,8 @@ def judge(box, part) -> Diagnosis:
     """The verdict on one loss."""
     tol, grad_tol = box.tolerances()
     probes = [p for p in part.probes if part.name != "global" or len(p.v) > 1]
+    if all(part.read(p).error for p in probes if len(p.v) == 1):  # it takes no batch of one: judged by the others, and said
+        probes = [p for p in probes if len(p.v) > 1]
     offs = {base: {p.name: compare(part, p, base) for p in probes} for base in part.bases}
     agree = {base: {name: _agrees(o, tol, grad_tol) for name, (o, _) in row.items()} for base, row in offs.items()}
     tangent = {base: {name: _agrees(o, tol, grad_tol) for name, (_, o) in row.items()} for base, row in offs.items()}
@@ -189,20 +191,19 @@ def combine(box, parts, results) -> Diagnosis:
     worst = max(results.values(), key=lambda d: order.index(d.verdict))
     conditions = tuple(c for c in CONDITIONS if any(c in d.conditions for d in results.values()))
     verdict = worst.verdict
+    reproduced = [d.reproduced_to for d in results.values()]
     if verdict == "conditional" and len(conditions) > 2:
-        verdict, conditions = "explained", ()
+        verdict, conditions = "unexplained" if None in reproduced else "explained", ()
     if verdict not in ("conditional",):
         conditions = ()
     wrong = [d for d in results.values() if d.verdict == worst.verdict]
-    merged = {
-        name: tuple(itertools.chain.from_iterable(getattr(d, name) for d in results.values()))
-        for name in ("deviations", "harmless", "effects")
-    }
     note = " ".join(sentence(d, name, part) for (name, d), part in zip(results.items(), parts))
     lambdas = {k: x for part in parts for k, x in part.lambdas.items()}
-    reproduced = [d.reproduced_to for d in results.values()]
     return Diagnosis(
         verdict, conditions, equals=worst.equals, stage=wrong[0].stage, evidence=wrong[0].evidence, off=wrong[0].off,
         reproduced_to=None if None in reproduced else max(reproduced), note=note, losses=results, lambdas=lambdas,
-        calls=box.calls, **merged,
+        calls=box.calls,
+        deviations=tuple(x for d in results.values() for x in d.deviations),
+        harmless=tuple(x for d in results.values() for x in d.harmless),
+        effects=tuple(x for d in results.values() for x in d.effects),
     )

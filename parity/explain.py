@@ -2,16 +2,18 @@
 
 import itertools
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
 from parity import search
 from parity.asking import Box, Reading, gradient_off, loss_off, simplest
 from parity.deviations import Found
+from parity.matching import Candidate, best_first, cost, relative
 from parity.numbers import FEW, MANY, find_epsilon, find_threshold, spread
 from parity.probes import PROBES, Probe, knife_probe, threshold_probe
-from parity.search import Candidate
 from parity.switches import GlobalVariant, Variant, found_in
 
 FIRST = ("single", "single_again", "unit_single")
@@ -77,16 +79,21 @@ def explain_fine(read: Reader) -> Explanation:
     tol, grad_tol = read.box.tolerances()
     first, negatives = named(FIRST), "caption"
     values = [read(p).value for p in first]
-    if any(not math.isfinite(x) for x in values):
+    tol, grad_tol = read.box.tolerances()
+    if error := read(first[0]).error:
+        out.facts.append(f"A batch of one sample raises {error}.")
+        first, negatives = named(POSITION), "caption"
+    elif any(not math.isfinite(x) for x in values):
         out.facts.append("Even one sample without padding gives no finite loss.")
         return out
-    tol, grad_tol = read.box.tolerances()
-    if max(map(abs, values)) < 1e-9:
+    elif max(map(abs, values)) < 1e-9:
         first, negatives = named(POSITION), "position"
         if max(abs(read(p).value) for p in first) < 1e-9:
             out.facts.append("The loss is 0 on every batch without padding.")
             return out
     candidates = first_level(read, first, negatives, tol, out)
+    if error and not candidates:
+        candidates = first_level(read, first, "batch", tol, out)
     if not candidates:
         return out
     out.reached, out.survivors = "one sample", [c.fine for c in candidates]
@@ -115,15 +122,16 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     """The search on single samples, its thresholds measured before."""
     box, which = read.box, read.which
     constant = not depends_on_theta(read, first[0])
-    samples = 1 if negatives == "caption" else 2
+    samples = min(2, len(first[0].v))
     threshold = find_threshold(box, which, samples=samples)
     if threshold.note:
         out.facts.append(f"Threshold: {threshold.note}.")
     tag = "" if samples == 1 else "_two"
     designed = [box.probes[name] for name in (f"threshold_{MANY}{tag}", f"threshold_{FEW}{tag}") if name in box.probes]
     designed = [p for p in designed if read(p).finite]
-    tokens = {"1/P": ("keys",), "none": ("none", "keys"), None: ("keys", "none")}.get(threshold.sigma, (threshold.sigma,))
-    found = []
+    usual: dict[Any, tuple[Any, ...]] = {"1/P": ("keys",), "none": ("none", "keys"), None: ("keys", "none")}
+    tokens = usual.get(threshold.sigma, (threshold.sigma,))
+    found: list[Candidate] = []
     for scaled in ((False,), (True,)) if constant else ((False, True),):
         found = found or search.first_level(read, first + designed, tokens, "tokens", constant, tol, negatives, scaled=scaled)
         if not found and threshold.sigma in ("none", None):  # every patch has a gradient: patches may be the rows
@@ -149,8 +157,14 @@ def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
     points = sorted({x for p in designed for x in p.v[0, 2:, 0]})
     edges = [0.0, *points, 1.0]
     middles = [(a + b) / 2 for a, b in itertools.pairwise(edges)]
-    only = (lambda o: o.weights == "softmax_zeros") if read(first[0]).grads else None  # there alone the dropped have a weight
-    found = search.first_level(read, designed, tuple(middles), "tokens", False, tol, any_factor=False, only=only)
+    kinds: list[Callable[[Variant], bool] | None] = [lambda o: o.weights == "sum" and o.minmax and not o.on_weights, None]
+    if read(first[0]).grads:                              # only there what was dropped has a weight, and so a gradient
+        kinds = [lambda o: o.weights == "softmax_zeros"]
+    found: list[Candidate] = []
+    for only in kinds:
+        found = found or search.first_level(
+            read, designed, tuple(middles), "tokens", False, tol, any_factor=False, only=only
+        )
     for turn in range(8):
         if not found:
             return []
@@ -164,7 +178,7 @@ def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
         edges = [low, *probe.v[0, 2:, 0], high]
         same = [c for c in found if c.fine.sigma == sigma]
         settings = [replace(c.fine, sigma=(a + b) / 2) for c in same for a, b in itertools.pairwise(edges)]
-        off = search.relative(search.second_values(settings, probe), np.full(len(settings), read(probe).value))
+        off = relative(search.second_values(settings, probe), np.full(len(settings), read(probe).value))
         found = [Candidate(o, float(x)) for o, x in zip(settings, off) if x < tol]
     sigma = float(simplest(low, high))
     made = [replace(c.fine, sigma=sigma) for c in found]
@@ -186,7 +200,7 @@ def small_numbers(read, probes, sigmas, tol, negatives) -> list[Candidate]:
     for c in sorted(near, key=lambda c: c.off)[:8]:
         for names in EPSILONS:
             found += _fit(read, probes, c.fine, names, tol)
-    return search.best_first(found)[:4]
+    return best_first(found)[:4]
 
 
 def _fit(read, probes, o, names, tol):
@@ -225,7 +239,7 @@ def small_fill(read, probes, candidates, tol):
         for o in search.second_settings(c.fine):
             if "zero" in (o.open_vt, o.open_tv) and all(abs(_signed(read, p, o)) < 1e-3 for p in padded[:2]):
                 found += _fit(read, probes, o, ("fill",), tol)
-    return search.best_first(found)
+    return best_first(found)
 
 
 def with_gradients(read, probes, candidates, tol, out) -> list[Candidate]:
@@ -290,7 +304,7 @@ def settle_flat_rows(read, out, tol, grad_tol):
 
 def settle_padding(read, out, tol):
     """Zeros at padding, and captions of padding alone: what is NaN or infinite there and nowhere else."""
-    zero = [(p, read(p), off(read, p, out.fine)) for p in named(ZERO)]
+    zero = [(p, read(p), off(read, p, out.fine)) for p in named(ZERO) if not read(p).error]
     if not out.fine.flat.startswith("nan") and not out.fine.inf_padding and not out.fine.nan_rows:
         if any(not r.finite for _, r, (x, _) in zero if x == math.inf):
             out.also.append(Found("edge.zero_padding", way="loss"))
@@ -330,11 +344,11 @@ def settle_strict(read, out):
 def name_equals(out, every):
     """Other sets of as few deviations that the probes do not tell apart; detaching s or a is one and the same."""
     mine = out.fine
-    first = search.cost(found_in(mine))[0]
+    first = cost(found_in(mine))[0]
     for c in every[1:6]:
         other = replace(c.fine, flat=mine.flat, strict=mine.strict)
         named_else = {d.id for d in found_in(other)} != {d.id for d in found_in(mine)}
-        if search.cost(found_in(other))[0] == first and named_else:
+        if cost(found_in(other))[0] == first and named_else:
             out.equals.append(found_in(other))
     if mine.detach == "similarity":
         out.equals.append(found_in(replace(mine, detach="weights")))

@@ -14,8 +14,10 @@ import torch
 from parity import search, variants
 from parity.designs import ANGLES, APART, LENGTHS, MIXTURES, PAIRS, SPARE, THETA, UNEVEN
 from parity.explain import SECOND, Explanation, Reader, depends_on_theta, named
+from parity.matching import Candidate
 from parity.probes import PROBES
 from parity.switches import Variant
+from parity.temperatures import root
 
 FAMILIES = (
     ("norm", LENGTHS, "It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths."),
@@ -59,7 +61,7 @@ def as_in_paper(o: Variant) -> bool:
 
 
 def one_sample(read, tol) -> Place:
-    tau = depends_on_theta(read, PROBES["single"]) is False
+    tau: float | bool = not depends_on_theta(read, PROBES["single"])
     asked = list(PAIRS)
     if any(not read(p).finite for p in asked):
         return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
@@ -92,7 +94,7 @@ def after_logits(read, tol) -> Place:
     grid = np.linspace(-20, 40, 600)
     for low, high in itertools.pairwise(grid):
         if y[small.name] > 0 < y[middle.name] and miss(low) * miss(high) <= 0:
-            gap = search.root(miss, low, high) or low
+            gap = root(miss, low, high) or low
             factor = y[small.name] / of(3, gap)
             if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
                 if not no_turn:
@@ -177,7 +179,7 @@ def measured(read, o, probe, a, b) -> float | None:
     grid = np.linspace(-0.3, 3, 34)
     miss = [loss(w) - y for w in grid]
     roots = [
-        search.root(lambda w: loss(w) - y, grid[k], grid[k + 1]) for k in range(len(grid) - 1) if miss[k] * miss[k + 1] <= 0
+        root(lambda w: loss(w) - y, grid[k], grid[k + 1]) for k in range(len(grid) - 1) if miss[k] * miss[k + 1] <= 0
     ]
     roots = [r for r in roots if r is not None]
     return min(roots, key=lambda r: abs(r - 0.6)) if roots else None
@@ -185,7 +187,7 @@ def measured(read, o, probe, a, b) -> float | None:
 
 def batches(read, how, tol) -> Place:
     """One sample without padding is explained: is it padding, other captions, or how captions are averaged?"""
-    survivors = [search.Candidate(o, 0.0) for o in how.survivors]
+    survivors = [Candidate(o, 0.0) for o in how.survivors]
 
     def fit(*names):
         probes = [p for p in named(names) if read(p).error is None]

@@ -51,7 +51,8 @@ def find_threshold(box: Box, which: str, swapped: bool = False, samples: int = 1
         wanted = spread(n - 2, 1 / n)
         passed = kept(box, which, f"threshold_{n}{tag}", wanted, swapped=swapped, samples=samples)
         if passed is None:
-            found.note = "no gradient with respect to the patches"
+            error = box.read(box.probes[f"threshold_{n}{tag}"], which).error
+            found.note = f"{n} patches raise {error}" if error else "not seen by gradients, there are none for patches"
             return found
         if passed.all():
             found.seen[n] = (0.0, wanted[0])

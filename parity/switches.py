@@ -4,6 +4,7 @@ Where real code writes a deviation in several ways, its switch has several posit
 """
 
 from dataclasses import dataclass, replace
+from typing import Any
 
 from parity.deviations import DEVIATIONS, Found
 
@@ -62,7 +63,7 @@ _GROUPS = {"masked": "", "open": "padded tokens compete", "zeroed": "padded toke
 _SIGMAS = {"columns": "sigma is 1/L", "patches": "sigma is 1/P"}
 _SOFTMAX = {"s_hat": "softmax_all", "s_til": "softmax_zeros", "the kept s_til": "softmax_kept"}
 # id -> way, or value in words -> switches.  The first is the usual one, and may be left out.
-WAYS = {
+WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "similarity.cosine": {"": {"cosine": True}},
     "similarity.detached": {
         "": {"detach": "similarity"},
@@ -150,7 +151,8 @@ def variant_of(deviations) -> tuple[Variant, GlobalVariant]:
                 raise ValueError(f"{d.id}: expected a way of {', '.join(filter(None, ways))}; got {asked!r}")
             fine = replace(fine, **ways[way])
         if name and d.value is not None and (name == "direction" or not isinstance(d.value, str)):
-            fine = replace(fine, **{name: d.value if name == "direction" else float(d.value)})
+            changes: dict[str, Any] = {name: d.value if name == "direction" else float(d.value)}
+            fine = replace(fine, **changes)
         elif name and not ways:
             raise ValueError(f"{d.id}: expected a value, as in Found({d.id!r}, 0.3)")
     return fine, pairs

@@ -14,6 +14,8 @@ from parity.asking import Box, Reading
 from parity.deviations import DEVIATIONS
 from parity.explain import ALONE, FIRST, SECOND, ZERO, Explanation, Reader, depends_on_theta, explain_fine, named
 from parity.findings import Effect
+from parity.matching import cost, simplest_factor
+from parity.pairs import explain_global, global_settings
 from parity.probes import HELD_OUT, PROBES, Probe, draw
 from parity.search import evaluated
 from parity.switches import EPSILONS, GlobalVariant, Variant, found_in, variant_of
@@ -64,7 +66,8 @@ class Part:
         """What the paper gives: value, gradients.  With the box's harmless epsilons, where it has some."""
         if self.name == "global":
             source = self.how.pairs or GlobalVariant()
-            kind = GlobalVariant(*("given" if side == "given" else "mean" for side in (source.vision, source.text)))
+            vision, text = ("given" if side == "given" else "mean" for side in (source.vision, source.text))
+            kind = GlobalVariant(vision, text)
             return self._scaled(evaluated(probe, kind), "global")
         eps = self.how.fine.eps if self.how.fine else ()
         harmless = tuple((name, x) for name, x in eps if DEVIATIONS[EPSILONS[name]].harmless)
@@ -74,6 +77,7 @@ class Part:
     def model(self, probe: Probe):
         """What the explanation gives: value, gradients."""
         setting = self.how.pairs if self.name == "global" else self.how.fine
+        assert setting is not None
         value, grads = self._scaled(evaluated(probe, setting), self.name)
         lacking = {d.value for d in self.how.also if d.id == "edge.no_gradient"}
         return value, {name: g for name, g in grads.items() if name not in lacking}
@@ -81,8 +85,9 @@ class Part:
     def models(self, probe: Probe):
         """model(), and for rows of zeros at padding, where it is NaN on flat rows: padding may have been cut off before."""
         yield self.model(probe)
-        if probe.name in ZERO and self.name == "fine" and self.how.fine.flat != "uniform":
-            yield self._scaled(evaluated(probe, replace(self.how.fine, flat="uniform")), "fine")
+        fine = self.how.fine
+        if probe.name in ZERO and fine is not None and fine.flat != "uniform":
+            yield self._scaled(evaluated(probe, replace(fine, flat="uniform")), "fine")
 
     def _scaled(self, result, name):
         return self.scale * result.losses[name], {k: self.scale * g for k, g in result.grads[name].items()}
@@ -90,7 +95,7 @@ class Part:
     def excused(self, probe: Probe, reading: Reading) -> bool:
         """Is what happens on this probe said by a deviation that is no switch?"""
         ids = {d.id for d in self.how.also}
-        if self.name == "fine" and self.how.fine.flat.startswith("nan") and probe.name in ZERO:
+        if self.how.fine is not None and self.how.fine.flat.startswith("nan") and probe.name in ZERO:
             return not reading.finite or reading.nan_gradient  # zeros are flat rows
         return ("edge.zero_padding" in ids and probe.name in ZERO) or ("edge.all_padding" in ids and probe.name in ALONE)
 
@@ -148,7 +153,7 @@ def rest_of_total(box, parts) -> list[Part]:
     tol, _ = box.tolerances()
     if not abs(fine(one).value) > 1e-9:
         return parts
-    share = search.simplest_factor(total(one).value / fine(one).value, 10 * tol)
+    share = simplest_factor(total(one).value / fine(one).value, 10 * tol)
     parts[0].lambdas["lambda_f"] = share
 
     def part(p):
@@ -159,7 +164,7 @@ def rest_of_total(box, parts) -> list[Part]:
     if len(parts) == 2:
         both = [left(p).value / parts[1].read(p).value for p in (many, PROBES["unpadded"])]
         if abs(both[0] - both[1]) < 1e3 * tol * max(1e-3, abs(both[0])):
-            parts[1].lambdas["lambda_g"] = search.simplest_factor(both[0], 1e2 * tol) if abs(both[0]) > 1e-6 else 0.0
+            parts[1].lambdas["lambda_g"] = simplest_factor(both[0], 1e2 * tol) if abs(both[0]) > 1e-6 else 0.0
         return parts
     if max(abs(left(p).value) for p in named(PAIRS)) < 1e-6:
         return parts
@@ -175,7 +180,7 @@ def explain_total(box: Box) -> list[Part]:
     total = Reader(box, "total")
     tokens = [p for p in ONE_TOKEN.values() if total(p).error is None]
     tol, _ = box.tolerances()
-    pairs = search.explain_global(total, tokens, not depends_on_theta(total, tokens[0]), tol) if tokens else []
+    pairs = explain_global(total, tokens, not depends_on_theta(total, tokens[0]), tol) if tokens else []
     if max(abs(total(p).value) for p in named(FIRST)) < 1e-9 and pairs:
         how = explain_pairs(total, named(PAIRS))
         if how.pairs is not None:
@@ -236,14 +241,14 @@ def joint(total, fine):
     tol, _ = total.box.tolerances()
     settings = [o for front in fine.survivors for o in search.second_settings(front)]
     table = np.stack([search.second_values(settings, p) for p in probes], 1)
-    for o in search.global_settings():
+    for o in global_settings():
         pairs = np.array([evaluated(p, o).losses["global"] for p in probes])
         with np.errstate(all="ignore"):
             left = wanted - table
             weights = left[:, 0] / pairs[0]
             off = np.abs(left - weights[:, None] * pairs).max(1) / np.abs(wanted).max()
         for i in np.flatnonzero(off < tol):
-            weight = search.simplest_factor(weights[i], 10 * tol)
+            weight = simplest_factor(weights[i], 10 * tol)
             if abs(weight) > 1e-6:
                 return o, weight
     return None, 0.0
@@ -254,7 +259,7 @@ def explain_pairs(read, probes) -> Explanation:
     out = Explanation()
     tol, grad_tol = read.box.tolerances()
     probes = [p for p in probes if read(p).error is None]
-    found = search.explain_global(read, probes, not depends_on_theta(read, probes[0]), tol)
+    found = explain_global(read, probes, not depends_on_theta(read, probes[0]), tol)
     if not found:
         return out
     out.reached = "all"
@@ -265,7 +270,7 @@ def explain_pairs(read, probes) -> Explanation:
             break
     else:
         out.pairs, out.gradient = found[0], False
-    first = search.cost(found_in(None, out.pairs))[0]
+    first = cost(found_in(None, out.pairs))[0]
     others = [found_in(None, o) for o in found if o != out.pairs]
-    out.equals += [f for f in others if search.cost(f)[0] == first and f != found_in(None, out.pairs)][:3]
+    out.equals += [f for f in others if cost(f)[0] == first and f != found_in(None, out.pairs)][:3]
     return out

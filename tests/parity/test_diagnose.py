@@ -13,10 +13,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from parity import search
 from parity.asking import Box, gradient_off, loss_off, simplest
 from parity.deviations import DEVIATIONS, Found
 from parity.diagnose import diagnose
+from parity.matching import cost
 from parity.probes import HELD_OUT, PROBES, Answer, draw
 from parity.switches import WAYS, GlobalVariant, Variant, found_in, variant_of
 from parity.traced import follow
@@ -453,6 +453,25 @@ def test_a_box_that_fails_on_some_probes_is_judged_by_the_others():
     assert said(d) == ["edge.all_padding(raises)"]
 
 
+def test_a_box_that_takes_no_batch_of_one_is_judged_by_the_others():
+    def ask(probe, fine):
+        if len(probe.v) == 1:
+            return Answer(error="IndexError: too many indices")
+        r = evaluate(probe, fine)
+        return Answer(r.losses, r.grads)
+
+    d = diagnose(functools.partial(ask, fine=Variant()))
+    assert d.verdict == "eq6" and "A batch of one sample raises IndexError" in d.note
+    d = diagnose(functools.partial(ask, fine=Variant(cosine=True, negatives="batch", sigma="none")))
+    assert said(d) == ["logits.batch_negatives", "similarity.cosine", "threshold.absent"]
+
+
+def test_what_only_padding_shows_is_conditional_and_still_unexplained():
+    d = diagnose(wrapped(plain, fill=-2.0))
+    assert d.verdict == "conditional" and d.conditions == ("no padding",) and not d.deviations
+    assert d.stage == "logits" and "no known deviation explains it" in d.note
+
+
 # ------------------------------------------------------------------------------------------------ arrays that are watched
 
 
@@ -522,6 +541,6 @@ def test_the_smallest_set_is_named_first():
     few, more = Variant(weights="raw_sum"), Variant(minmax=False, sigma="none")
     for probe in (PROBES["padded"], PROBES["single"]):    # the same thing, called by one name or by two
         assert evaluate(probe, few).losses["fine"] == pytest.approx(evaluate(probe, more).losses["fine"], rel=1e-12)
-    assert search.cost(found_in(few)) < search.cost(found_in(more))
+    assert cost(found_in(few)) < cost(found_in(more))
     assert said(diagnose(box(more))) == ["weights.raw(normalised)"]
     assert Box(lambda p: Answer()).calls == 0

@@ -22,6 +22,14 @@ SINGLE_CALL += [Found("global.pools_normalised", None, way) for way in ("", "pat
 SINGLE_CALL += [Found("global.pools_padding"), Found("global.uses_cls"), Found("global.uses_cls", None, "patches")]
 
 
+@pytest.fixture(autouse=True, scope="module")
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
 @functools.cache
 def paper(probe_name, pooled=False):
     return evaluate(PROBES[probe_name], Variant(), GlobalVariant("mean", "mean") if pooled else GlobalVariant())
@@ -87,6 +95,8 @@ def test_each_deviation_shows_somewhere_and_harmless_ones_nowhere(found):
     """In the loss or in a gradient; a harmless one in neither."""
     off = 0.0
     for probe in PROBES.values():
+        if off > 1e-3 and not DEVIATIONS[found.id].harmless:
+            break
         want = paper(probe.name, found.id.startswith(("global.pools", "global.uses")))
         got = compute(probe, [found])
         for which in ("fine", "global"):
