@@ -402,6 +402,8 @@ def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> li
     outputs = read_outputs(trial, convention, given)
     convention, scale = decide_scale(trial, convention, outputs, given)
     convention, mask = decide_mask(trial, convention, outputs, given)
+    if scale[0].sure == "assumed":                        # read the wrong way round, a mask without padding leaves no token
+        convention, scale = decide_scale(trial, convention, outputs, given)
     convention, cls = decide_cls(trial, convention, outputs, given)
     ready, returns = decide_outputs(trial, convention, outputs, given, about)
     sigma = sigma_item(convention, about)

@@ -84,7 +84,7 @@ def after_logits(read, tol) -> Place:
     small, middle, large, warmer = PAIRS
     y = {p.name: read(p).value for p in PAIRS}
     ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
-    if abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
+    if ratio[warmer.name] and abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
         return Place("reduction", large.name, "It is cross-entropy times a factor that changes with the number of tokens.")
 
     def miss(gap):

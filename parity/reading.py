@@ -106,6 +106,7 @@ def decide_mask(trial, convention, outputs, given) -> tuple[Convention, list[Ite
             break
     if not seen:
         return convention, [Item(name, SHOWN[word], "likely", "its name")]
+    seen = [s for s in seen if counts_tokens(trial, convention, outputs, name, s[1], batch)] or seen
     inert = [s for s in seen if s[2] == 0 and s[3] > 0]
     if inert:
         best = inert[0]
@@ -125,6 +126,12 @@ def decide_mask(trial, convention, outputs, given) -> tuple[Convention, list[Ite
         item = Item(name, SHOWN[best[1]], "likely", "its name" if best is seen[0] else "read so, padding matters least")
     changed = tuple((n, best[1] if n == name else w) for n, w in convention.arguments)
     return replace(convention, arguments=changed), [item]
+
+
+def counts_tokens(trial, convention, outputs, name, form, batch) -> bool:
+    """Whether a batch without padding has a loss: read the wrong way round, it is padding alone and has none."""
+    changed = replace(convention, arguments=tuple((n, form if n == name else w) for n, w in convention.arguments))
+    return any(abs(x) > 1e-9 for x in values(trial, changed, full(0, batch), outputs))
 
 
 def ratio_of(reading) -> float:
@@ -208,6 +215,13 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
             losses[kind] = found[:2]
             items.append(Item("returns", shown_losses({kind: found[:2]}), "certain", found[2]))
     mixed = kinds["mixed"]
+    if "fine" not in losses and (len(mixed) > 1 or losses):  # negatives from the whole batch: no token is alone
+        alike = [i for i in mixed if not is_total(trial, convention, outputs, i, table)[0]]
+        if found := pick(alike, table, outputs, "fine"):
+            if found[0]:
+                losses["fine"] = found[:2]
+                items.append(Item("returns", shown_losses({"fine": found[:2]}), "likely", "one token of one caption gives 0"))
+                mixed = [i for i in mixed if i not in alike]
     if not mixed:
         if not losses:
             losses["fine"] = ((outputs[0],), (1.0,))
@@ -290,6 +304,9 @@ def is_total(trial, convention, outputs, main, table) -> tuple[bool, str]:
         "the directions of the patches": one.v * rng.uniform(0.5, 2, (*one.v.shape[:2], 1)),
         "slot 0 of the patches": np.concatenate([one.v[:, :1], one.v[:, 1:] + noise[:, 1:]], 1),
     }
+    elsewhere = values(trial, convention, full(6, 3, 1, v=one.v + noise), [outputs[main]])[0]
+    if close(first, elsewhere):
+        return False, "with one token per caption the patches do not count"
     for what, v in changes.items():
         if close(first, values(trial, convention, full(6, 3, 1, v=v), [outputs[main]])[0]):
             return True, f"a token alone leaves a loss that depends on {what} only: eq. 1"
