@@ -217,11 +217,10 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
     mixed = kinds["mixed"]
     if "fine" not in losses and (len(mixed) > 1 or losses):  # negatives from the whole batch: no token is alone
         alike = [i for i in mixed if not is_total(trial, convention, outputs, i, table)[0]]
-        if found := pick(alike, table, outputs, "fine"):
-            if found[0]:
-                losses["fine"] = found[:2]
-                items.append(Item("returns", shown_losses({"fine": found[:2]}), "likely", "one token of one caption gives 0"))
-                mixed = [i for i in mixed if i not in alike]
+        if (found := pick(alike, table, outputs, "fine")) and found[0]:
+            losses["fine"] = found[:2]
+            items.append(Item("returns", shown_losses({"fine": found[:2]}), "likely", "one token of one caption gives 0"))
+            mixed = [i for i in mixed if i not in alike]
     if not mixed:
         if not losses:
             losses["fine"] = ((outputs[0],), (1.0,))
