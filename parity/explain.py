@@ -10,7 +10,7 @@ import numpy as np
 
 from parity import search
 from parity.asking import Box, Reading, gradient_off, loss_off, simplest
-from parity.deviations import Found
+from parity.deviations import DEVIATIONS, Found
 from parity.matching import Candidate, best_first, cost, relative
 from parity.numbers import FEW, MANY, find_epsilon, find_threshold, spread
 from parity.probes import PROBES, Probe, knife_probe, threshold_probe
@@ -124,8 +124,6 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     constant = not depends_on_theta(read, first[0])
     samples = min(2, len(first[0].v))
     threshold = find_threshold(box, which, samples=samples)
-    if threshold.note:
-        out.facts.append(f"Threshold: {threshold.note}.")
     tag = "" if samples == 1 else "_two"
     designed = [box.probes[name] for name in (f"threshold_{MANY}{tag}", f"threshold_{FEW}{tag}") if name in box.probes]
     designed = [p for p in designed if read(p).finite]
@@ -145,6 +143,8 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
         found = threshold_by_value(read, first, designed, tol)
     if not found and box.dtype() == "float64" and not constant:
         found = small_numbers(read, first + designed, (*tokens, "keys"), tol, negatives)
+    if threshold.note and not found:
+        out.facts.append(f"Threshold: {threshold.note}.")
     return found
 
 
@@ -341,13 +341,17 @@ def settle_strict(read, out):
         out.fine = replace(o, strict=True)
 
 
+def bad_ids(o: Variant) -> set[str]:
+    return {d.id for d in found_in(o) if not DEVIATIONS[d.id].harmless}
+
+
 def name_equals(out, every):
     """Other sets of as few deviations that the probes do not tell apart; detaching s or a is one and the same."""
     mine = out.fine
     first = cost(found_in(mine))[0]
     for c in every[1:6]:
         other = replace(c.fine, flat=mine.flat, strict=mine.strict)
-        named_else = {d.id for d in found_in(other)} != {d.id for d in found_in(mine)}
+        named_else = bad_ids(other) != bad_ids(mine)
         if cost(found_in(other))[0] == first and named_else:
             out.equals.append(found_in(other))
     if mine.detach == "similarity":

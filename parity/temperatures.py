@@ -23,7 +23,7 @@ def constant_temperature(probes, grid, wanted, tol, any_factor):
         turned = [*range(turn, 3), *range(turn)]          # a curve may just touch the value on one probe, not on all three
         y, asked = curves[turned], wanted[turned]
         found, order = [], turned + list(range(3, len(probes)))
-        for off, i, k in promising(y, asked, free)[:60]:
+        for off, i, k in promising(y, asked, free)[:20]:
             if off < 2e-2:
                 found += refine([probes[n] for n in order], settings[i], (TAUS[k], TAUS[k + 1]), wanted[order], tol, free)
         if found:
