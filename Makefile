@@ -10,10 +10,10 @@ help:           ## this list
 demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes)
 	.venv/bin/sparc-ref demo --resume
 
-test: .venv/test ## every test that takes seconds (about 3 minutes)
+test: .venv/test ## every test that takes seconds (about 7 minutes)
 	.venv/bin/python -m pytest -m "not slow"
 
-test-slow: .venv/test ## the tests that take minutes: ten kills, real photos
+test-slow: .venv/test ## the tests that take minutes: ten kills, real photos, every implementation of the zoo
 	.venv/bin/python -m pytest -m slow
 
 ladder: .venv/test ## reference against trainer, from single operations to whole runs; writes runs/ladder/report.html (under 2 minutes)
