@@ -47,27 +47,45 @@ LENGTHS = (
 
 
 def equiangular(name, n, rho, theta=THETA) -> Probe:
-    """All tokens have cosine rho with each other; patch l is token l."""
-    e = np.sqrt(1 - rho) * np.eye(n, WIDTH)
-    e[:, WIDTH - 1] = np.sqrt(rho)
-    e = e @ rotation()
+    """All tokens have cosine rho > -1/(n-1) with each other; patch l is token l."""
+    gram = np.full((n, n), rho) + (1 - rho) * np.eye(n)
+    e = np.linalg.cholesky(gram) @ rotation()[:n]
     return designed(name, e, e, theta, "cosines between 0 and 1: logits, with weights that are not in question")
 
 
-ANGLES = (equiangular("angles_4", 4, 0.3), equiangular("angles_5", 5, 0.55), equiangular("angles_3", 3, 0.2, 0.5))
+def parallel(name, seed, lengths: bool, theta=THETA) -> Probe:
+    """All patches point one way: so does every group, whatever eqs. 2-4 make of the similarities."""
+    rng = np.random.default_rng(seed)
+    t = rng.standard_normal((6, WIDTH))
+    t /= np.linalg.norm(t, axis=1, keepdims=True)
+    u = rng.standard_normal(WIDTH)
+    t = t + 1.2 * np.linspace(-0.9, 1, 6)[:, None] * u / np.linalg.norm(u)  # some near it, some against it
+    t *= (rng.uniform(0.6, 1.8, (6, 1)) if lengths else 1.0) / np.linalg.norm(t, axis=1, keepdims=True)
+    v = u / np.linalg.norm(u) * rng.uniform(0.8, 1.9, (9, 1))
+    return designed(name, v, t, theta, "all patches parallel: eqs. 2-5 are out of play")
 
 
-def apart(name, lengths=1.0, theta=THETA) -> Probe:
-    """Each token has one patch, some way off its own direction; all other products are 0."""
+PARALLEL = (parallel("parallel", 1, False), parallel("parallel_uneven", 2, True), parallel("parallel_warmer", 3, True, 0.5))
+ANGLES = (
+    equiangular("angles_4", 4, 0.3), equiangular("angles_5", 5, 0.55), equiangular("angles_3", 3, 0.2, 0.5),
+    equiangular("angles_wide", 4, -0.25),
+)  # fmt: skip
+
+
+def apart(name, lengths=1.0, theta=THETA, even=False) -> Probe:
+    """Each token has one patch, some way off its own direction; all other products are 0.  even: all of them as far."""
     n = 5
     e, w = np.eye(n, WIDTH), np.eye(n, WIDTH, n)
-    a = np.array([0.9, 0.75, 0.6, 0.85, 0.5])[:, None]
+    a = np.full((n, 1), 0.7) if even else np.array([0.9, 0.75, 0.6, 0.85, 0.5])[:, None]
     v = a * e + np.sqrt(1 - a * a) * w
     return designed(name, v @ rotation(), (e @ rotation()) * np.reshape(lengths, (-1, 1)), theta, "groups that are known")
 
 
-APART = (apart("apart"), apart("apart_warmer", 1.0, 0.5))
-UNEVEN = (apart("apart_uneven", [0.6, 1.2, 1.8, 0.9, 1.5]), apart("apart_uneven_warmer", [1.9, 0.8, 0.7, 1.6, 1.1], 0.5))
+EVEN = (apart("apart_even", even=True), apart("apart_even_warmer", 1.0, 0.5, even=True))
+UNEVEN = (
+    apart("apart"), apart("apart_warmer", 1.0, 0.5),
+    apart("apart_uneven", [0.6, 1.2, 1.8, 0.9, 1.5]), apart("apart_uneven_warmer", [1.9, 0.8, 0.7, 1.6, 1.1], 0.5),
+)  # fmt: skip
 
 
 def mixture(name, x=0.6, low=0.0, high=1.0, copies=1, patches=8, other=-0.1, scale=1.0) -> tuple[Probe, np.ndarray, np.ndarray]:
@@ -96,6 +114,7 @@ MIXTURES = {
     "two of them": mixture("mixture_copies", copies=2),
     "a longer token": mixture("mixture_scale", scale=2.3),
     "all similarities raised": mixture("mixture_shift", low=0.15, high=0.9),
+    "similarities below zero": mixture("mixture_below", low=-0.4, high=0.9),
     "more patches": mixture("mixture_patches", patches=20),
     "another token's similarities": mixture("mixture_other", other=0.15),
 }

@@ -6,13 +6,13 @@ switches gives its values, so that known deviations beside the unknown one do no
 
 import itertools
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
 
 from parity import search, variants
-from parity.designs import ANGLES, APART, LENGTHS, MIXTURES, PAIRS, SPARE, THETA, UNEVEN
+from parity.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
 from parity.explain import SECOND, Explanation, Reader, depends_on_theta, named
 from parity.matching import Candidate
 from parity.probes import PROBES
@@ -22,8 +22,8 @@ from parity.temperatures import root
 FAMILIES = (
     ("norm", LENGTHS, "It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths."),
     ("logits", ANGLES, "It is right for cosines of 0 and 1, and wrong between, with groups that are the tokens themselves."),
-    ("grouping", APART, "It is right where each token's one patch points where the token does, and wrong where it does not."),
-    ("reduction", UNEVEN, "It is right for tokens of equal length, and wrong where their lengths and losses differ."),
+    ("grouping", EVEN, "It is right where each token's one patch points where the token does, and wrong where it does not."),
+    ("reduction", UNEVEN, "It is right where all tokens have the same loss, and wrong where their losses or lengths differ."),
 )
 
 
@@ -66,17 +66,33 @@ def one_sample(read, tol) -> Place:
     if any(not read(p).finite for p in asked):
         return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
     settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
+    if settings:
+        tau = settings[0].tau or False                    # known from here on
+    apart = bool(fits(read, PARALLEL, tau, tol))          # what follows the groups is right by itself
     if not settings:
-        return after_logits(read, tol)
-    tau = settings[0].tau or False                        # known from here on
+        place = after_logits(read, tol)
+        return before_groups(read, tol) if apart and place.stage in ("grouping", "norm", "logits") else place
     asked += SPARE
     if not fits(read, asked, tau, tol):
         return spare_patches(read, tol)
     for stage, family, words in FAMILIES:
+        if apart and stage in ("norm", "logits"):
+            continue
         asked += family
         if not (settings := fits(read, asked, tau, tol)):
             return Place(stage, family[-1].name, words)
     return alignment(read, settings[0], tol)
+
+
+def before_groups(read, tol) -> Place:
+    """Right where all patches point one way, wrong where each token has its own: do weights hang on a token's length?"""
+    one = PAIRS[1]
+    longer = replace(one, t=one.t * np.array([1.0, 2.0, 0.5, 1.5, 3.0])[:, None], name="pairs_5_longer_tokens")
+    if abs(read(one).value - read(longer).value) > 1e3 * tol:
+        return Place("minmax", longer.name, "Weights change with the length of a token.")
+    if abs(read(SPARE[0]).value - read(one).value) > 1e3 * tol:
+        return Place("grouping", SPARE[0].name, "A token's group is more than its one patch: it hangs on how many there are.")
+    return Place("weights", one.name, "A token's group is more than the one patch that resembles it.")
 
 
 def after_logits(read, tol) -> Place:
@@ -90,7 +106,7 @@ def after_logits(read, tol) -> Place:
     def miss(gap):
         return math.log(of(3, gap) / of(5, gap) * y[middle.name] / y[small.name])
 
-    no_turn = abs(read(LENGTHS[0]).value - y[middle.name]) < 1e3 * tol
+    no_turn = max(abs(read(p).value - y[middle.name]) for p in LENGTHS[:2]) < 1e3 * tol
     grid = np.linspace(-20, 40, 600)
     for low, high in itertools.pairwise(grid):
         if y[small.name] > 0 < y[middle.name] and miss(low) * miss(high) <= 0:
@@ -98,7 +114,7 @@ def after_logits(read, tol) -> Place:
             factor = y[small.name] / of(3, gap)
             if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
                 if not no_turn:
-                    return Place("norm", LENGTHS[0].name, "It changes as all vectors are turned together.")
+                    return Place("norm", LENGTHS[0].name, "It changes as vectors are turned or lengthened.")
                 said = f"Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {math.exp(THETA):.4g}."
                 return Place("logits", middle.name, said)
     gaps = {p.name: gap_of(p.t.shape[1], y[p.name]) / math.exp(p.theta) for p in PAIRS}
@@ -151,6 +167,8 @@ def alignment(read, o: Variant, tol) -> Place:
     for name in ("all similarities raised", "a longer token"):
         if differs(name):
             return place("minmax" if right or differs("two of them") else "similarity", name)
+    if right and differs("similarities below zero"):
+        return place("similarity", "similarities below zero")
     less = weight["less alike"]
     if right and not (less is not None and abs(less - 0.45) < 1e-4):
         return Place("threshold", MIXTURES["less alike"][0].name, said)
