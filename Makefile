@@ -23,7 +23,7 @@ vectors: .venv/test ## compute the frozen reference outputs again and compare
 	.venv/bin/python -m parity vectors --check
 
 gpu-check:      ## everything that needs a GPU, in one command under ten minutes; report under docs/gpu/ (see docs/gpu/README.md)
-	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m parity.gpu_check
+	$(or $(wildcard .venv/bin/python),$(PYTHON)) -m parity.ladder.gpu_check
 
 real: .venv/run ## train on real photos and picture scenes from the sample data folder (about 15 minutes)
 	.venv/bin/python bench/real.py

@@ -9,7 +9,7 @@ Importing this package imports NumPy alone; torch comes with what needs it.
 
 def __getattr__(name):
     if name == "check":
-        from parity.verdict import check
+        from parity.checker.verdict import check
 
         return check
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

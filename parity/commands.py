@@ -22,7 +22,7 @@ class Ladder:
     threads: int = 1                # of torch and BLAS: sums in one order, and small products are faster alone; 0: as it is
 
     def run(self) -> int:
-        from parity.ladder import main
+        from parity.ladder.climb import main
 
         return main(self)
 
@@ -36,7 +36,7 @@ class Vectors:
     folder: Path | None = None      # default: the vectors that come with this package
 
     def run(self) -> int:
-        from parity.vectors import main
+        from parity.vectors.freeze import main
 
         return main(self)
 
@@ -68,7 +68,7 @@ class Check:
     time_limit: float = 30.0        # seconds for one call
     budget: float = 300.0           # seconds for all calls
     memory_limit: float = 4.0       # GiB beyond what it holds once loaded
-    json: Path | None = None        # write the report here, as parity/check.schema.json says
+    json: Path | None = None        # write the report here, as parity/checker/check.schema.json says
     html: Path | None = None        # the page with figures [runs/check/NAME.html]; "none" writes none
     export: Path | None = None      # write the batches into this folder, for a program in any language to answer
 
@@ -98,7 +98,7 @@ class Check:
         }
 
     def run(self) -> int:
-        from parity.verdict import main
+        from parity.checker.verdict import main
 
         return main(self)
 

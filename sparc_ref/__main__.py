@@ -6,7 +6,7 @@ import sys
 def main() -> int:
     """Run the command line; the exit status is 0, 2 for an error that the user can mend, 130 after Ctrl-C."""
     try:
-        from sparc_ref.cli import run
+        from sparc_ref.commands.cli import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "sparc_ref":
             raise

@@ -37,9 +37,15 @@ def test_check_your_own_says_what_is_said(tmp_path):
     assert parity.check(str(file)).verdict == "eq6"
 
 
-def test_every_file_of_the_package_is_in_the_tree():
+def test_every_room_is_in_the_tree():
+    """Rooms and the files at the door by name; every line of the tree names what is there."""
     tree = README[README.index("## The tree") :]
     root = Path(__file__).parent.parent
-    for path in (*(root / "sparc_ref").glob("*.py"), *(root / "parity").glob("*.py")):
-        if not path.name.startswith("__") and path.name != "commands.py":
-            assert path.name in tree, path.name
+    for package in ("sparc_ref", "parity"):
+        for path in (*(root / package).glob("*.py"), *(root / package).rglob("__init__.py")):
+            name = f"{path.parent.name}/" if path.name == "__init__.py" else path.name
+            assert name in tree or path.name == "__main__.py", path
+    shown = re.findall(r"^ *([a-z_0-9]+(?:/|\.py|\.md))", tree, re.M)
+    assert len(shown) > 25
+    for name in shown:
+        assert any(root.rglob(name.rstrip("/"))), name

@@ -18,19 +18,19 @@ import numpy as np
 
 from parity import vectors
 
-COPIED = ("sparc_ref", "parity.cases", "parity.witnesses", "parity.runs")
+COPIED = ("sparc_ref", "parity.vectors.cases", "parity.vectors.witnesses", "parity.vectors.runs")
 
 
 @contextlib.contextmanager
 def planted(*faults, clean=lambda text: re.sub(r" +#.*", "", text)):
-    """A second parity.runs whose sparc_ref has `faults` in it: (module, right text, wrong text); comments do not count."""
+    """A second runs whose sparc_ref has `faults` in it: (module, right text, wrong text); comments do not count."""
     kept = {name: module for name, module in sys.modules.items() if _copied(name)}
     finder = _Finder(faults, clean)
     for name in kept:
         del sys.modules[name]
     sys.meta_path.insert(0, finder)
     try:
-        runs = importlib.import_module("parity.runs")
+        runs = importlib.import_module("parity.vectors.runs")
         missing = [fault for fault in faults if fault not in finder.done]
         assert not missing, f"{missing[0][1]!r} is not in {missing[0][0]} any more: move the fault to where it went"
         yield runs

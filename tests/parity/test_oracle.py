@@ -10,8 +10,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from parity import oracle, vectors, witnesses
-from parity.cases import FUNCTIONS, definitions
+from parity import oracle, vectors
+from parity.vectors import witnesses
+from parity.vectors.cases import FUNCTIONS, definitions
 from sparc_ref import ops, optim
 
 CASES = {case.id: case for case in definitions()}

@@ -1,0 +1,1 @@
+"""Check your own: an implementation in, a verdict out."""

@@ -1,0 +1,117 @@
+"""Calling a JAX implementation: compiled once per shape, gradients with respect to its arguments.
+
+Operation by operation JAX compiles every operation for every shape, which takes seconds per batch; compiled as a whole, without
+optimisation, a tenth of one.  Code that needs concrete values (an if on the mask, boolean indexing) falls back by steps.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+QUICK: tuple[dict[str, Any], ...] = ({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
+          "xla_cpu_use_fusion_emitters": False}, {})
+
+
+def stages(fn: Callable, arguments: list, named: dict[str, Any], files: list[str]) -> list[tuple[str, np.ndarray]]:
+    """Local variables of their lines with their values: collected while JAX traces, returned by what it compiles."""
+    import jax
+    import jax.numpy as jnp
+
+    from parity.checker.calling.load import unwrap
+    from parity.checker.calling.trace import TracerBook, watched
+
+    plain = unwrap(fn)
+    plain = plain if callable(plain) and not isinstance(plain, type) and hasattr(fn, "__wrapped__") else fn
+    arrays = {p: jnp.asarray(x) for p, x in [*enumerate(arguments), *named.items()] if hasattr(x, "dtype")}
+    where: list[str] = []
+
+    def run(given):
+        book = TracerBook()
+        with watched(files, book):
+            plain(*(given.get(i, x) for i, x in enumerate(arguments)), **{p: given.get(p, x) for p, x in named.items()})
+        where[:] = [w for w, _ in book.records]
+        return [x for _, x in book.records]
+
+    try:
+        found = quickly(jax.jit(run).lower(arrays))(arrays)
+    except Exception:                                     # it needs concrete values, or keeps a tracer: no trace
+        return []
+    return [(w, np.asarray(x, np.float64)) for w, x in zip(where, found)]
+
+
+def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses_of: Callable, key: Any, cache: dict,
+         grads: bool):
+    """Outputs, losses, and per loss the gradient of each argument in `wrt`.
+
+    arguments, named: NumPy arrays or plain values; wrt: positions (int) or names (str) of those that are differentiated;
+    losses_of(outputs) -> {name: value}; key: what tells one compiled call from another beside shapes.
+    """
+    import jax
+    import jax.numpy as jnp
+
+    from parity.checker.calling.bridges import framework_of, keep_arrays, put_arrays
+
+    places = [*range(len(arguments)), *named]
+    every = dict(zip(places, [*arguments, *named.values()]))
+    arrays = {p: jnp.asarray(x) for p, x in every.items() if hasattr(x, "dtype")}
+    diff = {p: arrays[p] for p in wrt if p in arrays}
+    rest = {p: x for p, x in arrays.items() if p not in diff}
+    kept: dict[str, Any] = {}
+
+    def run(diff, rest):
+        full = every | rest | diff
+        outputs = fn(*(full[p] for p in range(len(arguments))), **{p: full[p] for p in named})
+        losses = losses_of(outputs)
+        found, structure = keep_arrays(outputs, lambda x: framework_of(x) == "jax")
+        kept["structure"], kept["names"] = structure, list(losses)
+        return [jnp.asarray(x) for x in losses.values()], found
+
+    def all_of_it(diff, rest):
+        if not grads or not diff:
+            values, found = run(diff, rest)
+            return values, found, []
+        values, back, found = jax.vjp(lambda d: run(d, rest), diff, has_aux=True)
+        starts = ([jnp.ones_like(x) if i == j else jnp.zeros_like(x) for j, x in enumerate(values)] for i in range(len(values)))
+        return values, found, [back(start)[0] for start in starts]
+
+    def compiled(with_rest):
+        shapes = tuple((str(p), x.shape, str(x.dtype)) for p, x in arrays.items())
+        content = () if with_rest else tuple((str(p), np.asarray(x).tobytes()) for p, x in rest.items())
+        label = (key, shapes, grads, with_rest, content)
+        if label not in cache:
+            function = jax.jit(all_of_it if with_rest else lambda diff: all_of_it(diff, rest))
+            lowered = function.lower(diff, rest) if with_rest else function.lower(diff)
+            cache[label] = (quickly(lowered), dict(kept))
+        ready, about = cache[label]
+        return ready(diff, rest) if with_rest else ready(diff), about
+
+    concrete = (
+        jax.errors.ConcretizationTypeError, jax.errors.TracerArrayConversionError, jax.errors.NonConcreteBooleanIndexError,
+        jax.errors.TracerIntegerConversionError, jax.errors.UnexpectedTracerError,
+    )
+    steps: list[Callable] = [lambda: compiled(True), lambda: compiled(False), lambda: (all_of_it(diff, rest), kept)]
+    for step in steps:
+        try:
+            (values, found, given), about = step()
+            break
+        except concrete:
+            continue
+    else:                                                 # float(loss), np.asarray(x): values, but no gradient
+        outputs = fn(*(arrays.get(i, x) for i, x in enumerate(arguments)), **{p: arrays.get(p, x) for p, x in named.items()})
+        losses = losses_of(outputs)
+        return outputs, losses, dict.fromkeys(losses)
+    names = about["names"]
+    return put_arrays(about["structure"],
+                      found), dict(zip(names, values)), dict(zip(names, given)) if given else dict.fromkeys(names)
+
+
+def quickly(lowered: Any) -> Any:
+    """Compile for a short compilation; an option that this version does not know is left out."""
+    for options in QUICK:
+        try:
+            return lowered.compile(compiler_options=options or None)
+        except Exception as error:
+            if not options or "option" not in str(error).lower():
+                raise
+    raise AssertionError

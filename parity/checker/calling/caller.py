@@ -1,0 +1,205 @@
+"""A calling convention, and probes put to an implementation through it.
+
+    ask = Caller(worker, convention)
+    ask(probe)                  -> Answer: losses, gradients by input
+    ask(probe, trace=True)      -> the same with the arrays that it made on the way
+"""
+
+import json
+import math
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from parity.checker.calling.worker import Stopped, Worker
+from parity.checker.probes import Answer, Probe
+
+LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls"}
+MASKS: dict[str, dict[str, Any]] = {
+    "mask": {"mask": "bool"}, "mask_int": {"mask": "int64"}, "mask_float": {"mask": "float"}, "lengths": {"mask": "lengths"},
+    "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
+    "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
+}
+AUTOGRAD = ("torch", "jax", "tensorflow")
+SCALES = ("theta", "scale", "tau", "log_tau")
+SHOWN = {
+    "v": "patches (B,P,D)", "v_bdp": "patches (B,D,P)", "v_bdhw": "patches (B,D,H,W)", "v_bhwd": "patches (B,H,W,D)",
+    "v_cls": "[CLS] and patches (B,1+P,D)", "t": "tokens (B,L,D)", "v_bar": "pooled image (B,D)", "t_bar": "pooled text (B,D)",
+    "mask": "mask, true = real token", "mask_int": "mask of 0 and 1, 1 = real token",
+    "mask_float": "mask of 0.0 and 1.0, 1 = real token",
+    "lengths": "number of real tokens (B,)", "padding": "mask, true = padding", "padding_int": "mask of 0 and 1, 1 = padding",
+    "padding_float": "mask of 0.0 and 1.0, 1 = padding", "additive": "mask to add, 0 = real token", "theta": "log(1/tau)",
+    "scale": "1/tau", "tau": "tau", "log_tau": "log tau",
+}
+
+
+@dataclass(frozen=True)
+class Item:
+    """One thing that was found out about a convention.  sure: "given" | "certain" | "likely" | "assumed"."""
+
+    what: str
+    value: str
+    sure: str
+    why: str
+
+
+@dataclass(frozen=True)
+class Convention:
+    """How an implementation is called and which of its outputs are losses.
+
+    arguments   (name, word) in calling order; a word is one of SHOWN, "size:P", or "value:JSON"
+    keywords    names of the arguments that go by keyword
+    attributes  name -> one of SCALES, set before each call       construct: constructor's arguments, as words
+    losses      "fine" | "global" | "total" -> (paths, weights) of the outputs that make it up
+    stubs       part of a model -> "v" | "t": gives that embedding | "identity": passes on what it gets
+    """
+
+    name: str
+    framework: str
+    arguments: tuple[tuple[str, str], ...]
+    keywords: frozenset[str] = frozenset()
+    attributes: dict[str, str] = field(default_factory=dict)
+    construct: dict[str, str] = field(default_factory=dict)
+    losses: dict[str, tuple[tuple[str, ...], tuple[float, ...]]] = field(default_factory=dict)
+    stubs: dict[str, str] = field(default_factory=dict)
+    method: str | None = None
+    theta_form: str = "tensor"
+    dtype: str = "float64"
+    items: tuple[Item, ...] = ()
+
+    def word(self, role: str) -> str | None:
+        """The word by which a role is given: of "v", "t", "mask", "scale", "v_bar", "t_bar"."""
+        groups: dict[str, Any] = {"v": LAYOUTS, "mask": MASKS, "scale": SCALES}
+        words = [w for _, w in self.arguments] + list(self.attributes.values())
+        return next((w for w in words if w in groups.get(role, (role,))), None)
+
+    @property
+    def written(self) -> str:
+        """The call as --call takes it: v,t,mask=mask_float."""
+        return ",".join(f"{name}={word}" if name in self.keywords else word for name, word in self.arguments)
+
+    def __str__(self) -> str:
+        return f"{self.name}({', '.join(f'{name}={shown_word(word)}' for name, word in self.arguments)})"
+
+    def request(self, **more: Any) -> dict:
+        """The worker's request for one call."""
+        def argument(word):
+            return spec(word) | ({"form": self.theta_form} if word in SCALES else {})
+
+        plain = [(name, argument(word)) for name, word in self.arguments if name not in self.keywords]
+        return {
+            "do": "call", "framework": self.framework, "dtype": self.dtype, "labels": [name for name, _ in plain],
+            "args": [s for _, s in plain],
+            "kwargs": {name: argument(word) for name, word in self.arguments if name in self.keywords},
+            "set": {name: spec(word) for name, word in self.attributes.items()}, "stub": self.stubs, "method": self.method,
+            "construct": {name: spec(word) for name, word in self.construct.items()},
+            "losses": {name: {"paths": list(paths), "weights": list(weights)} for name,
+                       (paths, weights) in self.losses.items()},
+        } | more
+
+
+def shown_word(word: str) -> str:
+    kind, _, rest = word.partition(":")
+    return SHOWN.get(word) or (f"{rest} of the probe" if kind == "size" else rest)
+
+
+def spec(word: str) -> dict:
+    """A word of a convention as the worker's description of an argument.  Raises ValueError for an unknown one."""
+    kind, colon, rest = word.partition(":")
+    if colon and kind == "size":
+        return {"size": rest}
+    if colon and kind == "value":
+        return {"value": json.loads(rest)}
+    if word in LAYOUTS:
+        return {"leaf": "v", "layout": LAYOUTS[word]}
+    if word in MASKS:
+        return dict(MASKS[word])
+    if word in SCALES:
+        return {"leaf": "theta", "as": word}
+    if word in ("t", "v_bar", "t_bar"):
+        return {"leaf": word}
+    raise ValueError(f"{word!r}: expected one of {', '.join(SHOWN)}")
+
+
+def arrays_of(probe: Probe) -> dict[str, np.ndarray]:
+    return {
+        "v": probe.v, "t": probe.t, "mask": probe.mask, "theta": np.asarray(probe.theta, np.float64),
+        "v_bar": probe.v_bar, "t_bar": probe.t_bar,
+    }
+
+
+class Caller:
+    """Puts probes to an implementation and remembers the answers."""
+
+    def __init__(self, worker: Worker, convention: Convention):
+        self.worker, self.convention = worker, convention
+        self.known: dict[tuple, Answer] = {}
+        self.paths: dict[str, set[str]] = {}              # loss -> leaves that it is connected with
+        self.calls = 0
+
+    def __call__(self, probe: Probe, trace: bool = False) -> Answer:
+        arrays = arrays_of(probe)
+        key = tuple((x.shape, x.tobytes()) for x in arrays.values())
+        if key not in self.known:
+            self.calls += 1
+            self.known[key] = self.call(probe)
+        answer = self.known[key]
+        if trace and answer.stages is None and answer.error is None:
+            self.known[key] = answer = replace(answer, stages=self.stages(probe))
+        return answer
+
+    def call(self, probe: Probe, **more: Any) -> Answer:
+        """One call, not remembered."""
+        arrays = arrays_of(probe)
+        try:
+            reply, sent = self.worker.ask(self.convention.request(**more), arrays)
+        except Stopped as stop:
+            if stop.kind == "budget":
+                raise
+            return Answer(error=f"{stop.kind}: {stop}")
+        if "error" in reply:
+            return Answer(error=told(reply["error"]))
+        losses = {name: number(value) for name, value in reply["losses"].items()}
+        grads: dict[str, dict[str, np.ndarray]] = {}
+        for name, x in sent.items():
+            kind, _, rest = name.partition("/")
+            if kind == "grad":
+                loss, _, leaf = rest.partition("/")
+                if x.shape == arrays[leaf].shape:
+                    grads.setdefault(loss, {})[leaf] = x.astype(np.float64)
+        given = set(reply["passed"])
+        for name, leaves in reply["paths"].items():
+            if leaves is not None:
+                self.paths.setdefault(name, set()).update(leaves)
+                own = {"fine": {"v", "t", "theta"}, "global": {"v_bar", "t_bar", "theta"} & given or {"v", "t", "theta"}}
+                for leaf in own.get(name, given) & given if leaves and self.convention.framework in AUTOGRAD else ():
+                    grads.setdefault(name, {}).setdefault(leaf, np.zeros_like(arrays[leaf]))  # no path to it: detached
+        return Answer(losses, grads, dtype="float32" if single(losses, grads) else "float64")
+
+    def stages(self, probe: Probe) -> list[tuple[str, np.ndarray]] | None:
+        """The arrays that it makes on the way, in order; None where it cannot be traced."""
+        try:
+            reply, sent = self.worker.ask(self.convention.request(trace=True), arrays_of(probe))
+        except Stopped:
+            return None
+        return [(where, sent[f"stage/{i}"]) for i, where in enumerate(reply["stages"])] if "stages" in reply else None
+
+
+def single(losses, grads) -> bool:
+    """Whether every number fits float32 exactly: then it was computed in float32 whatever came in."""
+    values = [x for x in losses.values() if math.isfinite(x) and x] + [g for part in grads.values() for g in part.values()]
+    with np.errstate(over="ignore", invalid="ignore"):
+        same = [np.array_equal(np.float32(x), np.asarray(x), equal_nan=True) for x in values]
+    return bool(same) and all(same)
+
+
+def number(value: str | None) -> float:
+    return math.nan if value is None else float(value)
+
+
+def told(error: dict) -> str:
+    """An exception of theirs in one line."""
+    first = error["message"].splitlines()[0] if error["message"] else ""
+    where = f" at {error['lines'][-1]}" if error.get("lines") else ""
+    return f"{error['type']}: {first}{where}"

@@ -1,0 +1,412 @@
+"""A stranger's code in a process of its own: started once, asked many times, killed when it takes too long or too much memory.
+
+    with Worker({"file": "my_loss.py", "name": "loss"}) as worker:
+        worker.ask({"do": "call", ...}, {"v": v, "t": t, "mask": mask, "theta": theta})      -> reply, arrays
+
+Both ends speak over two pipes that their prints cannot reach: file descriptors 1 and 2 of the process lead to a reader that
+keeps the last lines and throws the rest away.  No pickle: JSON and safetensors alone.  What cannot be imported by name (a
+lambda, a notebook's cell) is forked, and where that is not safe it runs in this process, without limits.
+"""
+
+import contextlib
+import importlib.machinery
+import json
+import math
+import os
+import select
+import signal
+import subprocess
+import sys
+import threading
+import time
+from collections import deque
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+INSIDE = "PARITY_INSIDE"                                  # set where their code runs: no check inside a check
+REPLY = 1 << 28                                           # bytes of a reply; more is an error
+ENVIRONMENT = {
+    "OMP_NUM_THREADS": "1", "MKL_NUM_THREADS": "1", "OPENBLAS_NUM_THREADS": "1", "TORCHDYNAMO_DISABLE": "1",
+    "XLA_FLAGS": "--xla_cpu_multi_thread_eigen=false intra_op_parallelism_threads=1", "TF_CPP_MIN_LOG_LEVEL": "3",
+    "XLA_PYTHON_CLIENT_PREALLOCATE": "false", "PYTHONHASHSEED": "0", "PYTHONUNBUFFERED": "1",
+    INSIDE: "1",
+}
+
+
+class Stopped(Exception):
+    """The process is gone: it crashed, or was stopped.  kind: "crash" | "exit" | "time" | "memory" | "budget"."""
+
+    def __init__(self, kind: str, words: str):
+        super().__init__(words)
+        self.kind = kind
+
+
+class Worker:
+    """One implementation in one process.      target: {"module" | "file", "name"} or {"object": a callable}
+
+    time_limit: seconds for one request (twice that for loading).  memory_limit: bytes beyond what it holds once loaded.
+    budget: seconds for all requests.  how: what runs it, "process" | "fork" | "here".  After a stop the next request starts
+    another process, `restarts` times at most.
+    """
+
+    def __init__(self, target: dict[str, Any], time_limit: float = 30.0, memory_limit: int = 4 << 30, device: str = "cpu",
+                 restarts: int = 12, budget: float = math.inf):
+        self.target, self.time_limit, self.memory_limit, self.device = target, time_limit, memory_limit, device
+        self.restarts, self.asked, self.base = restarts, 0, 0
+        self.budget, self.end = budget, time.monotonic() + budget
+        self.tail: deque[bytes] = deque(maxlen=200)
+        self.pid: int | None = None
+        self.process: subprocess.Popen | None = None
+        self.candidates: list[str] = []
+        self.here: dict[str, Any] | None = None
+        self.loaded = False
+        self.how = "process" if "object" not in target else "fork" if can_fork() else "here"
+
+    def __enter__(self) -> "Worker":
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.close()
+
+    def ask(self, request: dict, arrays: dict[str, np.ndarray] | None = None) -> tuple[dict, dict[str, np.ndarray]]:
+        """One request, one reply; its "error" says what their code raised.  Raises Stopped when the process is gone."""
+        self.asked += 1
+        if time.monotonic() > self.end:
+            self.close()
+            raise Stopped("budget", f"the check took longer than {self.budget:g} s in all; --budget allows more")
+        if self.how == "here":
+            return self.ask_here(request, arrays or {})
+        if self.pid is None or not self.loaded:
+            self.start()
+        return self.exchange(request, arrays or {}, self.time_limit)
+
+    def ask_here(self, request, arrays):
+        from parity.checker.calling import inside
+
+        if self.here is None:
+            self.here = {"target": self.target["object"], "made": {}, "device": self.device}
+        try:
+            with contextlib.redirect_stdout(sys.stderr), random_state():
+                reply, sent = inside.answer(self.here, request, arrays)
+                return json.loads(json.dumps(reply, default=repr)), sent
+        except (Exception, SystemExit) as error:
+            return {"error": inside.told(error, self.here)}, {}
+
+    def launch(self) -> None:
+        """Start the process and tell it what to load, without waiting.  Raises Stopped after too many restarts."""
+        if self.restarts < 0:
+            raise Stopped("crash", "it ended too often to be started again")
+        self.restarts -= 1
+        mine, theirs = os.pipe(), os.pipe()               # requests, replies
+        printed = os.pipe()
+        if self.how == "fork":
+            self.fork(mine, theirs, printed)
+        else:
+            self.process = subprocess.Popen(
+                [sys.executable, "-P", "-m", "parity.checker.calling.worker",
+                 str(mine[0]), str(theirs[1]), str(os.getpid()), self.device],
+                pass_fds=(mine[0], theirs[1]), stdin=subprocess.DEVNULL, stdout=printed[1], stderr=printed[1],
+                start_new_session=True, env=self.environment(),
+            )
+            self.pid = self.process.pid
+        for fd in (mine[0], theirs[1], printed[1]):
+            os.close(fd)
+        self.writer, self.reader, self.buffer = mine[1], theirs[0], bytearray()
+        os.set_blocking(self.reader, False)
+        self.tail.clear()
+        threading.Thread(target=drain, args=(printed[0], self.tail), daemon=True).start()
+        self.base, self.loaded = 0, False
+        self.load_error: dict | None = None
+
+    def start(self) -> None:
+        """Load the target.  Raises Stopped; a failed import is in `load_error`."""
+        if self.pid is None:
+            self.launch()
+        self.loaded = True
+        if "object" not in self.target:
+            reply, _ = self.exchange({"do": "load", **self.target}, {}, max(60.0, 2 * self.time_limit))
+            self.load_error, self.candidates = reply.get("error"), reply.get("candidates", [])
+        self.base = memory_of(self.pid)
+        if "object" not in self.target:
+            self.limit_address_space()
+
+    def reload(self, target: dict[str, Any]) -> None:
+        """Another implementation in the same process: what it imported stays imported."""
+        self.target, self.candidates, self.load_error = target, [], None
+        if self.pid is not None:
+            self.start()
+
+    def limit_address_space(self):
+        """A far too large allocation then fails where it is asked for, with their line in the traceback."""
+        if sys.platform != "linux" or self.device != "cpu" or not self.memory_limit:
+            return
+        import resource
+
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            held = int(Path(f"/proc/{self.pid}/statm").read_text().split()[0]) * os.sysconf("SC_PAGE_SIZE")
+            most = held + self.memory_limit + (8 << 30)
+            resource.prlimit(self.pid, resource.RLIMIT_AS, (most, most))
+
+    def environment(self) -> dict[str, str]:
+        env = os.environ | ENVIRONMENT
+        if "site-packages" not in (root := str(Path(__file__).parents[3])):
+            env["PYTHONPATH"] = os.pathsep.join([root, *filter(None, [os.environ.get("PYTHONPATH")])])
+        if self.device == "cpu":
+            env |= {"JAX_PLATFORMS": "cpu", "CUDA_VISIBLE_DEVICES": ""}
+        return env
+
+    def fork(self, mine, theirs, printed):
+        sys.stdout.flush()
+        sys.stderr.flush()
+        parent = os.getpid()
+        pid = os.fork()
+        if pid:
+            self.pid = pid
+            return
+        status = 1
+        try:                                              # the child: never returns
+            os.setsid()
+            null = os.open(os.devnull, os.O_RDONLY)
+            for fd, to in ((null, 0), (printed[1], 1), (printed[1], 2)):
+                os.dup2(fd, to)
+            for fd in (mine[1], theirs[0], printed[0]):
+                os.close(fd)
+            sys.settrace(None)
+            os.environ[INSIDE] = "1"
+            if "torch" in sys.modules:
+                sys.modules["torch"].set_num_threads(1)
+            run_inside(mine[0], theirs[1], parent, self.device, self.target["object"])
+            status = 0
+        finally:
+            os._exit(status)
+
+    def exchange(self, request, arrays, limit):
+        from parity.checker.calling import inside
+
+        body = inside.pack(arrays)
+        message = json.dumps(request | {"bytes": len(body)}).encode() + b"\n" + body
+        deadline = time.monotonic() + limit
+        try:
+            self.send(message, deadline)
+            line = self.receive(None, deadline)
+            reply = json.loads(line)
+            sent = inside.unpack(self.receive(int(reply.get("bytes", 0)), deadline))
+        except (BrokenPipeError, EOFError):
+            self.stop_with(*self.how_it_ended())
+        except (ValueError, TypeError, KeyError) as error:
+            self.stop_with("crash", f"it answered nonsense ({error})")
+        except TimeoutError:
+            self.stop_with("time", f"it took longer than {limit:g} s")
+        except MemoryError as error:
+            self.stop_with("memory", str(error))
+        return reply, sent
+
+    def send(self, message, deadline):
+        os.set_blocking(self.writer, False)
+        view = memoryview(message)
+        while view:
+            self.watch(deadline, None, self.writer)
+            with contextlib.suppress(BlockingIOError):
+                view = view[os.write(self.writer, view[: 1 << 16]) :]
+
+    def receive(self, count, deadline):
+        """`count` bytes, or a line where it is None.  Raises EOFError, TimeoutError, MemoryError."""
+        if count is not None and not 0 <= count <= REPLY:
+            raise ValueError(f"{count} bytes")
+        while True:
+            end = self.buffer.find(b"\n") + 1 if count is None else count if len(self.buffer) >= count else 0
+            if end or count == 0:
+                part, self.buffer = bytes(self.buffer[:end]), self.buffer[end:]
+                return part
+            if len(self.buffer) > REPLY:
+                raise ValueError("no end of a line")
+            self.watch(deadline, self.reader, None)
+            try:
+                part = os.read(self.reader, 1 << 20)
+            except BlockingIOError:
+                continue
+            if not part:
+                raise EOFError
+            self.buffer += part
+
+    def watch(self, deadline, reader, writer):
+        """Wait until a pipe is ready; look at the clock and at the memory in the meantime."""
+        while True:
+            ready = select.select([reader] if reader is not None else [], [writer] if writer is not None else [], [], 0.05)
+            if ready[0] or ready[1]:
+                return
+            if time.monotonic() > deadline:
+                raise TimeoutError
+            if self.memory_limit and self.base and (used := memory_of(self.pid) - self.base) > self.memory_limit:
+                raise MemoryError(f"it took {used / 2**30:.1f} GiB, more than the limit of {self.memory_limit / 2**30:.1f} GiB")
+
+    def how_it_ended(self):
+        status = wait(self.pid, self.process, 2.0)
+        if status is None:
+            return "crash", "it closed its pipes"
+        if status < 0:
+            name = signal.Signals(-status).name if -status in set(signal.Signals) else f"signal {-status}"
+            words = {"SIGSEGV": "segmentation fault", "SIGKILL": "killed from outside, out of memory as a rule",
+                     "SIGABRT": "abort"}
+            return "crash", f"it crashed: {name}" + (f" ({words[name]})" if name in words else "")
+        return "exit", f"it ended its own process with status {status}"
+
+    def stop_with(self, kind, words):
+        last = self.printed()[-400:].strip()
+        self.close()
+        raise Stopped(kind, words + (f"; its last words: {last}" if last and kind == "crash" else ""))
+
+    def printed(self) -> str:
+        """The end of what it wrote to standard output and error."""
+        time.sleep(0.02)
+        return b"".join(self.tail).decode(errors="replace")
+
+    def close(self) -> None:
+        """End the process and all that it started."""
+        if self.pid is None:
+            return
+        pid, self.pid = self.pid, None
+        for child in (*descendants(pid), pid):
+            with contextlib.suppress(ProcessLookupError, PermissionError):
+                os.kill(child, signal.SIGKILL)
+        with contextlib.suppress(ProcessLookupError, PermissionError):
+            os.killpg(pid, signal.SIGKILL)
+        wait(pid, self.process, 5.0)
+        for fd in (self.writer, self.reader):
+            os.close(fd)
+        self.process = None
+
+
+@contextlib.contextmanager
+def random_state():
+    """What runs in this process leaves its random numbers where they were."""
+    import random
+
+    torch = sys.modules.get("torch")
+    kept = random.getstate(), np.random.get_state(), torch.get_rng_state() if torch else None  # noqa: NPY002
+    try:
+        yield
+    finally:
+        random.setstate(kept[0])
+        np.random.set_state(kept[1])                      # noqa: NPY002
+        if torch:
+            torch.set_rng_state(kept[2])
+
+
+def wait(pid, process, seconds):
+    """The exit status, negative for a signal; None when it has not ended by then."""
+    end = time.monotonic() + seconds
+    while time.monotonic() < end:
+        if process is not None:
+            if process.poll() is not None:
+                return process.returncode
+        else:
+            try:
+                done, status = os.waitpid(pid, os.WNOHANG)
+            except ChildProcessError:
+                return 0
+            if done:
+                return os.waitstatus_to_exitcode(status)
+        time.sleep(0.01)
+    return None
+
+
+def drain(fd, tail):
+    """Read what they print, for ever, and keep the end of it."""
+    with os.fdopen(fd, "rb", 0) as pipe:
+        while part := pipe.read(4096):
+            tail.append(part)
+
+
+def can_fork() -> bool:
+    """Whether a fork of this process can compute: no GPU in use, no framework whose threads would be missing in the child."""
+    if not hasattr(os, "fork") or sys.platform == "darwin" or {"jax", "tensorflow", "cupy"} & set(sys.modules):
+        return False
+    torch = sys.modules.get("torch")
+    return torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized())
+
+
+def descendants(pid) -> list[int]:
+    """Every process that `pid` started, directly or not; on Linux."""
+    parents: dict[int, int] = {}
+    for path in Path("/proc").glob("[0-9]*/stat"):
+        with contextlib.suppress(OSError, ValueError, IndexError):
+            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+    found: list[int] = []
+    new = {pid}
+    while new:
+        new = {child for child, parent in parents.items() if parent in new}
+        found += new
+    return found
+
+
+def memory_of(pid) -> int:
+    """Resident bytes of a process and its children; 0 where the system does not say."""
+    total = 0
+    with contextlib.suppress(OSError):
+        page = os.sysconf("SC_PAGE_SIZE")
+        children = Path(f"/proc/{pid}/task/{pid}/children")
+        pids = [pid, *(map(int, children.read_text().split()) if children.exists() else ())]
+        for p in pids:
+            with contextlib.suppress(OSError, IndexError, ValueError):
+                total += int(Path(f"/proc/{p}/statm").read_text().split()[1]) * page
+    return total
+
+
+def run_inside(reader, writer, parent, device, target=None):
+    """The process's own side: die with the parent, then serve."""
+    if sys.platform == "linux":
+        import ctypes
+
+        ctypes.CDLL(None).prctl(1, signal.SIGKILL)        # PR_SET_PDEATHSIG
+        if os.getppid() != parent:
+            return
+    from parity.checker.calling import inside
+
+    with os.fdopen(reader, "rb") as requests, os.fdopen(writer, "wb") as replies:
+        inside.serve(requests, replies, target, device)
+
+
+def target_of(x: Any) -> dict[str, Any]:
+    """How the process finds a callable: by the name that it can be imported under, else the object itself.
+
+    A string is "pkg.mod:name", "file.py" or "file.py:name".  Raises ValueError for other strings and for what cannot be called.
+    """
+    path = {"path": [p or os.getcwd() for p in sys.path if "site-packages" not in p and not p.startswith(sys.base_prefix)]}
+    if isinstance(x, str | Path):
+        return written(str(x)) | {"path": [os.getcwd(), *path["path"]]}
+    if not callable(x):
+        raise ValueError(f"check: expected something to call or its name, got {type(x).__name__}")
+    module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", "")
+    found: Any = sys.modules.get(module or "")
+    for part in name.split(".") if name else [""]:
+        found = getattr(found, part, None) if part != "<locals>" else None
+    if found is x and module not in ("__main__", None) and findable(module):
+        return {"module": module, "name": name} | path
+    return {"object": x}
+
+
+def findable(module: str) -> bool:
+    """Whether another process would find this very module by its name."""
+    root = module.partition(".")[0]
+    spec = importlib.machinery.PathFinder.find_spec(root)
+    here = getattr(sys.modules.get(root), "__file__", None)
+    return spec is not None and (here is None or spec.origin == here)
+
+
+def written(text: str) -> dict[str, Any]:
+    file, _, name = text.partition(".py:")
+    if text.endswith(".py") or name:
+        return {"file": os.path.abspath(text if text.endswith(".py") else file + ".py"), "name": name or None}
+    module, _, name = text.partition(":")
+    if Path(text).suffix == ".ipynb":
+        raise ValueError(f"{text}: a notebook cannot be imported; call parity.check(your_function) in it, or save it as .py")
+    if not module or not all(part.isidentifier() for part in module.split(".")) or "/" in text:
+        raise ValueError(f"{text}: expected pkg.module:name, file.py, file.py:name or a folder of answers")
+    return {"module": module, "name": name or None}
+
+
+if __name__ == "__main__":
+    run_inside(int(sys.argv[1]), int(sys.argv[2]), int(sys.argv[3]), sys.argv[4])

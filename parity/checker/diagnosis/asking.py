@@ -1,0 +1,139 @@
+"""Asking a black box: every probe at most once, calls counted, answers compared at their own precision."""
+
+import inspect
+import math
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.checker.probes import Answer, Probe
+
+PRECISION = {"float64": (1e-9, 1e-7), "float32": (3e-5, 1e-3)}  # loss relative, gradient relative to its largest entry
+FLOOR = 0.05                                              # smaller losses are compared absolutely
+KEYS = ("v", "t", "theta", "v_bar", "t_bar")
+
+
+@dataclass(frozen=True)
+class Reading:
+    """One loss on one probe.  value is NaN where it is; grads by input name; error where the box raised one."""
+
+    value: float
+    grads: dict[str, np.ndarray] = field(default_factory=dict)
+    error: str | None = None
+
+    @property
+    def finite(self) -> bool:
+        return math.isfinite(self.value)
+
+    @property
+    def nan_gradient(self) -> bool:
+        return any(not np.isfinite(g).all() for g in self.grads.values())
+
+
+class Box:
+    """Remembers what was answered; `calls` counts."""
+
+    def __init__(self, ask):
+        self._ask = ask
+        try:
+            self._traces = "trace" in inspect.signature(ask).parameters
+        except (TypeError, ValueError):
+            self._traces = False
+        self.answers: dict[str, Answer] = {}
+        self.probes: dict[str, Probe] = {}
+        self.calls = 0
+
+    def __call__(self, probe: Probe) -> Answer:
+        if probe.name not in self.answers:
+            self.calls += 1
+            self.answers[probe.name], self.probes[probe.name] = self._ask(probe), probe
+        return self.answers[probe.name]
+
+    def read(self, probe: Probe, which: str) -> Reading:
+        """The loss `which` on a probe."""
+        answer = self(probe)
+        if answer.error is not None or which not in answer.losses:
+            return Reading(math.nan, error=answer.error or f"no loss {which!r} was given")
+        grads = {name: np.asarray(g, dtype=np.float64) for name, g in answer.grads.get(which, {}).items() if g is not None}
+        return Reading(float(answer.losses[which]), grads)
+
+    def trace(self, probe: Probe) -> list[tuple[str, np.ndarray]]:
+        """The arrays that the box makes on the way; [] where it cannot be watched."""
+        answer = self(probe)
+        if answer.stages is None and answer.error is None and self._traces:
+            answer = self._ask(probe, trace=True)
+        return answer.stages or []
+
+    def dtype(self) -> str:
+        """What it computes in: float32 where it says so, and where every finite loss is a float32 number."""
+        answers = [a for a in self.answers.values() if a.error is None]
+        values = [x for a in answers for x in a.losses.values() if math.isfinite(x) and x != 0]
+        if any(a.dtype != "float64" for a in answers):
+            return "float32"
+        return "float32" if len(values) > 2 and all(float(np.float32(x)) == x for x in values) else "float64"
+
+    def tolerances(self) -> tuple[float, float]:
+        """What counts as rounding: of a loss, of a gradient."""
+        return PRECISION[self.dtype()]
+
+
+def loss_off(given: float, wanted: float) -> float:
+    """Relative; 0 where both are NaN or the same infinity, inf where one is."""
+    if not (math.isfinite(given) and math.isfinite(wanted)):
+        return 0.0 if given == wanted or not (math.isfinite(given) or math.isfinite(wanted)) else math.inf
+    return abs(given - wanted) / max(abs(wanted), abs(given), FLOOR)
+
+
+def gradient_off(given: dict, wanted: dict, v: np.ndarray | None = None) -> float | None:
+    """Largest difference of any entry, relative to the largest entry of that input's gradient.  None: nothing to compare.
+
+    v (B,P,D): compare gradients of patches in the tangent of the unit sphere, where v is given.
+    Patches or tokens without any gradient, while the other has one, count as a gradient of zero.
+    """
+    if not given:
+        return None
+    if v is not None:
+        given, wanted = (g | {"v": tangent(g["v"], v)} if "v" in g else g for g in (given, wanted))
+    spoilt = [any(not np.isfinite(x).all() for x in g.values()) for g in (given, wanted)]
+    if any(spoilt):                                       # which entries are NaN depends on how sums are written
+        return 0.0 if all(spoilt) else math.inf
+    top = max((np.abs(g).max(initial=0.0) for g in wanted.values()), default=0.0)
+    worst = 0.0
+    for name, want in wanted.items():
+        got = given.get(name)
+        if got is None:
+            if name not in ("v", "t"):                    # not an input, or a gradient that nobody asked for
+                continue
+            got = np.zeros_like(want)
+        got = np.reshape(got, np.shape(want))
+        scale = max(np.abs(want).max(initial=0.0), 1e-3 * top, 1e-6)
+        worst = max(worst, float(np.abs(got - want).max(initial=0.0) / scale))
+    return worst
+
+
+def tangent(g, v):
+    """What is left of dLoss/dv where |v| = 1 is kept: the gradient with respect to u, v = u/|u|."""
+    return g - (g * v).sum(-1, keepdims=True) * v
+
+
+def simplest(low: float, high: float) -> float:
+    """The number with the fewest digits, or else the simplest 1/n, in an interval; its middle where neither is simple."""
+    if low == high == 0:
+        return 0.0
+    if high <= low:
+        low, high = low - 1e-15 * abs(low), low + 1e-15 * abs(low)
+    middle = (low + high) / 2
+    digits = max(0, math.floor(-math.log10(high - low)))
+    for places in range(digits + 2):
+        x = round(middle, places)
+        short = len(f"{abs(x):.12g}".replace("0.", "").replace(".", "").strip("0")) <= 3
+        if low <= x <= high and x != 0 and short:
+            return x
+    for n in (round(1 / high), round(1 / middle), round(1 / low)) if middle else ():
+        if n >= 2 and low <= 1 / n <= high and n <= 1e5:
+            return 1 / n
+    for places in range(digits + 1):
+        x = round(middle, places)
+        if low <= x <= high and x != 0 and places <= 6:
+            return x
+    return middle

@@ -1,0 +1,59 @@
+"""The ways in which public SPARC losses leave the paper, by id ("stage.name"), and how each is said in words."""
+
+from dataclasses import dataclass
+
+from parity.checker.diagnosis.survey import SURVEY, Deviation
+
+__all__ = ["CONDITIONS", "DEVIATIONS", "STAGES", "Deviation", "Found", "words"]
+
+CONDITIONS = (
+    "no flat rows",
+    "no caption of padding alone",
+    "no zero embeddings at padding",
+    "equal lengths",
+    "no padding",
+    "B = 1",
+    "unit-norm patches",
+)  # from mild to strong: where two sets explain the same, the milder is named
+STAGES = ("similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge")
+
+
+@dataclass(frozen=True)
+class Found:
+    """A deviation that was found.  value: the number or side in its parentheses; way: how it is written, where that shows."""
+
+    id: str
+    value: float | str | None = None
+    way: str = ""
+
+    def __str__(self):
+        value = f"{self.value:.6g}" if isinstance(self.value, float) else self.value
+        return self.id if value is None else f"{self.id}({value})"
+
+
+DEVIATIONS = {d.id: d for d in SURVEY}
+
+
+_NOUNS = {
+    "poison": "makes the result NaN", "shifts": "changes the loss of its batch", "raises": "raises an exception",
+    "s": "not divided by anything", "normalised": "divided by their sum",
+    "flat": "flat rows", "zero padding": "zero embeddings at padding", "padding": "batches with padding"}
+_DIRECTIONS = {"vt": "groups of patches pick their token", "tv": "tokens pick their group of patches"}
+_GLOBAL_DIRECTIONS = {"vt": "pictures pick captions", "tv": "captions pick pictures"}
+
+
+def words(found: Found, patches: int = 196) -> str:
+    """The clause that says what was found, its numbers filled in.      patches: the user's P"""
+    if found.id == "minmax.epsilon" and found.value is None:
+        return "a token to which every patch is equally similar gets c = 0, as from an epsilon in the denominator of eq. 2"
+    value = f"{found.value:.6g}" if isinstance(found.value, int | float) else found.value
+    directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
+    what = (found.way if value is None else "") or _NOUNS.get(str(value), value) or "embeddings"
+    return DEVIATIONS[found.id].words.format(
+        value="some constant" if value is None else value,
+        way=f" ({found.way})" if found.way else "",
+        what=what,
+        direction=directions.get(str(value), "one way"),
+        patches=patches,
+        sigma=f"{1 / patches:.3g}",
+    )

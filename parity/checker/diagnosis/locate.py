@@ -1,0 +1,228 @@
+"""Where does a loss that nothing explains leave the paper?  The simplest family of probes on which it does, tells the stage.
+
+Families come in an order in which each lets one more stage play (designs).  A family agrees if any setting of the
+switches gives its values, so that known deviations beside the unknown one do not mislead.
+"""
+
+import itertools
+import math
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from parity.checker.diagnosis import search, variants
+from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
+from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
+from parity.checker.diagnosis.matching import Candidate
+from parity.checker.diagnosis.switches import Variant
+from parity.checker.diagnosis.temperatures import root
+from parity.checker.probes import PROBES
+
+FAMILIES = (
+    ("norm", LENGTHS, "It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths."),
+    ("logits", ANGLES, "It is right for cosines of 0 and 1, and wrong between, with groups that are the tokens themselves."),
+    ("grouping", EVEN, "It is right where each token's one patch points where the token does, and wrong where it does not."),
+    ("reduction", UNEVEN, "It is right where all tokens have the same loss, and wrong where their losses or lengths differ."),
+)
+
+
+@dataclass(frozen=True)
+class Place:
+    """stage, the probe that shows it, and what was measured there in a sentence."""
+
+    stage: str
+    probe: str
+    words: str = ""
+
+
+def locate(read: Reader, how: Explanation) -> Place:
+    """The stage at which a fine-grained loss leaves the paper, from values alone."""
+    tol, _ = read.box.tolerances()
+    if how.reached == "nothing":
+        return one_sample(read, tol)
+    if how.reached == "one sample":
+        return batches(read, how, tol)
+    return Place("edge", "padded")
+
+
+def fits(read, probes, tau, tol, only=None) -> list[Variant]:
+    """Settings that give the values of these probes.  tau: False: theta's, True: a number to be found, or the number."""
+    for rows in ("tokens", "patches"):
+        found = search.first_level(read, probes, ("keys", "none"), rows, tau, tol, only=only)
+        if found:
+            return [c.fine for c in found]
+    return []
+
+
+def as_in_paper(o: Variant) -> bool:
+    """Min-max, threshold and sum; any similarity, any values."""
+    return o.minmax and not o.on_weights and o.weights == "sum"
+
+
+def one_sample(read, tol) -> Place:
+    tau: float | bool = not depends_on_theta(read, PROBES["single"])
+    asked = list(PAIRS)
+    if any(not read(p).finite for p in asked):
+        return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
+    settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
+    if settings:
+        tau = settings[0].tau or False                    # known from here on
+    apart = bool(fits(read, PARALLEL, tau, tol))          # what follows the groups is right by itself
+    if not settings:
+        place = after_logits(read, tol)
+        return before_groups(read, tol) if apart and place.stage in ("grouping", "norm", "logits") else place
+    asked += SPARE
+    if not fits(read, asked, tau, tol):
+        return spare_patches(read, tol)
+    for stage, family, words in FAMILIES:
+        if apart and stage in ("norm", "logits"):
+            continue
+        asked += family
+        if not (settings := fits(read, asked, tau, tol)):
+            return Place(stage, family[-1].name, words)
+    return alignment(read, settings[0], tol)
+
+
+def before_groups(read, tol) -> Place:
+    """Right where all patches point one way, wrong where each token has its own: do weights hang on a token's length?"""
+    one = PAIRS[1]
+    longer = replace(one, t=one.t * np.array([1.0, 2.0, 0.5, 1.5, 3.0])[:, None], name="pairs_5_longer_tokens")
+    if abs(read(one).value - read(longer).value) > 1e3 * tol:
+        return Place("minmax", longer.name, "Weights change with the length of a token.")
+    if abs(read(SPARE[0]).value - read(one).value) > 1e3 * tol:
+        return Place("grouping", SPARE[0].name, "A token's group is more than its one patch: it hangs on how many there are.")
+    return Place("weights", one.name, "A token's group is more than the one patch that resembles it.")
+
+
+def after_logits(read, tol) -> Place:
+    """Cross-entropy, its logits, or how rows are summed: n patches resemble n tokens, all cosines are 0 or 1."""
+    small, middle, large, warmer = PAIRS
+    y = {p.name: read(p).value for p in PAIRS}
+    ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
+    if ratio[warmer.name] and abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
+        return Place("reduction", large.name, "It is cross-entropy times a factor that changes with the number of tokens.")
+
+    def miss(gap):
+        return math.log(of(3, gap) / of(5, gap) * y[middle.name] / y[small.name])
+
+    no_turn = max(abs(read(p).value - y[middle.name]) for p in LENGTHS[:2]) < 1e3 * tol
+    grid = np.linspace(-20, 40, 600)
+    for low, high in itertools.pairwise(grid):
+        if y[small.name] > 0 < y[middle.name] and miss(low) * miss(high) <= 0:
+            gap = root(miss, low, high) or low
+            factor = y[small.name] / of(3, gap)
+            if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
+                if not no_turn:
+                    return Place("norm", LENGTHS[0].name, "It changes as vectors are turned or lengthened.")
+                said = f"Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {math.exp(THETA):.4g}."
+                return Place("logits", middle.name, said)
+    gaps = {p.name: gap_of(p.t.shape[1], y[p.name]) / math.exp(p.theta) for p in PAIRS}
+    if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
+        stage = "grouping" if no_turn else "norm"
+        return Place(stage, middle.name, "It is cross-entropy of other cosines than those of each token and its one patch.")
+    return Place("loss", middle.name, "No logits make cross-entropy of it where cosines are 0 and 1.")
+
+
+def gap_of(n, y) -> float:
+    """The inverse of `of`; NaN where there is none."""
+    x = math.expm1(y) / (n - 1) if y < 700 else math.inf
+    return -math.log(x) if 0 < x < math.inf else math.nan
+
+
+def of(n: int, gap: float) -> float:
+    """Cross-entropy of n classes, one of which is ahead by `gap`."""
+    return math.log1p((n - 1) * math.exp(-gap))
+
+
+def spare_patches(read, tol) -> Place:
+    """Patches that resemble no token change something: by a factor, or more than that?"""
+    with_them = [read(p).value for p in SPARE]
+    without = [read(PAIRS[1]).value, read(PAIRS[3]).value]
+    if abs(with_them[0] / without[0] * without[1] / with_them[1] - 1) < 1e3 * tol:
+        return Place("reduction", SPARE[0].name, "Patches that resemble no token change it by a factor.")
+    return Place("minmax", SPARE[0].name, "Patches that resemble no token, all of them equally little, change it.")
+
+
+def alignment(read, o: Variant, tol) -> Place:
+    """Which of eqs. 2-4: measure the weight of one patch against another's, and see what it depends on."""
+    designs = [design[0] for design in MIXTURES.values()]
+    if fits(read, designs, o.tau or False, tol, only=as_in_paper):
+        if fits(read, [PROBES["unit_single"], *designs], o.tau or False, tol, only=as_in_paper):
+            return Place("similarity", "single", "It agrees where all patches have length 1.")
+        return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
+    weight = {name: measured(read, o, *design) for name, design in MIXTURES.items()}
+    plain = weight["plain"]
+    said = "" if plain is None else f"A patch of min-max similarity 0.6 weighs {plain:.4g} times as much as the likest one."
+    right = plain is not None and abs(plain - 0.6) < 1e-4
+
+    def differs(name):
+        return (weight[name] is None) != (plain is None) or (plain is not None and abs(weight[name] - plain) > 1e-4)
+
+    def place(stage, name):
+        return Place(stage, MIXTURES[name][0].name, f"{said} That changes with {name}.")
+
+    if differs("another token's similarities"):
+        return place("minmax", "another token's similarities")
+    for name in ("all similarities raised", "a longer token"):
+        if differs(name):
+            return place("minmax" if right or differs("two of them") else "similarity", name)
+    if right and differs("similarities below zero"):
+        return place("similarity", "similarities below zero")
+    less = weight["less alike"]
+    if right and not (less is not None and abs(less - 0.45) < 1e-4):
+        return Place("threshold", MIXTURES["less alike"][0].name, said)
+    if differs("two of them"):
+        return place("threshold" if right else "minmax", "two of them")
+    if differs("more patches"):
+        return place("threshold", "more patches")
+    return Place("weights", MIXTURES["plain"][0].name, said)
+
+
+def measured(read, o, probe, a, b) -> float | None:
+    """The weight of b for a's 1 that gives the loss; None where none in [-0.3, 3] does."""
+    x = variants.tensors(probe)
+    scale = torch.exp(x["theta"]) if o.tau is None else torch.tensor(1 / o.tau, dtype=torch.float64)
+    copies = int((probe.v[0] == b).all(-1).sum())
+    own = torch.tensor(probe.v[0, 1 + copies])
+
+    def loss(weight):
+        c = torch.stack([torch.tensor(a + copies * weight * b), own])[None]
+        vt, tv, _ = variants.per_row(variants.cosines(c, x["v"], x["t"], x["mask"], o), x["mask"], probe.v.shape[1], scale, o)
+        return float(variants.reduce(vt, tv, x["mask"], probe.v.shape[1], o))
+
+    y = read(probe).value
+    if not math.isfinite(y):
+        return None
+    grid = np.linspace(-0.3, 3, 34)
+    miss = [loss(w) - y for w in grid]
+    roots = [
+        root(lambda w: loss(w) - y, grid[k], grid[k + 1]) for k in range(len(grid) - 1) if miss[k] * miss[k + 1] <= 0
+    ]
+    roots = [r for r in roots if r is not None]
+    return min(roots, key=lambda r: abs(r - 0.6)) if roots else None
+
+
+def batches(read, how, tol) -> Place:
+    """One sample without padding is explained: is it padding, other captions, or how captions are averaged?"""
+    survivors = [Candidate(o, 0.0) for o in how.survivors]
+
+    def fit(*names):
+        probes = [p for p in named(names) if read(p).error is None]
+        return search.second_level(read, probes, survivors, tol)
+
+    def content_matters(one, two):
+        """Is it more than a factor that hangs on the lengths?"""
+        o = how.survivors[0]
+        a, b = (read(p).value / search.evaluated(p, o).losses["fine"] for p in named((one, two)))
+        return not abs(a / b - 1) < 1e3 * tol
+
+    if not fit("single_padded", "unit_single_padded"):
+        if content_matters("single_padded", "unit_single_padded"):
+            return Place("logits", "single_padded", "One caption with padding is enough to show it.")
+        return Place("reduction", "single_padded", "One caption with padding is off by a factor, whatever the embeddings.")
+    if not fit("unpadded", "unit_unpadded"):
+        if content_matters("unpadded", "unit_unpadded"):
+            return Place("logits", "unpadded", "It takes other captions, and no padding, to show it.")
+        return Place("reduction", "unpadded", "A batch without padding is off by a factor, whatever the embeddings.")
+    return Place("reduction", SECOND[0], "Captions of equal length hide it.")

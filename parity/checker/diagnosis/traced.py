@@ -1,0 +1,215 @@
+"""Which of the arrays that an implementation makes is which stage, and where does it leave the paper?
+
+One sample without padding is traced.  Every stage is computed from the latest of their arrays that was recognised, so that a
+difference is charged to the step that made it and not to those after it.  Rows may differ by a positive factor, arrays by
+transposition and by dimensions of size 1; a loop's arrays are stacked.
+"""
+
+import math
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+
+import numpy as np
+
+from parity.checker.diagnosis.deviations import Found
+from parity.checker.probes import Probe
+
+ORDER = ("similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction")
+
+
+@dataclass
+class Followed:
+    """stage: the first that leaves the paper, None where all of them are found; where: the last array that was ours.
+
+    seen: stage -> where it was recognised; harmless: what differs without effect.
+    """
+
+    stage: str | None = None
+    where: str = ""
+    seen: dict[str, str] = field(default_factory=dict)
+    harmless: tuple[Found, ...] = ()
+
+
+def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
+    """Their arrays as (rows, columns), or (rows,) where columns is None: (time, where, array)."""
+    wanted = (rows,) if columns is None else (rows, columns)
+    loops: dict[str, list[tuple[int, np.ndarray]]] = {}
+    for time, (where, x) in enumerate(records):
+        x = np.squeeze(np.asarray(x, dtype=np.float64))
+        if x.shape == wanted:
+            yield time, where, x
+        if len(wanted) == 2 and x.shape == wanted[::-1]:
+            yield time, where, x.T
+        if len(wanted) == 2 and x.shape in ((columns,), (1, columns)):
+            loops.setdefault(where, []).append((time, x.reshape(-1)))
+    for where, turns in loops.items():
+        if len(turns) == rows:
+            yield turns[-1][0], where, np.stack([x for _, x in turns])
+
+
+def rows_alike(x, wanted, tol) -> bool:
+    """Equal up to a positive factor per row."""
+    if not np.isfinite(x).all():
+        return False
+    a, b = (np.linalg.norm(y, axis=-1, keepdims=True) for y in (x, wanted))
+    if (a == 0).any() or (b == 0).any():
+        return bool(np.abs(x - wanted).max() < tol)
+    return bool(np.abs(x / a - wanted / b).max() < tol)
+
+
+def near(x, wanted, tol) -> bool:
+    return bool(np.isfinite(x).all() and np.abs(x - wanted).max() < tol * max(1.0, np.abs(wanted).max()))
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def min_max(s):
+    lo = s.min(-1, keepdims=True)
+    return (s - lo) / (s.max(-1, keepdims=True) - lo)
+
+
+def log_softmax(z):
+    top = z.max(-1, keepdims=True)
+    return z - top - np.log(np.exp(z - top).sum(-1, keepdims=True))
+
+
+def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed | None:
+    """Walk through the stages.  None where not even arrays of the similarity's shape are there.
+
+    probe: one sample, no padding.  sigmas, taus: numbers that the box is known to hold.  loose: float32.
+    """
+    tol = 2e-4 if loose else 1e-7
+    v, t = probe.v[0], probe.t[0]
+    n, p, d = len(t), len(v), v.shape[1]
+    maps = list(shaped(records, n, p))
+    if not maps:
+        return None
+    out = Followed()
+    scales = [math.exp(probe.theta), *(1 / tau for tau in taus)]
+    dots = {"": t @ v.T, "cosine": t @ unit(v).T}
+    s_hats = {kind: min_max(s) for kind, s in dots.items()}
+
+    # similarity: any array whose min-max is ours, itself not min-max yet
+    ranged = [m for m in maps if np.ptp(m[2], -1).min() > 0]
+    start = next(((i, where, x, kind) for i, where, x in ranged for kind in dots if near(min_max(x), s_hats[kind], tol)), None)
+    if start is None:
+        out.stage = "similarity"
+        return out
+    time, out.where, s, kind = start
+    out.seen["similarity"] = out.where
+    out.harmless = harmless_factors(s, dots[kind], t, scales, tol)
+    later = [m for m in maps if m[0] >= time]
+
+    s_hat = min_max(s)
+    h = next(((i, where, x) for i, where, x in later if rows_alike(x, s_hat, tol) and x.min() > -tol), None)
+    if h is None:                                         # min and max of something else?  Then the similarity was changed
+        for i, _where, x in later:
+            if near(min_max(x), s_hat, tol) or np.ptp(x, -1).min() == 0:
+                continue
+            if any(j > i and near(y, min_max(x), tol) for j, _, y in later):
+                out.stage = "similarity"
+                return out
+    else:
+        time, out.where = h[0], h[1]
+        out.seen["minmax"] = out.where
+
+    thresholds = [1 / p, *sigmas]
+    sparse = {sigma: np.where(s_hat >= sigma, s_hat, 0.0) for sigma in thresholds}
+    sharp = {sigma: x for sigma, x in sparse.items() if (x != s_hat).any()}
+    cut = next(
+        ((i, where, x, sigma) for i, where, x in later for sigma in sharp if rows_alike(x, sparse[sigma], tol)), None
+    )
+    if cut is not None:
+        out.seen["threshold"] = out.where = cut[1]
+        out.seen.setdefault("minmax", cut[1])
+    s_til = [cut[2]] if cut is not None else [*sparse.values(), s_hat]
+    last_weights = [(i, where, x) for i, where, x in later if any(rows_alike(x, y, tol) for y in s_til)]
+    for _i, _where, x in last_weights:
+        if near(x.sum(-1), np.full(n, float(p)), tol) and near(x.mean(-1), np.ones(n), tol):
+            out.harmless += (Found("weights.mean"),)
+            break
+    if any(near(x.sum(-1), np.ones(n), tol) for _, _, x in last_weights):
+        out.seen["weights"] = next(where for _, where, x in last_weights if near(x.sum(-1), np.ones(n), tol))
+    values = {"": v, "unit": unit(v)}
+    groups = [y @ value for y in s_til for value in values.values()]
+    wide = list(shaped(records, n, d))
+    made = next(((i, where, x) for i, where, x in wide if any(rows_alike(x, c, tol) for c in groups)), None)
+    return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
+
+
+def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) -> Followed:
+    """From the groups to the loss."""
+    v, t = probe.v[0], probe.t[0]
+    n = len(t)
+    if made is None:
+        other = any(rows_alike(c, x @ value, tol) for _, _, x in later for value in (v, unit(v)) for _, _, c in wide)
+        missing = [stage for stage in ("minmax", "threshold") if stage not in out.seen]
+        if missing:
+            out.stage = missing[0]
+        else:                                             # other weights that average patches, or weights that are ours
+            out.stage = "weights" if other or "weights" not in out.seen else "grouping"
+        return out
+    for stage in ("minmax", "threshold", "weights"):
+        out.seen.setdefault(stage, made[1])
+    out.seen["grouping"] = out.where = made[1]
+    c = made[2]
+    square = list(shaped(records, n, n))
+    pairs = [(a, b) for a in (c, unit(c)) for b in (t, unit(t))]
+    logits = [scale * (a @ b.T) for scale in scales for a, b in pairs]
+    found = next(((i, where, x) for i, where, x in square for z in logits if near(x, z, tol) or near(x.T, z, tol)), None)
+    cosine = unit(c) @ unit(t).T
+    if found is None:
+        return _before_logits(out, c, t, wide, square, scales, cosine, tol)
+    out.seen["norm"] = out.seen["logits"] = out.where = found[1]
+    z = found[2]
+    log_p = [log_softmax(z), log_softmax(z.T)]
+    rows = [np.diagonal(x) for x in log_p]
+    both = rows[0] + rows[1]
+    wanted = [sign * x for sign in (1, -1) for x in (*rows, both, both / 2)]
+    ce = [where for _, where, x in shaped(records, n, None) if any(near(x, y, tol) for y in wanted)]
+    means = [-rows[0].mean(), -rows[1].mean(), -both.mean() / 2, -rows[0].sum(), -rows[1].sum()]
+    whole = [where for where, x in records if np.size(x) == 1 and any(near(np.asarray(x), y, tol) for y in means)]
+    diagonal = [
+        where for _, where, x in square if any(near(np.diagonal(x), y, tol) for y in wanted)
+    ]
+    if ce or diagonal or whole:
+        out.seen["loss"] = out.where = (ce or diagonal or whole)[0]
+        out.stage = "reduction"
+    else:
+        out.stage = "loss"
+    return out
+
+
+def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:
+    """Groups are ours and logits are not: which of the steps between them?"""
+    known = [x for _, _, x in wide if rows_alike(x, c, tol)]
+    tokens = [t, *(x for _, _, x in wide if rows_alike(x, t, tol))]
+    others = [x for _, _, x in wide if not rows_alike(x, c, tol) and not rows_alike(x, t, tol)]
+    plain = [x for _, _, x in square] + [x.T for _, _, x in square]
+    exact = any(near(x, unit(c), tol) for x in known) and any(near(x, unit(t), tol) for x in tokens)
+
+    def made_of(a, b):
+        return any(near(z, scale * (a @ b.T), tol) for z in plain for scale in (1.0, *scales))
+
+    if any(made_of(x, b) or made_of(unit(x), unit(b)) for x in others for b in tokens):
+        out.stage = "grouping"                            # something else than the groups meets the tokens
+    elif exact or any(near(z, cosine, tol) for z in plain):
+        out.seen["norm"] = out.where
+        out.stage = "logits"
+    else:
+        out.stage = "norm"
+    return out
+
+
+def harmless_factors(s, ours, t, scales, tol) -> tuple[Found, ...]:
+    """A factor of the whole similarity that is 1/tau, of each row that is 1/|t|."""
+    spread = s.max(-1) - s.min(-1)
+    factor = spread / (ours.max(-1) - ours.min(-1))
+    length = np.linalg.norm(t, axis=-1)
+    for scale in (1.0, *scales):
+        for found, wanted in (((), np.full(len(t), scale)), ((Found("similarity.tokens_normalised"),), scale / length)):
+            if near(factor / wanted, np.ones(len(t)), tol):
+                return found if scale == 1.0 else (Found("similarity.scaled"), *found)
+    return ()

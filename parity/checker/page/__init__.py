@@ -1,0 +1,1 @@
+"""What is said of it: the report as text, JSON and a page with figures."""

@@ -1,0 +1,273 @@
+"""The verdict as a page in one file, to attach to a bug report: what is wrong, how to mend it, each stage theirs beside ours.
+
+write_page(report, path): `report` is Report.to_dict(), which check.schema.json describes; a key that is missing leaves its
+section out.  Names and exceptions come from strangers: every text is escaped, nothing is loaded, there is no script.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from parity.checker.page.figures import stages
+from parity.checker.page.text import as_list, capital, differs, number, off_by, safe
+
+VERDICTS = {
+    "eq6": ("good", "Equals eq. 6"),
+    "listing1": ("good", "Equals Listing 1"),
+    "conditional": ("partly", "Equals it only under conditions"),
+    "explained": ("bad", "Differs, explained"),
+    "unexplained": ("bad", "Differs, unexplained"),
+    "cannot_run": ("bad", "Cannot run"),
+}
+STYLE = """
+:root { color-scheme: light; }
+* { box-sizing: border-box; }
+body { font: 16px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: #111; background: #fff; margin: 0 auto;
+       max-width: 66rem; padding: 1rem 1.2rem 4rem; overflow-wrap: break-word; }
+h1 { font-size: 1.05rem; font-weight: normal; color: #333; margin: .4rem 0 .5rem; } h1 code { font-size: 1.05rem; color: #111; }
+h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #999; padding-bottom: .2rem; }
+h3 { font-size: 1.05rem; margin: 0 0 .3rem; }
+p { max-width: 54rem; margin: .4rem 0; } li { max-width: 54rem; margin: .15rem 0; }
+code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .88rem; }
+pre { background: #f4f4f2; border: 1px solid #ddd; padding: .6rem .8rem; overflow-x: auto; margin: .5rem 0; line-height: 1.45; }
+.verdict { border-left: .5rem solid #b00020; background: #fdecee; padding: .7rem 1rem; }
+.verdict.good { border-color: #19702f; background: #eaf6ed; } .verdict.partly { border-color: #8a6100; background: #fdf5e2; }
+.verdict .what { display: inline-block; font-weight: bold; color: #8c0019; }
+.verdict.good .what { color: #135423; } .verdict.partly .what { color: #6b4b00; }
+.verdict p.says { font-size: 1.2rem; line-height: 1.4; margin: .2rem 0; }
+.badge { display: block; width: fit-content; max-width: 100%; margin-top: .5rem; padding: .1rem .55rem; border: 1px solid #777;
+         border-radius: .3rem; background: #fff; font: .82rem/1.6 ui-monospace, "DejaVu Sans Mono", Consolas, monospace; }
+pre.wrap { white-space: pre-wrap; }
+.card { border: 1px solid #bbb; border-radius: .3rem; padding: .8rem 1rem; margin: .9rem 0; }
+.card .where { color: #444; font-size: .88rem; margin: 0; } .card .effect { margin: .5rem 0 0; }
+.muted, figcaption { color: #444; font-size: .88rem; }
+.pipe { display: flex; flex-wrap: wrap; gap: .3rem; list-style: none; padding: 0; margin: .7rem 0; font-size: .86rem; }
+.pipe li { border: 1px solid #999; border-radius: .3rem; padding: .15rem .6rem; background: #fff; }
+.pipe .same { background: #eaf6ed; border-color: #19702f; } .pipe .off { background: #fdecee; border-color: #b00020; }
+.pipe .harmless { background: #fdf5e2; border-color: #8a6100; } .pipe .unseen { color: #555; border-style: dashed; }
+.pipe .first { outline: 3px solid #b00020; font-weight: bold; }
+table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; font-size: .92rem; }
+th, td { text-align: left; padding: .22rem 1.1rem .22rem 0; vertical-align: baseline; }
+td.n, th.n { text-align: right; white-space: nowrap; }
+thead th { border-bottom: 2px solid #111; } tbody td { border-bottom: 1px solid #e0e0e0; }
+td.off { color: #a3001d; font-weight: bold; } td:first-child { white-space: nowrap; }
+.scroll { overflow-x: auto; }
+figure { margin: 1rem 0 1.4rem; padding-left: .8rem; border-left: .3rem solid #ccc; } figure.same { border-color: #19702f; }
+figure.off { border-color: #e2a0aa; } figure.first { border-color: #b00020; } figure.harmless { border-color: #c8961c; }
+figure img { display: block; max-width: 100%; height: auto; } figure h3 { margin: 0; }
+.mark { background: #b00020; color: #fff; border-radius: .25rem; padding: .05rem .45rem; font-size: .8rem; margin-left: .5rem; }
+footer { margin-top: 2.5rem; border-top: 1px solid #999; padding-top: .4rem; }
+@media (max-width: 40rem) { body { padding: .5rem .7rem 3rem; } .verdict p.says { font-size: 1.08rem; }
+  td:first-child { white-space: normal; } th, td { padding-right: .6rem; } }
+@media print { figure, tr, .card { break-inside: avoid; } h2 { break-after: avoid; } pre { white-space: pre-wrap; } }
+"""
+
+
+def write_page(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
+    """Write the page and return its path; an old one is replaced at once."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    part = path.with_name(f".{path.name}.{os.getpid()}.part")
+    try:
+        part.write_text(page(report), encoding="utf-8")
+        os.replace(part, path)
+    finally:
+        part.unlink(missing_ok=True)
+    return path
+
+
+def page(report: Mapping[str, Any]) -> str:
+    """The whole page as text."""
+    kind, title = VERDICTS.get(str(report.get("verdict")), ("bad", str(report.get("verdict", "No verdict"))))
+    name = report.get("target") or "an implementation"
+    parts = [
+        opening(report, kind, title, name), error(report), changes(report), conditions(report), behaviour(report),
+        harmless(report), stages(report), probes(report), convention(report), ending(report),
+    ]
+    return f"""<!doctype html>
+<html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
+<meta http-equiv="Content-Security-Policy" content="default-src 'none'; img-src data:; style-src 'unsafe-inline'">
+<title>{safe(title)}: {safe(name)}</title><style>{STYLE}</style></head><body>
+{"".join(parts)}
+</body></html>
+"""
+
+
+def opening(report, kind, title, name):
+    badge = f'<span class="badge">{safe(report["summary"])}</span>' if report.get("summary") else ""
+    sentence = f'<p class="says">{safe(report["headline"])}</p>' if report.get("headline") else ""
+    each = report.get("losses") or {}
+    parts = ""
+    if len(each) > 1:
+        words = (f"{safe(loss)} loss: {safe(VERDICTS.get(str(x), ('', x))[1].lower())}" for loss, x in each.items())
+        parts = f'<p class="muted">{"; ".join(words)}</p>'
+    return (
+        f'<h1>SPARC\'s loss, checked: <code>{safe(name)}</code></h1>\n<div class="verdict {kind}">'
+        f'<span class="what">{safe(title)}</span>{sentence}{parts}{badge}</div>'
+    )
+
+
+def error(report):
+    said = report.get("error")
+    if not said:
+        return ""
+    if isinstance(said, Mapping):
+        known = not said.get("call") or str(said["call"]) in str(report.get("headline"))
+        where = "" if known else f"<p>Raised by <code>{safe(said['call'])}</code></p>"
+        text = ": ".join(str(said[key]) for key in ("type", "message") if said.get(key))
+        text += "".join(f"\n    {line}" for line in as_list(said.get("lines")))
+    else:
+        where, text = "", said
+    return f'<section><h2>What it raised</h2>{where}<pre class="wrap">{safe(text)}</pre></section>'
+
+
+def changes(report):
+    found = [x for x in as_list(report.get("deviations")) if isinstance(x, Mapping)]
+    right = report.get("verdict") in ("eq6", "listing1", "cannot_run")
+    out = []
+    if report.get("verdict") == "unexplained":
+        where = f" The first stage that goes wrong is <b>{safe(report['stage'])}</b>." if report.get("stage") else ""
+        which = (
+            "What was found below does not give these losses and gradients; there is something else"
+            if found else "No known deviation, and no set of them, gives these losses and gradients"
+        )
+        out.append(
+            f"<section><h2>Where to look</h2><p>{which}, so no cause is named here.{where} The figures and the batches below "
+            "show the difference.</p></section>"
+        )
+    if found and not right:
+        title = "What to change" if not out else "Found on the way"
+        out.append(f"<section><h2>{title}</h2>{''.join(map(card, found))}{equals(report)}</section>")
+    elif found:
+        out.append(f"<section><h2>The reading of the paper</h2>{''.join(map(card, found))}</section>")
+    return "".join(out)
+
+
+def card(x):
+    """One deviation: words, equation, fix, effect, what it does to training."""
+    where = ", ".join(safe(x[key]) for key in ("equation", "id") if x.get(key))
+    out = [f'<div class="card"><h3>{safe(capital(x.get("title") or x.get("id", "")))}</h3><p class="where">{where}</p>']
+    if x.get("words"):
+        out.append(f"<p>{safe(capital(x['words']))}.</p>")
+    if x.get("fix"):
+        out.append(f"<pre>{safe(x['fix'])}</pre>")
+    effect = x.get("effect") if isinstance(x.get("effect"), Mapping) else {}
+    kinds = [what for what in ("loss", "gradient") if number(effect.get(what)) is not None]
+    moved = [f"the {what} by <b>{off_by(effect[what])}</b>" for what in kinds]
+    if moved:
+        batch = f" (batch {safe(str(effect['probe']).replace('_', ' '))})" if effect.get("probe") else ""
+        out.append(f'<p class="effect">Putting this alone right moves {" and ".join(moved)}{batch}.</p>')
+    if x.get("training"):
+        out.append(f"<p><b>In training.</b> {safe(x['training'])}</p>")
+    return "".join([*out, "</div>"])
+
+
+def equals(report):
+    """Other sets that no probe tells apart."""
+    others = [", ".join(map(str, as_list(some))) for some in as_list(report.get("equals"))]
+    if not others:
+        return ""
+    return f'<p class="muted">Not told apart from it by any value or gradient: {safe("; or ".join(others))}.</p>'
+
+
+def conditions(report):
+    held = as_list(report.get("conditions"))
+    if not held:
+        return ""
+    items = "".join(f"<li>{safe(x)}</li>" for x in held)
+    which = "all of these conditions" if len(held) > 1 else "this condition"
+    lead = f"Loss and gradient are right on every batch with {which}:"
+    return f"<section><h2>Where it agrees</h2><p>{lead}</p><ul>{items}</ul></section>"
+
+
+def behaviour(report):
+    found = [x for x in as_list(report.get("behaviour")) if isinstance(x, Mapping)]
+    own, follows = [x for x in found if not x.get("explained_by")], [x for x in found if x.get("explained_by")]
+    out = ""
+    if own:
+        out += f"<section><h2>What ordinary values do not show</h2>{''.join(map(finding, own))}</section>"
+    if follows:
+        texts = [(x.get("evidence") or x.get("words") or "", ", ".join(map(str, as_list(x["explained_by"])))) for x in follows]
+        items = "".join(f"<li>{safe(capital(text))} ({safe(cause)})</li>" for text, cause in texts)
+        out += f"<section><h2>What follows from it</h2><ul>{items}</ul></section>"
+    return out
+
+
+def finding(x):
+    """A finding of its own, with its fix."""
+    seen = f"<p>{safe(capital(x['evidence']))}.</p>" if x.get("evidence") else ""
+    fix = f"<pre>{safe(x['fix'])}</pre>" if x.get("fix") else ""
+    training = f"<p><b>In training.</b> {safe(x['training'])}</p>" if x.get("training") else ""
+    title = safe(capital(x.get("title") or x.get("id", "")))
+    return f'<div class="card"><h3>{title}</h3><p class="where">{safe(x.get("id", ""))}</p>{seen}{fix}{training}</div>'
+
+
+def harmless(report):
+    words = [x.get("words") or x.get("id", "") for x in as_list(report.get("harmless")) if isinstance(x, Mapping)]
+    if not words:
+        return ""
+    items = "".join(f"<li>{safe(capital(x))}</li>" for x in words)
+    return f"<section><h2>Different and harmless</h2><ul>{items}</ul></section>"
+
+
+def convention(report):
+    read = report.get("convention")
+    if not isinstance(read, Mapping):
+        return ""
+    body = "".join(
+        f"<tr><td><code>{safe(x.get('what', ''))}</code></td><td>{safe(x.get('value', ''))}</td>"
+        f'<td>{safe(x.get("sure", ""))}</td><td class="muted">{safe(x.get("why") or "")}</td></tr>'
+        for x in as_list(read.get("items")) if isinstance(x, Mapping)
+    )
+    call = f"<pre>{safe(read['call'])}</pre>" if read.get("call") else ""
+    keyword = f" <code>--call {safe(read['written'])}</code>" if read.get("written") else ""
+    return (
+        f'<section><h2>How it was called</h2><p class="muted">Inferred by trying. Where a line is wrong, so is the '
+        f'verdict: say it with{keyword or " the right keyword"} and check again.</p>{call}<div class="scroll"><table><thead>'
+        "<tr><th>what</th><th>read as</th><th>sure</th><th>because</th></tr></thead>"
+        f"<tbody>{body}</tbody></table></div></section>"
+    )
+
+
+def probes(report):
+    rows = [x for x in as_list(report.get("off")) if isinstance(x, Mapping)]
+    if not rows:
+        return ""
+    pairs = [(x, (cell(x, "loss"), cell(x, "gradient"))) for x in rows]
+    shown = "".join(
+        f"<tr><td>{safe(str(x.get('probe', '')).replace('_', ' '))}</td>"
+        + "".join(f'<td class="n{" off" if wrong else ""}">{text}</td>' for text, wrong in cells)
+        + f'<td class="muted">{safe(x.get("shows") or "")}</td></tr>' for x, cells in pairs
+    )
+    right = sum(not any(wrong for _, wrong in cells) for _, cells in pairs)
+    reached = number(report.get("reproduced_to"))
+    known = reached is not None and report.get("deviations")
+    model = f" The explanation above gives your numbers to {reached:.0e}." if known else ""
+    return (
+        f"<section><h2>Batch by batch</h2><p>Equal on {right} of {len(rows)} batches.{model}</p>"
+        '<div class="scroll"><table><thead><tr><th>batch</th><th class="n">loss off by</th><th class="n">gradient off by</th>'
+        f'<th>what it shows</th></tr></thead><tbody>{shown}</tbody></table></div><p class="muted">Against eq. 6 in float64. A '
+        "gradient is off by its largest error over its largest entry; a dash: there is none to compare.</p></section>"
+    )
+
+
+def cell(x, key):
+    """What is shown, and whether it is wrong.  A loss that is no number in JSON was not finite."""
+    value = number(x.get(key))
+    if value is None:
+        return ("not finite", True) if key == "loss" else ("–", False)
+    return off_by(value), differs(value)
+
+
+def ending(report):
+    """Notes, versions, time."""
+    notes = "".join(f"<li>{safe(capital(x))}</li>" for x in as_list(report.get("notes")))
+    notes = f"<section><h2>Also</h2><ul>{notes}</ul></section>" if notes else ""
+    known = report.get("versions") or {}
+    items = [f"{safe(k)} {safe(v)}" for k, v in known.items() if v] if isinstance(known, Mapping) else [safe(known)]
+    if number(report.get("seconds")) is not None:
+        where = {"process": "a process of its own", "fork": "a fork", "here": "this process", "folder": "another program"}
+        calls = f"{safe(report['calls'])} call{'' if report['calls'] == 1 else 's'} in " if report.get("calls") else ""
+        items.append(f"{calls}{where.get(str(report.get('runs_in')), 'a process')}, {number(report['seconds']):.1f} s")
+    return notes + (f'<footer class="muted">{", ".join(items)}</footer>' if items else "")

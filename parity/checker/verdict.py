@@ -1,0 +1,281 @@
+"""Check an implementation of SPARC's loss: what does it compute, and where does it leave the paper?
+
+    report = parity.check(my_loss)                        # a function, a module, "pkg.mod:name", "file.py:name", or a folder
+    print(report)                                         # report.verdict, .deviations, .to_json(), .write_html("page.html")
+
+Exit codes of the command: 0 equals eq. 6 (or Listing 1 with --accept listing1), 1 differs or only under conditions,
+2 usage, or a keyword is needed, 3 cannot run.
+"""
+
+import contextlib
+import os
+import platform
+import sys
+import time
+import traceback
+from collections.abc import Callable, Iterator
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from parity.checker.calling.worker import INSIDE, Stopped, Worker, target_of
+
+if TYPE_CHECKING:
+    from parity.checker.calling.caller import Caller, Convention
+    from parity.checker.page.sheet import Report
+
+OVERRIDES = ("call", "patches", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework", "method",
+             "isolate", "dtype")
+
+
+class CheckerFault(ValueError):
+    """A fault of the checker, not of what it checks."""
+
+
+def check(
+    target: Callable | str | Path,
+    *,
+    accept: tuple[str, ...] | str = (),
+    time_limit: float = 30.0,
+    budget: float = 300.0,
+    memory_limit: float = 4.0,
+    device: str = "cpu",
+    **overrides: Any,
+) -> "Report":
+    """Say what an implementation computes.
+
+    target        a function, a torch module or its class, another callable; "pkg.module:name", "file.py", "file.py:name"; or
+                  a folder that `export` wrote and a program has answered
+    accept        "listing1": that reading of the paper is as good
+    time_limit    seconds for one call; budget: seconds for all of them; memory_limit: GiB beyond what it holds once loaded
+    device        "cpu" | "cuda"
+    overrides     what inference should not decide:
+        call        words in calling order: "v,t,mask,scale", "text=t,image=v_bdhw,temperature=tau"; see caller.SHOWN
+        patches, mask, scale   one word each: v_cls, padding, tau ...; mask="none", scale="fixed"
+        sigma       "default" | "1/P" | a number, for an argument of that kind
+        returns     "fine" | "global" | "total" | "loss_a=fine,loss_b=global"
+        attributes  {"logit_scale": "theta"}: where an instance keeps its temperature
+        init, set   arguments of the constructor, of the call
+        method      what to call on an instance;  isolate: {"vision": "v", "text": "t", "proj": "identity"} parts of a model
+        framework   "torch" | "jax" | "numpy" | "tensorflow" | "cupy";  dtype: "float64" | "float32"
+    Raises ValueError for a target that makes no sense, and convention.Unclear where one keyword would decide.  What the
+    implementation itself raises is the verdict cannot_run.
+    """
+    if unknown := set(overrides) - set(OVERRIDES):
+        raise ValueError(f"check: no option {', '.join(sorted(unknown))}; there are {', '.join(OVERRIDES)}")
+    accept = (accept,) if isinstance(accept, str) else tuple(accept)
+    if bad := set(accept) - {"listing1"}:
+        raise ValueError(f"accept: expected listing1, got {', '.join(sorted(bad))}")
+    if device not in ("cpu", "cuda"):
+        raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
+    if isinstance(target, str | Path) and Path(target).is_dir():
+        from parity.checker.exchange import judge
+
+        with one_thread():
+            return replace(judge(Path(target)), accept=accept)
+    name = str(target) if isinstance(target, str | Path) else name_of(target)
+    start = time.monotonic()
+    common: dict[str, Any] = {"accept": accept, "device": device}
+    if os.environ.get(INSIDE):                            # a file that checks itself, imported by a check
+        from parity.checker.diagnosis.diagnose import Diagnosis
+        from parity.checker.page.sheet import Report
+
+        return Report(name, Diagnosis("cannot_run", note="not checked: this is already inside a check"), **common)
+    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget) as worker:
+        if worker.how == "process":
+            worker.launch()                               # its imports and ours, side by side
+        from parity.checker.calling.convention import CannotRun, infer
+        from parity.checker.diagnosis.diagnose import Diagnosis
+        from parity.checker.page.sheet import Report
+
+        if device == "cuda":
+            import torch
+
+            if not torch.cuda.is_available():
+                raise ValueError("device cuda: torch sees no GPU here; leave the device at cpu")
+        common |= {"versions": versions()}
+        try:
+            with one_thread():
+                report = best_of(worker, infer(chosen(worker, name), overrides), name)
+        except Stopped as stop:
+            error = {"type": stop.kind, "message": str(stop), "lines": [], "call": ""}
+            return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
+                          calls=worker.asked, runs_in=worker.how, **common)
+        except CannotRun as stop:
+            error = {"type": stop.error["type"], "message": stop.error["message"], "lines": stop.error.get("lines", []),
+                     "call": "import" if stop.call == "import" else stop.call}
+            return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
+                          calls=worker.asked, runs_in=worker.how, **common)
+        notes = report.notes
+        if worker.how == "here":
+            notes = (*notes, "it ran in this process, without limits of time and memory: it has no name to import it by")
+        elif worker.how == "fork":
+            notes = (*notes, "it ran in a fork of this process: it has no name to import it by")
+        return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how, **common)
+
+
+@contextlib.contextmanager
+def one_thread() -> Iterator[None]:
+    """torch on one thread: arrays are small here, and more threads than cores cost much more than they give."""
+    import torch
+
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        yield
+    finally:
+        torch.set_num_threads(before)
+
+
+def chosen(worker: Worker, name: str) -> Worker:
+    """Raise Unclear where a file holds several candidates."""
+    from parity.checker.calling.convention import CannotRun, Unclear
+
+    try:
+        if "object" not in worker.target:
+            worker.start()
+    except Stopped as stop:
+        raise CannotRun({"type": stop.kind, "message": str(stop), "lines": []}, "import") from None
+    if worker.candidates:
+        lines = "\n".join(f"    {name}:{candidate}" for candidate in worker.candidates[:12])
+        raise Unclear(f"{name} holds several functions that could be the loss; name one of\n{lines}")
+    return worker
+
+
+def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Report":
+    """Diagnose under each convention that is left, and keep the one that explains most with least."""
+    from parity.checker.calling.convention import Unclear
+
+    reports, callers = [], {}
+    for convention in conventions:
+        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name)
+        reports.append(report)
+        if report.verdict != "unexplained" and len({c.written for c in conventions}) == 1:
+            break
+    rank = {"eq6": 0, "listing1": 0, "conditional": 1, "explained": 2, "unexplained": 3, "cannot_run": 4}
+    reports.sort(key=lambda r: (rank[r.verdict], len(r.deviations), len(r.conditions)))
+    best = reports[0]
+    for other in reports[1:]:
+        mine, theirs = best.convention, other.convention
+        assert mine is not None and theirs is not None
+        tie = (rank[best.verdict], len(best.deviations)) == (rank[other.verdict], len(other.deviations))
+        if tie and mine.written != theirs.written and best.verdict != "unexplained" and best.deviations != other.deviations:
+            raise Unclear(
+                f"{mine.name} reads equally well as --call {mine.written} ({best.summary}) and as --call {theirs.written} "
+                f"({other.summary}). Add the one that is meant."
+            )
+    assert best.convention is not None
+    return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
+
+
+def judged(worker, convention, name) -> "tuple[Report, Caller]":
+    from parity.checker.calling.caller import Caller
+    from parity.checker.diagnosis.diagnose import diagnose
+    from parity.checker.page.sheet import Report
+
+    ask = Caller(worker, convention)
+    try:
+        diagnosis = diagnose(ask)
+    except (ArithmeticError, ValueError, LookupError, TypeError) as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        raise CheckerFault(
+            f"the checker itself failed on {convention.name}, which is our fault and not yours: "
+            f"{type(error).__name__}: {error} at {Path(place.filename).name}:{place.lineno}"
+        ) from error
+    if diagnosis.verdict == "cannot_run":
+        kind, _, words = (diagnosis.error or "").partition(": ")
+        told = {"type": kind or "error", "message": words, "lines": [], "call": str(convention)}
+        return Report(name, diagnosis, convention, error=told), ask
+    return Report(name, with_cls(ask, diagnosis), convention), ask
+
+
+def with_cls(ask, diagnosis):
+    """A [CLS] slot that the global loss reads: the paper has none, it pools the patches."""
+    import numpy as np
+
+    from parity.checker.diagnosis.deviations import Found
+    from parity.checker.probes import PROBES
+
+    given = {w for _, w in ask.convention.arguments}
+    if "v_cls" not in given or "v_bar" in given or any(f.id == "global.uses_cls" for f in diagnosis.deviations):
+        return diagnosis
+    grads = ask(PROBES["padded"]).grads
+    if not any(np.any(grads.get(loss, {}).get("v_bar", 0)) for loss in ("global", "total")):
+        return diagnosis
+    verdict = diagnosis.verdict if diagnosis.verdict == "unexplained" else "explained"
+    note = diagnosis.note.replace("Your global loss equals eq. 1, value and gradients.",
+                                  "Your global loss equals eq. 1, except that the image's embedding is the [CLS] token.")
+    return replace(diagnosis, deviations=(*diagnosis.deviations, Found("global.uses_cls")), verdict=verdict,
+                   conditions=() if verdict != "conditional" else diagnosis.conditions, stage=diagnosis.stage or "global",
+                   note=note)
+
+
+def finished(ask, report) -> "Report":
+    """With behaviour and with the stages, theirs beside ours."""
+    from parity.checker.diagnosis.behaviour import behaviour
+    from parity.checker.page.stages import side_by_side
+
+    if report.error:
+        return report
+    notes = []
+    if any(f.id == "threshold.constant" for f in report.diagnosis.deviations):
+        for item in report.convention.items:
+            if item.what == "sigma" and item.value.startswith("argument"):
+                notes.append(f"sigma: {item.value}; pass 1/P (--sigma 1/P checks it so)")
+    return replace(report, behaviour=behaviour(ask, report.diagnosis), stages=tuple(side_by_side(ask, report.diagnosis)),
+                   notes=tuple(notes))
+
+
+def name_of(target: Any) -> str:
+    module, name = getattr(target, "__module__", ""), getattr(target, "__qualname__", "") or type(target).__name__
+    return f"{module}:{name}" if module and module != "__main__" else name
+
+
+def versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in ("sparc_ref", "torch", "jax", "numpy", "tensorflow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found
+
+
+def main(command) -> int:
+    """The command: print the page, write what was asked for, return the exit code."""
+    from rich.console import Console
+
+    from parity.checker.calling.convention import Unclear
+    from parity.checker.page.sheet import show
+
+    console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=112)
+    if command.export is not None:
+        from parity.checker.exchange import export
+
+        with one_thread():
+            print(export(command.export))
+        return 0
+    if not command.target:
+        print("sparc-ref check: expected an implementation: pkg.module:name, file.py, file.py:name or a folder of answers",
+              file=sys.stderr)
+        return 2
+    try:
+        report = check(command.target, **command.options())
+    except Unclear as unclear:
+        print(f"sparc-ref check: {unclear}", file=sys.stderr)
+        return 2
+    show(report, console)
+    if command.json is not None:
+        command.json.parent.mkdir(parents=True, exist_ok=True)
+        command.json.write_text(report.to_json())
+    if command.html is None or str(command.html) != "none":
+        page = report.write_html(command.html or Path("runs/check") / f"{slug(report.target)}.html")
+        print(f"  {page}")
+    print(f"  {report.summary}")
+    return report.exit_code
+
+
+def slug(text: str) -> str:
+    return "".join(c if c.isalnum() else "_" for c in text).strip("_")[-60:] or "check"

@@ -1,0 +1,1 @@
+"""Reference against trainer, from single operations to whole runs."""

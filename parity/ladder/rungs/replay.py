@@ -1,0 +1,158 @@
+"""Frozen vectors, replayed through the reference and through the trainer, tensor by tensor in forward order."""
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
+from functools import partial
+from typing import Any
+
+import numpy as np
+
+from parity import vectors
+from parity.ladder.rungs.reconverge import harmless
+from parity.ladder.rungs.setup import NotRun, Row, Setup
+from parity.ladder.rungs.trainer_calls import CALLS
+from parity.vectors import budgets, runs
+
+DTYPES = ("float64", "float32", "float16", "bfloat16")
+WHOLE = ("float64", "float32")      # in which the trainer runs towers; 16-bit is autocast's there, and rungs of its own
+
+
+def ops(setup: Setup) -> Iterator[Row]:
+    """Single operations."""
+    yield from replay(setup, "ops")
+
+
+def losses(setup: Setup) -> Iterator[Row]:
+    """The alignment and both losses, every option and every knife edge."""
+    yield from replay(setup, "losses")
+
+
+def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[Row]:
+    """Every case of a level, through the reference, then through what the trainer has of it; or through other `sides`."""
+    sides = sides or both
+    cases = [case for case in vectors.load(setup.vectors, level).values() if setup.wanted(case.id)]
+    if not cases:
+        raise NotRun(f"no vector of level {level} was asked for")
+    remarks: dict[str, list[str]] = {}
+    for i, case in enumerate(cases):
+        setup.tick(i / len(cases))
+        for side, call in sides(setup, case):
+            for dtype in DTYPES:
+                if dtype in case.dtypes and (dtype in WHOLE or narrow(side, case.level, dtype)):
+                    for row in one(case, side, dtype, call):
+                        if row.note and not row.note.startswith("as "):
+                            remarks.setdefault(f"{row.name} ({row.side}) {row.note}", []).append(case.id)
+                        yield row
+    for remark, ids in remarks.items():
+        ids = list(dict.fromkeys(ids))
+        setup.note(f"{remark}; in {len(ids)} case{'s' if len(ids) > 1 else ''}, such as {ids[0]}")
+    too = sum(case.function in CALLS for case in cases)
+    setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
+
+
+def narrow(side: str, level: str, dtype: str) -> bool:
+    """Whether a side runs a level in 16 bits: towers in pure 16-bit are the reference's alone; CuPy has no bfloat16."""
+    if side == "reference":
+        return True
+    if level == "ops":
+        return side.startswith("trainer")
+    return level == "losses" and not (dtype == "bfloat16" and "CuPy" in side)
+
+
+def both(setup: Setup, case: vectors.Case) -> Iterator[tuple[str, Callable]]:
+    """Whose turn it is, and how it is called: call(case, dtype) -> arrays by full name."""
+    yield "reference", partial(by_reference, setup)
+    for name, trainer in CALLS.get(case.function, {}).items():
+        yield name, partial(by_trainer, setup, trainer)
+
+
+def given(case: vectors.Case, prefix: str) -> dict[str, np.ndarray]:
+    return {name.removeprefix(prefix): x for name, x in case.tensors.items() if name.startswith(prefix)}
+
+
+def by_reference(
+    setup: Setup, case: vectors.Case, dtype: str, cast: Callable[[np.ndarray, str], Any] | None = None
+) -> dict[str, Any]:
+    """On NumPy arrays, and where NumPy has no such dtype on torch's; or on what cast(x, dtype) makes of a host array."""
+    made = cast or (lambda x, dtype: runs.cast(x, "torch" if dtype == "bfloat16" else "numpy", dtype))
+    with np.errstate(all="ignore"):
+        inputs = {name: made(x, dtype) for name, x in given(case, "in.").items()}
+        out, mid, back = setup.reference.cases.FUNCTIONS[case.function].ours(inputs, case.options)
+        grads = back({name: made(x, dtype) for name, x in given(case, "ct.").items()}) if back else {}
+    return named(case, mid, out, grads)
+
+
+def by_trainer(setup: Setup, ask: Callable, case: vectors.Case, dtype: str) -> dict[str, Any]:
+    """Gradients are autograd's."""
+    import torch
+
+    inputs = {name: runs.cast(x, "torch", dtype).to(setup.device) for name, x in given(case, "in.").items()}
+    wanted = [name.removeprefix("grad.") for name in case.tensors if name.startswith("grad.")]
+    leaves = {name: inputs[name].requires_grad_() for name in wanted if name in inputs}
+    out, mid, *grads = ask(setup.trainer, inputs, case.options)
+    if grads:
+        return named(case, mid, out, grads[0])
+    upstream = {name: runs.cast(x, "torch", dtype).to(setup.device) for name, x in given(case, "ct.").items()}
+    roots = [name for name in upstream if out[name].requires_grad]
+    if roots:
+        torch.autograd.backward([out[name] for name in roots], [upstream[name].to(out[name].dtype) for name in roots])
+    return named(case, mid, out, {name: torch.zeros_like(x) if x.grad is None else x.grad for name, x in leaves.items()})
+
+
+def named(case: vectors.Case, mid: Mapping, out: Mapping, grads: Mapping) -> dict[str, Any]:
+    """By full name; what the case does not have is left out."""
+    found = {f"mid.{n}": x for n, x in mid.items()} | {f"out.{n}": x for n, x in out.items()}
+    found |= {f"grad.{n}": x for n, x in grads.items()}
+    return {name: x for name, x in found.items() if name in case.budget}
+
+
+def one(case: vectors.Case, side: str, dtype: str, call: Callable) -> Iterator[Row]:
+    """One case on one side in one dtype."""
+    got = call(case, dtype)
+    told = {case.id: case} | {other.id: other for other in case.alternatives}
+    for d in in_forward_order(vectors.compare(case, got, dtype)):
+        against, note = told[d.case], "" if d.case == case.id else f"as {d.case}, which is right as well"
+        error = d.error
+        if not d.ok and d.name.startswith("mid."):
+            found = harmless(d.name, got, against)
+            if found is not None:
+                fitted, why = found
+                after = budgets.error(fitted, against.tensors[d.name], against.scale[d.name])
+                error, note = (after, why) if after <= d.budget else (error, note)
+        again = None if dtype == "float64" else partial(_again, case, side, call, d.name)
+        place = where(case, d.name, got, against)
+        yield Row(label(case, d.name), dtype, side, error, d.budget, where=place, note=note, again=again)
+
+
+def in_forward_order(differences: list[vectors.Difference]) -> list[vectors.Difference]:
+    """A loss after the stages that it is made of; otherwise as they come."""
+    last = {"mid.loss_global": "mid.loss_text", "mid.loss_fine": "mid.loss_tv"}
+    names = [d.name for d in differences]
+    place = {d.name: names.index(last[d.name]) + 0.5 if last.get(d.name) in names else i for i, d in enumerate(differences)}
+    return sorted(differences, key=lambda d: place[d.name])
+
+
+def _again(case, side, call, name):
+    row = next(row for row in one(case, side, "float64", call) if row.name == label(case, name))
+    return row.error, row.budget
+
+
+def label(case: vectors.Case, name: str) -> str:
+    """As in fine_grained_loss.sparse, gelu.grad.x"""
+    return f"{case.function}.{name.removeprefix('mid.').removeprefix('out.')}"
+
+
+def where(case: vectors.Case, name: str, got: Mapping[str, Any], against: vectors.Case) -> str:
+    from parity.ladder.rungs.whole import worst
+
+    if name not in got:
+        return f"case {case.id}: this tensor is missing"
+    mine = vectors.zero_padding(budgets.to_float64(got[name]), case.tensors.get("in.mask"), case.padding.get(name, ()))
+    return f"case {case.id}: {worst(mine, against.tensors[name])}"
+
+
+def inside(setup: Setup, *levels: str) -> Iterator[Row]:
+    """Levels as a part of another rung; nothing where none of their cases was asked for."""
+    for level in levels:
+        if any(setup.wanted(name) for name in vectors.load(setup.vectors, level)):
+            yield from replay(replace(setup, tick=lambda share: None), level)

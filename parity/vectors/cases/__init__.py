@@ -1,0 +1,13 @@
+"""Every case of the reference vectors, in the order of the levels; new ones go to the end of their level."""
+
+from parity.vectors.cases import edges, encoders, losses, model, ops, steps
+from parity.vectors.cases.core import Definition, Function
+
+LEVELS = ("ops", "losses", "encoders", "model", "steps")
+FUNCTIONS: dict[str, Function] = ops.FUNCTIONS | losses.FUNCTIONS | encoders.FUNCTIONS | model.FUNCTIONS | steps.FUNCTIONS
+FLAGS: dict[str, str] = losses.FLAGS | ops.FLAGS | encoders.FLAGS | model.FLAGS | steps.FLAGS
+
+
+def definitions() -> list[Definition]:
+    """All cases."""
+    return [*ops.cases(), *losses.cases(), *edges.cases(), *encoders.cases(), *model.cases(), *steps.cases()]

@@ -1,0 +1,192 @@
+"""The demo: SPARC and the global loss alone, from the same weights and batches, on scenes drawn here, in minutes on two cores.
+
+Writes into the run directory, one folder per model (and per seed, with several)
+    sparc/, global/     configuration, metrics, tokenizer, checkpoints (see rundir.py), final.json: the final numbers
+    seeds.json          with several seeds: every number of every seed, means and standard deviations
+    report.html         everything a person looks at, in one file
+The recipe below was chosen on validation scenes; the numbers are those of test scenes, and of pairs that training never shows.
+"""
+
+import importlib.resources
+import json
+import os
+import platform
+import sys
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparc_ref import __version__
+from sparc_ref.model import PRESETS
+from sparc_ref.run.train import TrainConfig, train
+
+MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
+SPREAD = "demo_spread.json"                               # package data, a measured seeds.json
+
+
+@dataclass(frozen=True)
+class DemoConfig:
+    """Train SPARC and, from the same initial weights and batches, the global loss alone on drawn scenes; write report.html."""
+
+    out: Path = Path("runs/demo")   # the run directory
+    seed: int = 0                   # initial weights, order of the data
+    seeds: int = 1                  # how many seeds, from `seed` on; their spread goes into the report and seeds.json
+    steps: int = 400                # updates of each model
+    examples: int = 500             # held-out scenes that the final numbers are measured on
+    checkpoint_every: int = 100     # updates between checkpoints
+    resume: bool = False            # continue a demo that was stopped; start it where there is none
+    overwrite: bool = False         # delete the demo that `out` holds
+
+
+def recipe(config: DemoConfig) -> tuple:
+    """Data, model and training of the demo.   -> train set, validation set, tokenizer, SPARCConfig, TrainConfig for a seed
+
+    docs/learning.md says what else was tried.
+    """
+    from sparc_ref.data import DrawnScenes, WordTokenizer
+
+    scenes = DrawnScenes(style="short")
+    tokenizer = WordTokenizer(scenes.vocabulary(), eos=False)
+    model = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, max_tokens=12, text_positions="none", text_depth=0,
+                    h_v="none", lambda_f=0.5)
+    training = TrainConfig(steps=config.steps, lr=2e-3, warmup=min(50, config.steps // 4), attention_start=0.0,
+                           eval_every=max(1, config.steps // 4), eval_limit=192, seed=config.seed,
+                           checkpoint_every=config.checkpoint_every, log_every=10)
+    return scenes, replace(scenes, split="validation", count=192), tokenizer, model, training
+
+
+def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callable[[str], Any] = print) -> Path:
+    """Train and measure both models for every seed, write report.html and print its table.   -> path of the report"""
+    if config.seeds < 1 or config.examples < 2 or config.steps < 1:
+        raise ValueError("expected seeds >= 1, examples >= 2, steps >= 1; "
+                         f"got {config.seeds}, {config.examples}, {config.steps}")
+    import sparc_ref.show.report  # noqa: F401  a missing package shows now, not after the training
+
+    began, finals = time.perf_counter(), []
+    for seed in range(config.seed, config.seed + config.seeds):
+        folder = config.out if config.seeds == 1 else config.out / f"seed_{seed:02d}"
+        finals.append({key: one_model(replace(config, seed=seed), key, folder, again, say) for key in MODELS})
+    if config.seeds > 1:
+        measured = seeds_summary(config, finals)
+        write_json(config.out / "seeds.json", measured)
+    else:
+        measured = known_spread(recipe_of(config))
+    first = config.out if config.seeds == 1 else config.out / f"seed_{config.seed:02d}"
+    path = write_report(config, first, finals[0], measured)
+    say(f"{time.perf_counter() - began:.0f} s in all. Open {path}")
+    return path
+
+
+def one_model(config, key, folder, again, say):
+    """Train one of the two models and measure it on held-out scenes.   -> flat dict of numbers"""
+    from sparc_ref.run.measure import evaluate
+    from sparc_ref.run.train import one_blas_thread
+
+    scenes, validation, tokenizer, model, training = recipe(config)
+    model = replace(model, **MODELS[key][1])
+    say(f"--- {MODELS[key][0]}, seed {config.seed}")
+    params = train(model, training, [scenes], tokenizer, folder / key, validation={"validation": validation},
+                   resume=config.resume, overwrite=config.overwrite, again=again, say=say)
+    file = folder / key / "final.json"
+    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl", training.log_every)}
+    with one_blas_thread(training.shards > 1):
+        for split, prefix in (("test", ""), ("unseen", "unseen_")):
+            held_out = replace(scenes, split=split, count=config.examples)
+            found = evaluate(params, model, held_out, tokenizer, shards=training.shards)
+            numbers |= {prefix + name: value for name, value in found.items()}
+    write_json(file, numbers)
+    return numbers
+
+
+def training_seconds(metrics, log_every):
+    """Seconds of all updates, from those that were logged (one in log_every); evaluation and checkpoints are not in it."""
+    from sparc_ref.run.rundir import read_metrics
+
+    return float(sum(r["seconds"] for r in read_metrics(metrics) if r["kind"] == "train") * log_every)
+
+
+def recipe_of(config):
+    """Everything that decides the numbers except the seed, JSON-able: what a measured spread belongs to."""
+    scenes, _, tokenizer, model, training = recipe(config)
+    recipe_ = {"scenes": scenes.describe(), "tokenizer": tokenizer.describe(), "model": asdict(model),
+               "training": {k: v for k, v in asdict(training).items() if k not in ("seed", "checkpoint_every", "keep")},
+               "examples": config.examples}
+    return json.loads(json.dumps(recipe_))
+
+
+def seeds_summary(config, finals):
+    """Means and standard deviations over seeds, every single number, and where they come from."""
+    spread = {}
+    for key in MODELS:
+        names = sorted(set.intersection(*(set(f[key]) for f in finals)))
+        values = {name: [f[key][name] for f in finals] for name in names}
+        spread[key] = {n: [float(np.mean(x)), float(np.std(x, ddof=1)), len(x)] for n, x in values.items()}
+    return {"recipe": recipe_of(config), "spread": spread, "finals": finals,
+            "command": f"sparc-ref demo --seed {config.seed} --seeds {config.seeds} --steps {config.steps}",
+            **environment()}
+
+
+def known_spread(recipe_):
+    """The spread that ships with the package, if it was measured for this very recipe; otherwise none."""
+    file = importlib.resources.files("sparc_ref") / SPREAD
+    if not file.is_file():
+        return {}
+    measured = json.loads(file.read_text(encoding="utf-8"))
+    return measured if measured["recipe"] == recipe_ else {}
+
+
+def write_report(config, folder, finals, measured):
+    """report.html and the table in the terminal."""
+    from sparc_ref.run.examples import explain_examples
+    from sparc_ref.run.rundir import load_run, read_metrics
+    from sparc_ref.show.report import DemoReport, Run, demo_report, print_results
+    from sparc_ref.show.results import NUMBERS, Number
+
+    scenes, _, _, _, training = recipe(config)
+    test = replace(scenes, split="test", count=config.examples)
+    shown = [i for i in range(len(test)) if len(test[i].regions) >= 3][:6]
+    runs = []
+    for key, (name, _) in MODELS.items():
+        params, model, tokenizer, found = load_run(folder / key)
+        relative = os.path.relpath(folder / key, config.out)
+        runs.append(Run(
+            name=name, config={**asdict(model), **asdict(training)}, metrics=read_metrics(folder / key / "metrics.jsonl"),
+            final=finals[key], spread={k: tuple(v) for k, v in measured.get("spread", {}).get(key, {}).items()},
+            examples=explain_examples(params, model, test, tokenizer, shown),
+            files={"configuration": f"{relative}/config.json", "metrics": f"{relative}/metrics.jsonl",
+                   "checkpoint": os.path.relpath(found.path, config.out), "numbers": f"{relative}/final.json"},
+        ))
+    unseen = [Number("unseen_" + n.key, n.label, "Unseen colour-shape pairs", n.kind, n.better, n.chance)
+              for n in NUMBERS if n.key in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
+    notes = ["Both models started from the same weights and saw the same batches in the same order.",
+             "The recipe was chosen on validation scenes; the numbers are those of test scenes."]
+    if measured:
+        notes.append(f"Spread over seeds: {measured['command']}, sparc_ref {measured['sparc_ref']}, {measured['machine']}.")
+    else:
+        notes.append("The spread over seeds of this recipe is not measured; sparc-ref demo --seeds N measures it.")
+    report = DemoReport(
+        title="SPARC on drawn scenes", runs=runs, trained_on=scenes.describe(), evaluated_on=test.describe(),
+        environment=environment(), notes=notes, numbers=(*NUMBERS[:-1], *unseen, NUMBERS[-1]),
+        reproduce=(f"sparc-ref demo --seed {config.seed} --steps {config.steps} --examples {config.examples}",),
+    )
+    path = demo_report(config.out, report)
+    print_results(report)
+    return path
+
+
+def environment():
+    """Versions and the machine."""
+    from sparc_ref.backend import cores
+
+    return {"sparc_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
+            "machine": f"{cores()} cores of {platform.machine()}, {sys.platform}"}
+
+
+def write_json(path, content):
+    part = path.with_name(path.name + ".part")
+    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
+    os.replace(part, path)

@@ -1,0 +1,65 @@
+"""What a trained model sees in a picture, word by word: a figure and a table."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+if TYPE_CHECKING:
+    from sparc_ref.run.examples import Explained
+
+
+def explain(
+    checkpoint: str | os.PathLike, image: str | os.PathLike, caption: str, out: str | os.PathLike = "explain.png",
+    say: Callable[[str], Any] = print,
+) -> "Explained":
+    """Draw similarity, min-max, weights and grouped region of every word of a caption over a picture.
+
+    checkpoint  a checkpoint or run directory; image  any picture file, squeezed to the model's square; out  the PNG to write
+    Returns examples.Explained. Raises ValueError (CheckpointError among them) with what is wrong.
+    """
+    from sparc_ref.data import load_image
+    from sparc_ref.run.examples import explain_caption
+    from sparc_ref.run.rundir import load_run
+    from sparc_ref.show.plots import explain as draw
+    from sparc_ref.show.plots import png
+
+    out = Path(out)
+    if not out.parent.is_dir():
+        raise ValueError(f"out: expected a file in an existing folder, got {out}")
+    params, config, tokenizer, found = load_run(checkpoint)
+    pixels = load_image(image, config.image_size)
+    if unknown := unknown_words(tokenizer, caption):
+        say(f"warning: the tokenizer does not know {', '.join(unknown)}: the model never saw them in training")
+    encoding = tokenizer.encode(caption, config.max_tokens)
+    if encoding.dropped:
+        say(f"warning: the caption is longer than {config.max_tokens} tokens: the last {encoding.dropped} are cut")
+    seen = explain_caption(params, config, tokenizer, pixels, caption)
+    say(f"{found.path}, {config.image_size} x {config.image_size} pixels, {seen.grid[0]} x {seen.grid[1]} patches")
+    say(table(seen))
+    figure = draw(seen.image, seen.words, seen.similarity, seen.minmax, seen.weights, seen.grid, title=caption)
+    part = out.with_name(out.name + ".part")
+    part.write_bytes(png(figure))
+    os.replace(part, out)
+    say(f"figure: {out}")
+    return seen
+
+
+def unknown_words(tokenizer, caption):
+    """The parts of a caption that become <unk>, as they stand in it."""
+    encoding = tokenizer.encode(caption)
+    return [repr(caption[a:b]) for i, (a, b) in zip(encoding.ids, encoding.offsets) if i == tokenizer.unk_id]
+
+
+def table(seen, tenth=0.1):
+    """Per word: its top patch (row, column from the top left, from 1), the weight there and in the top tenth of the patches."""
+    P = seen.weights.shape[1]
+    most = max(1, round(P * tenth))
+    lines = [f"{'word':18} {'top patch':>12} {'its weight':>11} {f'top {most} of {P}':>13}",
+             f"{'(evenly spread)':18} {'':12} {1 / P:11.3f} {most / P:13.3f}"]
+    for word, w in zip(seen.words, seen.weights):
+        row, column = divmod(int(np.argmax(w)), seen.grid[1])
+        lines.append(f"{word[:18]:18} {f'({row + 1}, {column + 1})':>12} {w.max():11.3f} {np.sort(w)[-most:].sum():13.3f}")
+    return "\n".join(lines)

@@ -1,0 +1,115 @@
+"""The demo, end to end with a few steps."""
+
+import json
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparc_ref.commands import demo as d
+from sparc_ref.run import checkpoint
+from sparc_ref.run import train as loop
+from sparc_ref.run.train import Interrupted
+
+QUICK = d.DemoConfig(steps=2, examples=8, checkpoint_every=1)
+
+
+@pytest.fixture(autouse=True)
+def tiny(monkeypatch):
+    """The recipe with a model that takes milliseconds."""
+    real = d.recipe
+
+    def recipe(config):
+        scenes, validation, tokenizer, model, training = real(config)
+        model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
+        return scenes, replace(validation, count=8), tokenizer, model, replace(training, batch=4, eval_limit=8)
+    monkeypatch.setattr(d, "recipe", recipe)
+
+
+def test_writes_everything_and_is_resumed(tmp_path, capsys):
+    said = []
+    path = d.demo(replace(QUICK, out=tmp_path), say=said.append)
+    assert path == tmp_path / "report.html" and path.stat().st_size > 100_000
+    page = path.read_text()
+    assert "http" not in page.split("<body>")[1].replace("http-equiv", "")[:2000] and "not measured" in page
+    for key in d.MODELS:
+        assert {p.name for p in (tmp_path / key).iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "final.json"}
+        final = json.loads((tmp_path / key / "final.json").read_text())
+        assert {"t2i_r1", "pointing", "miou", "grounding_gap", "unseen_t2i_r1", "seconds"} <= set(final)
+    table = capsys.readouterr().out
+    assert "SPARC" in table and "global loss only" in table and "chance" in table
+    assert str(path) in said[-1]
+    with pytest.raises(ValueError, match="--resume"):
+        d.demo(replace(QUICK, out=tmp_path))
+    weights = checkpoint.load(tmp_path / "sparc").params
+    d.demo(replace(QUICK, out=tmp_path, resume=True), say=said.append)
+    for name, x in checkpoint.load(tmp_path / "sparc").params.items():
+        np.testing.assert_array_equal(x, weights[name])
+
+
+def test_both_models_start_alike_and_see_the_same_batches(tmp_path, monkeypatch):
+    seen = []
+    real = loop.forward
+
+    def watch(params, images, tokens, mask, config, shards):
+        seen.append((config.lambda_f, {k: x.copy() for k, x in params.items()}, images.copy(), tokens.copy()))
+        return real(params, images, tokens, mask, config, shards)
+    monkeypatch.setattr(loop, "forward", watch)
+    d.demo(replace(QUICK, out=tmp_path), say=lambda text: None)
+    sparc, globe = seen[:2], seen[2:]
+    assert [s[0] for s in seen] == [sparc[0][0]] * 2 + [0.0] * 2 and sparc[0][0] > 0
+    for name in sparc[0][1]:
+        np.testing.assert_array_equal(sparc[0][1][name], globe[0][1][name])
+    for a, b in zip(sparc, globe):
+        np.testing.assert_array_equal(a[2], b[2])
+        np.testing.assert_array_equal(a[3], b[3])
+
+
+def test_an_interrupted_demo_continues(tmp_path, monkeypatch):
+    real = d.train
+
+    def stop_at_global(*args, **kwargs):
+        if args[0].lambda_f == 0:
+            raise Interrupted("stopped")
+        return real(*args, **kwargs)
+    monkeypatch.setattr(d, "train", stop_at_global)
+    with pytest.raises(Interrupted):
+        d.demo(replace(QUICK, out=tmp_path), say=lambda text: None)
+    assert not (tmp_path / "report.html").exists()
+    monkeypatch.setattr(d, "train", real)
+    assert d.demo(replace(QUICK, out=tmp_path, resume=True), say=lambda text: None).exists()
+
+
+def test_seeds_give_a_spread(tmp_path, monkeypatch, capsys):
+    d.demo(replace(QUICK, out=tmp_path, seeds=2), say=lambda text: None)
+    measured = json.loads((tmp_path / "seeds.json").read_text())
+    assert len(measured["finals"]) == 2 and measured["command"].endswith("--seeds 2 --steps 2")
+    mean, sd, n = measured["spread"]["sparc"]["pointing"]
+    values = [f["sparc"]["pointing"] for f in measured["finals"]]
+    assert n == 2 and mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1))
+    assert "±" in capsys.readouterr().out
+
+
+def test_a_spread_belongs_to_its_recipe(tmp_path, monkeypatch):
+    recipe = d.recipe_of(QUICK)
+    file = tmp_path / d.SPREAD
+    file.write_text(json.dumps({"recipe": recipe, "spread": {}}))
+    monkeypatch.setattr(d.importlib.resources, "files", lambda name: tmp_path)
+    assert d.known_spread(recipe) and not d.known_spread(d.recipe_of(replace(QUICK, steps=3)))
+    assert d.recipe_of(QUICK) == d.recipe_of(replace(QUICK, seed=5))
+    file.unlink()
+    assert d.known_spread(recipe) == {}
+
+
+def test_shipped_spread_is_well_formed():
+    """If a spread ships with the package, it says where it comes from."""
+    import importlib.resources
+    file = importlib.resources.files("sparc_ref") / d.SPREAD
+    if not file.is_file():
+        pytest.skip("no spread is shipped: not measured yet")
+    measured = json.loads(file.read_text())
+    assert {"recipe", "spread", "command", "sparc_ref", "machine", "finals"} <= set(measured)
+    for key in d.MODELS:
+        for name, (mean, sd, n) in measured["spread"][key].items():
+            values = [f[key][name] for f in measured["finals"]]
+            assert n == len(values) and mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1))

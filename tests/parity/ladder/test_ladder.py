@@ -1,0 +1,345 @@
+"""The ladder: its rungs on small sizes, what stops it, what it says, what it refuses."""
+
+import json
+import math
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from parity import __main__
+from parity.ladder import climb as ladder
+from parity.ladder import gpu_check
+from parity.ladder.rungs import cuda, reconverge, replay, rounded, setup, training, variants, whole
+from parity.ladder.rungs.setup import NotRun, Row, Setup, reference_side, trainer_side
+from parity.vectors import budgets
+from sparc_ref.backend import get_device
+
+ONE = ("fine_default", "global_default", "gelu_tanh", "text_no_blocks", "model_one_sample", "adamw_first_step")
+
+
+@pytest.fixture(scope="module")
+def small():
+    """A setup with everything at toy size and a handful of vectors."""
+    return Setup("quick", "cpu", 0, reference_side(), trainer_side(), wanted=lambda name: name in ONE)
+
+
+@pytest.fixture(scope="module", autouse=True)
+def one_thread():
+    """Small products wait for one another on several."""
+    with ladder.few_threads(1):
+        yield
+
+
+@pytest.fixture(autouse=True)
+def toy_sizes(monkeypatch):
+    toy = whole.Sizes("toy", 5, 7, "toy", 12, (2,))
+    for module in (whole, training, cuda):
+        monkeypatch.setattr(module, "sizes", lambda setup: toy)
+        monkeypatch.setitem(module.PRESETS, "toy", whole.TOY)
+
+
+def all_ok(rows):
+    rows = list(rows)
+    assert rows and all(row.ok for row in rows), [row for row in rows if not row.ok][:3]
+    return rows
+
+
+def test_rows_know_whether_they_are_within_their_budget():
+    assert Row("x", "float64", "trainer", 1e-16, 2e-16).ok and not Row("x", "float64", "trainer", 3e-16, 2e-16).ok
+    assert not Row("x", "float64", "trainer", math.nan, math.inf).ok
+    assert Row("x", "float32", "trainer", 1.0, 0.1, must_leave=True).ok
+    assert not Row("x", "float32", "trainer", 0.0, 0.1, must_leave=True).ok
+
+
+@pytest.mark.parametrize("rung", ["ops", "losses", "encoders", "gradients", "steps", "band", "checkpointing", "accumulation"])
+def test_a_rung_holds_on_toy_sizes(small, rung):
+    rows = all_ok(next(r for r in ladder.RUNGS if r.name == rung).climb(small))
+    assert {"trainer", "reference"} & {row.side.split(",")[0] for row in rows}
+    if rung in ("encoders", "gradients", "steps", "checkpointing", "accumulation"):
+        assert {"float64", "float32", "mixed"} <= {row.dtype for row in rows}
+
+
+def test_every_parameter_has_a_gradient_row_in_forward_order(small):
+    names = list(dict.fromkeys(row.name for row in whole.gradients(small) if row.dtype == "mixed"))
+    assert names[:6] == list(whole.FEATURES) and names[6:9] == list(whole.LOSSES)
+    assert names[9:] == [f"grad.{name}" for name in whole.parameter_shapes(whole.TOY)]
+
+
+def test_budgets_are_measured_and_tell_one_precision_from_the_next(small):
+    """Each precision leaves the budget of the next finer one: none of them is so wide that it lets everything through."""
+    drawn = whole.draw(small, whole.TOY, 5, 7)
+    want = whole.measured(small, drawn)
+    low = whole.reference_run(small, drawn, "float32")
+    lower = whole.reference_run(small, drawn, "bfloat16")
+    for name, m in want.items():
+        assert m.budget["float64"] < m.budget["float32"] < m.budget["bfloat16"] < 1, name
+    grads = [name for name in want if name.startswith("grad.") and want[name].want.ndim]
+    assert all(budgets.error(low[n], want[n].want, want[n].scale) > want[n].budget["float64"] for n in grads)
+    assert all(budgets.error(lower[n], want[n].want, want[n].scale) > want[n].budget["float32"] for n in grads)
+
+
+def test_a_simulated_tf32_run_leaves_the_float32_budget(small):
+    """What `--device cuda` must see on a GPU, here with operands rounded to TF32's ten bits by the reference itself."""
+    drawn = whole.draw(small, whole.TOY, 5, 7)
+    want = whole.measured(small, drawn, low=("float32",))
+    rows = list(whole.rows(whole.reference_run(small, drawn, "tf32"), want, "float32", "reference"))
+    assert sum(not row.ok for row in rows) > 0.9 * len(rows)
+
+
+@pytest.mark.parametrize(("kind", "eps"), [("bfloat16", 2.0**-8), ("tf32", 2.0**-11)])
+def test_rounded_products(rng, kind, eps):
+    x, y = rng.standard_normal((5, 7)).astype(np.float32), rng.standard_normal((7, 3)).astype(np.float32)
+    near = rounded.round_to(x, rounded.BITS[kind])
+    assert 0 < np.max(np.abs(near / x - 1)) <= eps and np.array_equal(near, rounded.round_to(near, rounded.BITS[kind]))
+    z = rounded.rounded(x, kind) @ y
+    assert isinstance(z, rounded.Rounded) and z.kind == kind
+    exact = near @ rounded.round_to(y, rounded.BITS[kind])
+    assert np.array_equal(np.asarray(z), rounded.round_to(exact, 7) if kind == "bfloat16" else exact)
+    assert np.array_equal(np.asarray(rounded.rounded(x, kind) + x), x + x)  # products alone
+
+
+def test_rounding_to_bfloat16_is_torchs(rng):
+    import torch
+
+    x = (rng.standard_normal(1000) * 10.0 ** rng.integers(-20, 20, 1000)).astype(np.float32)
+    x[:40] = 1 + np.arange(40) / 256                      # every other one lies half-way between two bfloat16 numbers
+    assert np.array_equal(rounded.round_to(x, 7), torch.tensor(x).bfloat16().float().numpy())
+
+
+# ------------------------------------------------------------------------------------------------- the stop, and its reason
+
+
+def rung(*rows):
+    return ladder.Rung("made up", "for a test", lambda setup: iter(rows), 1, 1)
+
+
+def climbed(monkeypatch, *rungs, **options):
+    monkeypatch.setattr(ladder, "RUNGS", rungs)
+    return ladder.run(**options)
+
+
+GOOD = Row("before", "float64", "trainer", 1e-16, 1e-15)
+AFTER = Row("after", "float64", "trainer", 1.0, 1e-15)
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [
+        (Row("x", "float64", "trainer", 1.0, 1e-15), "a fault, not rounding"),
+        (Row("x", "float32", "trainer", 1e-3, 1e-6, again=lambda: (1e-16, 1e-15)), "arithmetic in float32 is not"),
+        (Row("x", "mixed", "trainer", 1.0, 1e-2, again=lambda: (1.0, 1e-15)), "it is a fault, not rounding"),
+        (Row("x", "float32", "trainer", 1e-9, 1e-6, must_leave=True), "was not seen"),
+        (Row("x", "float64", "trainer", math.nan, 1e-15), "a fault"),
+    ],
+)
+def test_the_climb_ends_at_the_first_tensor_and_says_why(monkeypatch, row, words):
+    results = climbed(monkeypatch, rung(GOOD, row, AFTER), replace(rung(GOOD), name="next"))
+    assert not results["passed"] and results["failure"]["row"]["name"] == "x"
+    assert words in results["failure"]["verdict"]
+    assert [r["status"] for r in results["rungs"]] == ["failed", "not run"]
+    assert [r["name"] for r in results["rungs"][0]["rows"]] == ["before", "x"]
+
+
+def test_what_cannot_be_run_is_not_passed(monkeypatch):
+    def climb(setup):
+        raise NotRun("no compiler")
+        yield
+
+    others = replace(rung(GOOD), name="next"), replace(rung(), name="empty")
+    results = climbed(monkeypatch, replace(rung(), climb=climb), *others)
+    assert [r["status"] for r in results["rungs"]] == ["not run", "passed", "not run"]
+    assert results["rungs"][0]["reason"] == "no compiler" and results["rungs"][2]["reason"] == "nothing was compared"
+
+
+def test_what_raises_has_failed(monkeypatch):
+    def climb(setup):
+        yield GOOD
+        raise FloatingPointError("loss is nan")
+
+    results = climbed(monkeypatch, replace(rung(), climb=climb))
+    assert not results["passed"] and results["rungs"][0]["status"] == "failed"
+    assert results["failure"]["row"]["name"] == "raised FloatingPointError"
+    assert "loss is nan" in results["failure"]["row"]["where"] and "test_ladder.py" in results["failure"]["row"]["where"]
+
+
+def test_the_worst_of_several_comparisons_is_kept(monkeypatch):
+    rows = [replace(GOOD, error=e, where=str(e)) for e in (1e-16, 9e-16, 3e-16)]
+    results = climbed(monkeypatch, rung(*rows, replace(rows[0], side="reference")))
+    assert [(r["where"], r["count"]) for r in results["rungs"][0]["rows"]] == [("9e-16", 3), ("1e-16", 1)]
+    assert results["rungs"][0]["compared"] == 4
+
+
+def test_without_a_compiler_torch_compile_is_not_passed(small, monkeypatch):
+    monkeypatch.setattr(variants, "compiler", lambda: None)
+    with pytest.raises(NotRun, match="compiler"):
+        next(variants.compiled(small))
+
+
+@pytest.mark.skipif(variants.compiler() is None, reason="torch.compile needs a C++ compiler and there is none on the PATH")
+def test_compiled_against_eager(small, monkeypatch):
+    """Through aot_eager, which traces and differentiates as inductor does and needs seconds, not a minute."""
+    import torch
+
+    compile_ = torch.compile
+    monkeypatch.setattr(torch, "compile", lambda model: compile_(model, backend="aot_eager"))
+    assert {row.side for row in all_ok(variants.compiled(small))} == {"trainer, compiled"}
+
+
+# ---------------------------------------------------------------------------------------------------------- re-convergence
+
+
+@pytest.fixture(scope="module")
+def case():
+    from parity import vectors
+
+    return vectors.load(level="losses")["fine_default"]
+
+
+def harmless(case, name, change):
+    got = {n: np.array(x) for n, x in case.tensors.items()}
+    got = change(got)
+    fitted, words = reconverge.harmless(name, got, case)
+    error = budgets.error(fitted, case.tensors[name], case.scale[name])
+    return error <= case.budget[name]["float64"], words
+
+
+@pytest.mark.parametrize("stage", ["similarity", "minmax", "sparse", "weights", "grouped"])
+def test_a_factor_per_row_is_harmless(case, rng, stage):
+    name = f"mid.{stage}"
+    factor = rng.uniform(0.1, 9, (*case.tensors[name].shape[:-1], 1))
+    assert harmless(case, name, lambda got: got | {name: got[name] * factor})[0]
+    assert not harmless(case, name, lambda got: got | {name: got[name] * -factor})[0]
+    assert harmless(case, name, lambda got: got | {name: got[name] + factor})[0] == (stage == "similarity")
+    noise = rng.uniform(0.9, 1.1, case.tensors[name].shape)
+    assert not harmless(case, name, lambda got: got | {name: got[name] * noise})[0]
+
+
+def test_exchanged_directions_are_harmless(case):
+    swap = {"mid.loss_vt": "mid.loss_tv", "mid.loss_tv": "mid.loss_vt"}
+    ok, words = harmless(case, "mid.loss_vt", lambda got: got | {name: got[other] for name, other in swap.items()})
+    assert ok and "other direction" in words
+    assert not harmless(case, "mid.loss_vt", lambda got: got)[0]
+    assert reconverge.harmless("mid.nothing", {}, replace(case, tensors={"mid.nothing": np.zeros(1)})) is None
+
+
+def test_losses_come_after_their_stages(small, case):
+    one = replace(small, wanted=lambda name: name == "model_one_sample")
+    names = list(dict.fromkeys(row.name.removeprefix("model.") for row in replay.replay(one, "model")))
+    assert names.index("loss_text") < names.index("loss_global") < names.index("similarity")
+    assert names.index("loss_tv") < names.index("loss_fine") < names.index("loss") < names.index("grad.vision.patch.weight")
+
+
+# ------------------------------------------------------------------------------------- what a GPU would run, without a GPU
+
+
+def test_the_lines_for_a_gpu_run_on_the_cpu(small):
+    """NumPy in CuPy's place.  On a CPU, TF32 has no effect: the rung that must see it says that it did not."""
+    rows = all_ok(cuda.backends(small))
+    assert {row.side for row in rows} == {"reference, CuPy", "reference, torch CUDA"}
+    rows = list(cuda.tf32(small))
+    assert all(row.ok for row in rows if not row.must_leave)
+    assert [row.ok for row in rows if row.must_leave] == [False, False]
+    notes = []
+    all_ok(cuda.vit_b_16(replace(small, note=notes.append), "toy", batch=6, small=4))
+    assert len(notes) == 2 and "s an update" in notes[0]
+
+
+def test_cuda_without_a_gpu_says_what_is_missing(capsys):
+    try:
+        get_device("cuda")
+    except ValueError as error:
+        with pytest.raises(ValueError, match="To run on a GPU you need"):
+            ladder.run(device="cuda")
+        assert __main__.main(["ladder", "--device", "cuda"]) == 2
+        assert str(error) in capsys.readouterr().err
+        return
+    pytest.skip("there is a GPU here")
+
+
+def test_the_gpu_check_without_a_gpu_says_what_is_missing(tmp_path, capsys):
+    if not gpu_check.missing():
+        pytest.skip("there is a GPU here")
+    assert gpu_check.main(["--out", str(tmp_path / "gpu")]) == 2
+    said = capsys.readouterr().err
+    assert "cannot run it" in said and "sees no GPU" in said and "driver" in said and not (tmp_path / "gpu").exists()
+
+
+def test_the_benchmarks_for_a_gpu_run_on_the_cpu():
+    rows = list(gpu_check.benchmarks("cpu", {"toy": (4, 7)}, sizes=(16,), width=8, rounds=1))
+    assert len(rows) == 5 + 3 + 2 and all(row["seconds"] > 0 for row in rows)
+    shown = gpu_check.table({"result": [*rows, {"what": "x", "side": "y", "seconds": None, "GiB": None}], "said": []})
+    assert len(shown) == 4 + 11 and "out of memory" in shown[-1] and shown[4].split("|")[4].strip() == "1.00"
+
+
+def test_running_out_of_memory_is_a_row_and_another_error_is_not():
+    def fail(error):
+        raise error
+
+    assert gpu_check.row("a", "b", lambda: fail(RuntimeError("CUDA out of memory")), "cpu")["seconds"] is None
+    with pytest.raises(ValueError, match="shape"):
+        gpu_check.row("a", "b", lambda: fail(ValueError("shape")), "cpu")
+
+
+@pytest.mark.parametrize("good", [True, False])
+def test_the_gpu_report(monkeypatch, good):
+    climbed_ = climbed(monkeypatch, rung(GOOD if good else AFTER))
+    climbed_["versions"]["gpu"] = "NVIDIA H100 80GB HBM3"
+    part = {"status": "passed", "seconds": 3.0, "said": ["3 passed ```"], "result": None}
+    found = {"ladder": part | {"result": climbed_}, "tests": part, "benchmarks": part}
+    name, text = gpu_check.report(found, 7.0, "2026-01-02")
+    assert name == "report-NVIDIA-H100-80GB-HBM3-2026-01-02" and gpu_check.passed(found) == good
+    assert ("FAILED" in text) != good and "| made up |" in text and "No numbers" in text
+    without = found | {"ladder": part}
+    assert not gpu_check.passed(without) and "wrote no results" in gpu_check.report(without, 1)[1]
+
+
+def test_a_part_that_takes_too_long_is_stopped():
+    import sys
+
+    found = gpu_check.in_process([sys.executable, "-c", "import time; print('on', flush=True); time.sleep(60)"], 1.0)
+    assert found["status"] == "stopped: out of time" and found["said"] == ["on"] and found["seconds"] < 30
+    assert gpu_check.in_process([sys.executable, "-c", "raise SystemExit(3)"], 60)["status"] == "failed, exit status 3"
+
+
+def test_a_rung_that_would_not_end_in_time_is_not_run(monkeypatch):
+    slow = replace(rung(GOOD), name="slow", quick=100.0)
+    results = climbed(monkeypatch, slow, rung(GOOD), minutes=1)
+    assert [r["status"] for r in results["rungs"]] == ["not run", "passed"]
+    assert "takes about 100 s" in results["rungs"][0]["reason"]
+
+
+# ------------------------------------------------------------------------------------------------------------ command line
+
+
+def test_the_command_writes_four_files_and_its_exit_status_tells(tmp_path, capsys, monkeypatch):
+    bad = [GOOD, replace(AFTER, where="case 7")]
+    for rows, status in (([GOOD], 0), (bad, 1)):
+        monkeypatch.setattr(ladder, "RUNGS", (rung(*rows),))
+        out = tmp_path / str(status)
+        assert __main__.main(["ladder", "--out", str(out), "--seed", "3"]) == status
+        said = capsys.readouterr().out
+        assert {p.name for p in out.iterdir()} == {"results.json", "report.md", "report.html", "junit.xml"}
+        assert str(out / "report.html") in said and "threads" in said and "torch" in said and "TF32" in said
+        assert json.loads((out / "results.json").read_text())["settings"]["seed"] == 3
+    assert "Failed at made up: after (trainer, float64) is off by 1.0e+00, its budget is 1.0e-15; case 7" in said
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [({"preset": "slow"}, "quick or full"), ({"rungs": ["roofs"]}, "rungs: expected any of ops, losses"),
+     ({"seed": -1}, "seed"), ({"device": "tpu"}, "device"), ({"rungs": ["vit_b_16"]}, "rungs")],
+)
+def test_unknown_choices_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        ladder.run(**options)
+
+
+def test_threads_are_set_and_given_back():
+    import torch
+
+    before = torch.get_num_threads()
+    with ladder.few_threads(1):
+        assert torch.get_num_threads() == 1
+    assert torch.get_num_threads() == before
+    assert setup.reference_side().cases.FUNCTIONS

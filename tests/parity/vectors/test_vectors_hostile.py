@@ -1,0 +1,399 @@
+"""A folder that nobody vouches for: whatever is wrong with it is refused with the reason, and nothing outside of it is read."""
+
+import json
+import os
+import shutil
+
+import numpy as np
+import pytest
+from safetensors.numpy import save
+
+from parity import vectors
+from parity.vectors import safe_read
+
+KEPT = ("global_default", "global_one_sample", "fine_ties_minimum_first", "fine_ties_minimum")
+
+
+@pytest.fixture(scope="module")
+def small(tmp_path_factory):
+    """A sound folder of four cases."""
+    folder = tmp_path_factory.mktemp("small")
+    manifest = json.loads((vectors.FOLDER / vectors.MANIFEST).read_text())
+    manifest["cases"] = [entry for entry in manifest["cases"] if entry["id"] in KEPT]
+    for entry in manifest["cases"]:
+        shutil.copy(vectors.FOLDER / entry["file"], folder)
+    (folder / vectors.MANIFEST).write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def folder(small, tmp_path):
+    return shutil.copytree(small, tmp_path / "v1")
+
+
+def edit(folder, change):
+    """Rewrite the manifest."""
+    path = folder / vectors.MANIFEST
+    manifest = json.loads(path.read_text())
+    change(manifest)
+    path.write_text(json.dumps(manifest))
+
+
+def entry(manifest, name="global_default"):
+    return next(e for e in manifest["cases"] if e["id"] == name)
+
+
+def replace(folder, content, name="global_default"):
+    """Put other bytes in a file and let the manifest agree with them: what a forger would do."""
+    (folder / f"{name}.safetensors").write_bytes(content)
+    edit(folder, lambda m: entry(m, name).update(bytes=len(content), sha256=safe_read.digest(content)))
+
+
+def header(content):
+    size = int.from_bytes(content[:8], "little")
+    return json.loads(content[8 : 8 + size]), content[8 + size :]
+
+
+def build(head, body):
+    text = head if isinstance(head, bytes) else json.dumps(head).encode()
+    return len(text).to_bytes(8, "little") + text + body
+
+
+def refused(folder, match):
+    with pytest.raises(ValueError, match=match) as caught:
+        vectors.load(folder)
+    assert "Traceback" not in str(caught.value)
+
+
+def test_the_sound_folder_loads(folder):
+    assert set(vectors.load(folder)) == set(KEPT)
+
+
+# --- files ---------------------------------------------------------------------------------------------------------------
+
+
+def test_tampered(folder):
+    path = folder / "global_default.safetensors"
+    content = bytearray(path.read_bytes())
+    content[-3] ^= 1
+    path.write_bytes(bytes(content))
+    refused(folder, "global_default.safetensors: refused: its sha256 is not the manifest's")
+
+
+def test_truncated(folder):
+    path = folder / "global_default.safetensors"
+    path.write_bytes(path.read_bytes()[:-8])
+    refused(folder, r"global_default.safetensors: refused: \d+ bytes, the manifest says \d+")
+
+
+def test_longer(folder):
+    path = folder / "global_default.safetensors"
+    path.write_bytes(path.read_bytes() + b"\0")
+    refused(folder, r"refused: \d+ bytes, the manifest says")
+
+
+def test_far_too_long_is_not_read(folder, monkeypatch):
+    with open(folder / "global_default.safetensors", "wb") as file:
+        file.truncate(1 << 40)                                # sparse: a terabyte of nothing
+    refused(folder, "refused: 1099511627776 bytes, where at most 1048576 are allowed")
+
+
+def test_renamed(folder):
+    (folder / "global_default.safetensors").rename(folder / "global_other.safetensors")
+    refused(folder, "global_default.safetensors: the file is missing")
+
+
+def test_exchanged(folder):
+    a, b = folder / "global_default.safetensors", folder / "global_one_sample.safetensors"
+    content = a.read_bytes()
+    a.write_bytes(b.read_bytes())
+    b.write_bytes(content)
+    refused(folder, "refused")
+
+
+def test_missing(folder):
+    (folder / "global_default.safetensors").unlink()
+    refused(folder, "global_default.safetensors: the file is missing")
+
+
+@pytest.mark.parametrize("name", ["extra.safetensors", "notes.txt", ".hidden", "manifest.json.bak"])
+def test_extra(folder, name):
+    (folder / name).write_bytes(b"x")
+    refused(folder, f"{name}: refused: no case names this file")
+
+
+def test_a_folder_inside(folder):
+    (folder / "more").mkdir()
+    refused(folder, "more: refused: it is not a plain file")
+
+
+def test_a_link(folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_bytes((folder / "global_default.safetensors").read_bytes())
+    (folder / "global_default.safetensors").unlink()
+    (folder / "global_default.safetensors").symlink_to(secret)
+    refused(folder, "global_default.safetensors: refused: it is a link")
+
+
+def test_a_link_that_comes_between_listing_and_reading(folder, tmp_path):
+    secret = tmp_path / "secret"
+    secret.write_text("mine")
+    (folder / "link").symlink_to(secret)
+    with pytest.raises(ValueError, match="link: refused"):
+        safe_read.read_bytes(folder, "link", 100)
+
+
+def test_the_manifest_as_a_link(folder, tmp_path):
+    (folder / vectors.MANIFEST).rename(tmp_path / "elsewhere.json")
+    (folder / vectors.MANIFEST).symlink_to(tmp_path / "elsewhere.json")
+    refused(folder, "manifest.json: refused: it is a link")
+
+
+def test_a_pipe_does_not_block(folder):
+    (folder / "global_default.safetensors").unlink()
+    os.mkfifo(folder / "global_default.safetensors")
+    refused(folder, "it is not a plain file")
+
+
+def test_names_that_differ_in_case_alone(folder):
+    (folder / "GLOBAL_default.safetensors").write_bytes(b"x")
+    refused(folder, "global_default.safetensors: refused: it differs from GLOBAL_default.safetensors in case alone")
+
+
+def test_another_case_of_letters(folder):
+    (folder / "global_default.safetensors").rename(folder / "Global_default.safetensors")
+    refused(folder, "global_default.safetensors: the file is missing")
+
+
+def test_no_folder(tmp_path):
+    refused(tmp_path / "none", "there is no such folder")
+    (tmp_path / "file").write_text("x")
+    refused(tmp_path / "file", "there is no such folder")
+
+
+def test_no_manifest(folder):
+    (folder / vectors.MANIFEST).unlink()
+    refused(folder, "manifest.json: the file is missing")
+
+
+# --- names that lead outside ---------------------------------------------------------------------------------------------
+
+
+OUTSIDE = ["../secret.safetensors", "/etc/passwd", "a/b.safetensors", "..", ".", "", "C:\\x.safetensors", "a\\b.safetensors",
+           "GLOBAL_DEFAULT.safetensors", "global_default.safetensors ", "glöbal.safetensors", "x\0.safetensors",
+           "~/x.safetensors", "global_default.safetensors\n", "global_default.pkl", "con", "file:///etc/passwd",
+           ".global_default.safetensors"]
+
+
+@pytest.mark.parametrize("name", OUTSIDE)
+def test_file_names_that_are_not_plain(folder, name, monkeypatch):
+    edit(folder, lambda m: entry(m).update(file=name))
+    opened = []
+    real = os.open
+    monkeypatch.setattr(os, "open", lambda path, *a, **k: (opened.append(str(path)), real(path, *a, **k))[1])
+    refused(folder, "manifest.json: refused: (cases/|global_default: expected the file)")
+    assert opened == [str(folder.resolve() / vectors.MANIFEST)], "nothing but the manifest was opened"
+
+
+@pytest.mark.parametrize("name", [name for name in OUTSIDE if name != "con"] + ["global_default\n"])
+def test_ids_that_are_not_plain(folder, name):
+    edit(folder, lambda m: entry(m).update(id=name, file=f"{name}.safetensors"))
+    refused(folder, "manifest.json: refused")
+
+
+@pytest.mark.parametrize("name", ["../x", "a/b", "..", "", "a\\b", "a\0b"])
+def test_read_bytes_refuses_paths(folder, name):
+    with pytest.raises(ValueError, match="not the plain name of a file"):
+        safe_read.read_bytes(folder, name, 100)
+
+
+def test_a_file_of_another_case(folder):
+    edit(folder, lambda m: entry(m).update(file="global_one_sample.safetensors"))
+    refused(folder, "global_default: expected the file global_default.safetensors, got global_one_sample.safetensors")
+
+
+# --- the manifest --------------------------------------------------------------------------------------------------------
+
+
+def text(folder, old, new):
+    path = folder / vectors.MANIFEST
+    content = path.read_text()
+    assert old in content
+    path.write_text(content.replace(old, new, 1))
+
+
+@pytest.mark.parametrize(
+    ("old", "new", "reason"),
+    [
+        ('"version": 1', '"version": 1, "version": 1', "the key 'version' stands twice"),
+        ('"version": 1', '"version": 2', "version: 1 was expected"),
+        ('"version": 1', '"version": 1, "more": 0', "Additional properties are not allowed"),
+        ('"slack": 8.0', '"slack": NaN', "the number NaN is not finite"),
+        ('"slack": 8.0', '"slack": Infinity', "the number Infinity is not finite"),
+        ('"slack": 8.0', '"slack": -Infinity', "the number -Infinity is not finite"),
+        ('"slack": 8.0', '"slack": 1e999', "the number 1e999 is not finite"),
+        ('"slack": 8.0', '"slack": 0', "less than the minimum"),
+        ('"slack": 8.0', '"slack": "8"', "is not of type 'number'"),
+        ('"slack": 8.0', '"slack": ' + "9" * 5000, "of 5000 digits is not finite"),
+        ('"slack": 8.0', '"slack": ' + "[" * 5000 + "]" * 5000, "nested 500. deep"),
+        ('"slack": 8.0', '"slack": ' + "[" * 200000, "nested 20000. deep"),
+        ('"slack": 8.0', '"slack": ', "Expecting value"),
+        ('"format": "sparc-vectors"', '"format": "others"', "'sparc-vectors' was expected"),
+    ],
+)
+def test_json_that_tries_something(folder, old, new, reason):
+    text(folder, old, new)
+    refused(folder, f"manifest.json: refused: .*{reason}")
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda e: e.update(more=1), "Additional properties"),
+        (lambda e: e.pop("sha256"), "'sha256' is a required property"),
+        (lambda e: e.update(sha256="0" * 63), "does not match"),
+        (lambda e: e.update(bytes=1 << 40), "greater than the maximum"),
+        (lambda e: e.update(bytes=-1), "less than the minimum"),
+        (lambda e: e.update(level="secret"), "is not one of"),
+        (lambda e: e.update(input_dtype="float8"), "is not one of"),
+        (lambda e: e.update(flags=[]), "non-empty|too short"),
+        (lambda e: e.update(flags=["unheard_of"]), "flags without a meaning: unheard_of"),
+        (lambda e: e.update(options={"a b": 1}), "does not match any of the regexes|Additional properties"),
+        (lambda e: e.update(options={"x": {"deep": 1}}), "is not valid under any"),
+        (lambda e: e.update(accepts=["nowhere"]), "accepts nowhere, which is no earlier case"),
+        (lambda e: e.update(accepts=["global_default"]), "accepts global_default, which is no earlier case"),
+        (lambda e: e["tensors"].update({"in.../x": e["tensors"]["in.v_bar"]}), "regexes"),
+        (lambda e: e["tensors"].update({"secret.x": e["tensors"]["in.v_bar"]}), "regexes"),
+        (lambda e: e["tensors"]["in.v_bar"].update(dtype="F8"), "is not one of"),
+        (lambda e: e["tensors"]["in.v_bar"].update(budget={}), "Additional properties"),
+        (lambda e: e["tensors"]["out.loss"].update(scale=0), "less than or equal to the minimum"),
+        (lambda e: e["tensors"]["out.loss"]["budget"].update(float8=1), "Additional properties"),
+        (lambda e: e["tensors"]["out.loss"]["budget"].pop("float64"), "'float64' is a required property"),
+        (lambda e: e["tensors"]["out.loss"]["budget"].update(float32=-1), "minimum"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[1 << 40, 1]), "greater than the maximum"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[1 << 20, 1 << 20]), "does not fit a file"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[1 << 20] * 8, axes="ABCDEFGH"), "does not fit a file"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[-4, -6]), "less than the minimum"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[4.5, 6]), "is not of type 'integer'"),
+        (lambda e: e["tensors"]["in.v_bar"].update(shape=[4]), "axes 'BD', shape"),
+        (lambda e: e["tensors"]["mid.logits"].update(padding=[1]), "has padding, the case has no mask"),
+    ],
+)
+def test_entries_that_are_not_as_the_schema_says(folder, change, reason):
+    edit(folder, lambda m: change(entry(m)))
+    refused(folder, f"manifest.json: refused: .*({reason})")
+
+
+def test_padding_along_an_axis_that_is_not_the_masks(folder):
+    edit(folder, lambda m: entry(m, "fine_ties_minimum")["tensors"]["grad.v"].update(padding=[2]))
+    refused(folder, "fine_ties_minimum: grad.v: padding along axis 2, which is not the mask's")
+    edit(folder, lambda m: entry(m, "fine_ties_minimum")["tensors"]["grad.v"].update(padding=[7]))
+    refused(folder, "fine_ties_minimum: grad.v: padding along axis 7, which is not the mask's")
+
+
+def test_a_case_that_stands_twice(folder):
+    edit(folder, lambda m: m["cases"].append(entry(m)))
+    refused(folder, "the case global_default stands twice")
+
+
+@pytest.mark.parametrize("content", [b"", b"[]", b"null", b"{}", b"\xff\xfe", b'"cases"', b"{" * 10])
+def test_no_manifest_at_all(folder, content):
+    (folder / vectors.MANIFEST).write_bytes(content)
+    refused(folder, "manifest.json: refused")
+
+
+def test_an_oversized_manifest_is_not_read(folder):
+    with open(folder / vectors.MANIFEST, "ab") as file:
+        file.truncate(1 << 40)
+    refused(folder, "manifest.json: refused: 1099511627776 bytes, where at most 4194304 are allowed")
+
+
+# --- files that agree with a forged manifest -----------------------------------------------------------------------------
+
+
+def forge(folder, change):
+    """Change a file's header or body, and the manifest's bytes and hash with it."""
+    head, body = header((folder / "global_default.safetensors").read_bytes())
+    result = change(head, body)
+    head, body = (head, body) if result is None else result
+    replace(folder, build(head, body))
+
+
+@pytest.mark.parametrize(
+    ("change", "reason"),
+    [
+        (lambda h, b: (h | {"__metadata__": {"a": "b"}}, b), "tensors differ from the manifest's in __metadata__"),
+        (lambda h, b: ({n: x for n, x in h.items() if n != "out.loss"}, b), "tensors differ from the manifest's in out.loss"),
+        (lambda h, b: (h | {"out.more": h["out.loss"]}, b), "tensors differ from the manifest's in out.more"),
+        (lambda h, b: h["out.loss"].update(dtype="F32"), r"out.loss is F32 \[\], the manifest says F64 \[\]"),
+        (lambda h, b: h["in.v_bar"].update(shape=[6, 4]), r"in.v_bar is F32 \[6, 4\], the manifest says F32 \[4, 6\]"),
+        (lambda h, b: h["in.v_bar"].update(shape=[1 << 40, 1 << 40]), "the manifest says"),
+        (lambda h, b: h["out.loss"].update(more=1), "expected dtype, shape and data_offsets"),
+        (lambda h, b: h.update({"out.loss": 7}), "expected dtype, shape and data_offsets"),
+        (lambda h, b: h["out.loss"].update(data_offsets=[0, 1 << 50]), "where 8 are needed"),
+        (lambda h, b: h["out.loss"].update(data_offsets=[-8, 0]), "where 8 are needed"),
+        (lambda h, b: h["out.loss"].update(data_offsets=[8, 0]), "where 8 are needed"),
+        (lambda h, b: h["out.loss"].update(data_offsets=["0", "8"]), "data_offsets"),
+        (lambda h, b: h["out.loss"].update(data_offsets=[0.0, 8.0]), "data_offsets"),
+        (lambda h, b: h["out.loss"].update(data_offsets=[True, 9]), "data_offsets"),
+        (lambda h, b: h["out.loss"].update(data_offsets=h["ct.loss"]["data_offsets"]), "where 8 are needed"),
+        (lambda h, b: h["grad.v_bar"].update(data_offsets=h["grad.t_bar"]["data_offsets"]), "gap or overlap"),
+        (lambda h, b: (h, b + b"\0" * 8), "8 bytes belong to no tensor"),
+        (lambda h, b: (h, b[:-8]), "are needed"),
+        (lambda h, b: (b"{" * 200, b), "nested 200 deep"),
+        (lambda h, b: (b"[]", b), "tensors differ"),
+        (lambda h, b: (b"\xff", b), "not UTF-8"),
+        (lambda h, b: (json.dumps(h)[:-1].encode() + b', "out.loss": 1}', b), "the key 'out.loss' stands twice"),
+    ],
+)
+def test_a_forged_file(folder, change, reason):
+    forge(folder, change)
+    refused(folder, f"global_default.safetensors: refused: .*{reason}")
+
+
+@pytest.mark.parametrize("content", [b"", b"1234567", (1 << 62).to_bytes(8, "little"), (1 << 62).to_bytes(8, "little") + b"{}"])
+def test_a_file_that_is_no_safetensors(folder, content):
+    (folder / "global_default.safetensors").write_bytes(content)
+    size = max(8, len(content))
+    edit(folder, lambda m: entry(m).update(bytes=size, sha256=safe_read.digest(content)))
+    refused(folder, "global_default.safetensors: refused")
+
+
+def test_a_pickle_is_never_loaded(folder):
+    import pickle
+
+    content = pickle.dumps({"out.loss": np.zeros(3)})
+    replace(folder, content)
+    refused(folder, "global_default.safetensors: refused: its header claims")
+
+
+def test_a_bool_that_is_neither(folder):
+    path = folder / "fine_ties_minimum.safetensors"
+    head, body = header(path.read_bytes())
+    start, end = head["in.mask"]["data_offsets"]
+    replace(folder, build(head, body[:start] + b"\2" * (end - start) + body[end:]), "fine_ties_minimum")
+    refused(folder, "in.mask holds a bool that is neither 0 nor 1")
+
+
+def test_what_is_loaded_does_not_hang_on_the_files_bytes(folder):
+    case = vectors.load(folder)["global_default"]
+    case.tensors["in.v_bar"][:] = 0
+    assert vectors.load(folder)["global_default"].tensors["in.v_bar"].any()
+
+
+def test_the_parser_reads_what_safetensors_writes(folder):
+    from safetensors.numpy import load as theirs
+
+    for name, case in vectors.load(folder).items():
+        other = theirs((folder / f"{name}.safetensors").read_bytes())
+        assert other.keys() == case.tensors.keys()
+        for n, x in other.items():
+            assert x.dtype == case.tensors[n].dtype and np.array_equal(x, case.tensors[n], equal_nan=x.dtype == float)
+
+
+def test_a_view_is_written_as_what_it_shows(tmp_path):
+    """safetensors writes the memory behind a view; the writer copies first."""
+    x = np.arange(6.0).reshape(2, 3).T
+    content = save({"x": np.array(x, order="C")})
+    found = safe_read.parse_safetensors(content, "x", {"x": {"dtype": "F64", "shape": [3, 2]}})["x"]
+    assert np.array_equal(found, x)
