@@ -40,11 +40,6 @@ def layer_norm(x, gain, shift, eps=1e-6):
     return standardize(x, eps) * gain + shift
 
 
-def fold_norm(gain, shift, weight, bias):
-    """The linear layer that does what gain, shift and a linear layer do one after the other.      -> (K,C), (K,)"""
-    return weight @ torch.diag(gain), weight @ shift + bias
-
-
 def gelu(x, kind="tanh"):
     """x Phi(x), exactly or by the tanh form                  x (...) -> (...)"""
     if kind == "erf":

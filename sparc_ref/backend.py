@@ -111,17 +111,6 @@ def erf(x: Array) -> Array:
     return like(host_erf(host).astype(host.dtype), x)
 
 
-def row_blocks(x: Array, size: int = 1 << 19) -> list[slice]:
-    """Ranges of rows that fit a core's cache together with their temporaries; one range where memory is not NumPy's.
-
-    x (N,C).  `size` is the bytes of one block.  Smaller blocks would suit one thread better, but each call of a ufunc
-    hands Python's lock over and back, which two threads pay for.
-    """
-    n = x.shape[0]
-    step = max(1, size // (x.shape[1] * x.dtype.itemsize)) if aac.is_numpy_array(x) else max(1, n)
-    return [slice(i, min(i + step, n)) for i in range(0, n, step)]
-
-
 def cores() -> int:
     """CPU cores that this process may use."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1

@@ -88,37 +88,37 @@ def block(p, x, mask, heads, gelu, eps):
     Keys have no bias: it would shift every score of a row alike, and softmax would take it out again.
     """
     xp = array_namespace(x)
-    width = x.shape[-1]
+    C = x.shape[-1]
     qkv_weight = xp.concat([p[f"attn.{part}.weight"] for part in ("query", "key", "value")], axis=0)
     qkv_bias = xp.concat([p["attn.query.bias"], xp.zeros_like(p["attn.query.bias"]), p["attn.value.bias"]], axis=0)
-    x_hat, back_norm1 = ops.standardize(x, eps)
-    folded, back_fold1 = ops.fold_norm(p["norm1.weight"], p["norm1.bias"], qkv_weight, qkv_bias)
-    qkv, back_qkv = ops.linear(x_hat, *folded)
-    o, back_attention = ops.attention(qkv, heads, mask)
-    x1, back_out = ops.linear(o, p["attn.out.weight"], p["attn.out.bias"])
-    x1 += x
-    x_hat, back_norm2 = ops.standardize(x1, eps)
-    folded, back_fold2 = ops.fold_norm(p["norm2.weight"], p["norm2.bias"], p["mlp.up.weight"], p["mlp.up.bias"])
-    y, back_mlp = ops.mlp(x_hat, *folded, p["mlp.down.weight"], p["mlp.down.bias"], gelu)
-    y += x1
+    h, back_norm1 = ops.layer_norm(x, p["norm1.weight"], p["norm1.bias"], eps)
+    qkv, back_qkv = ops.linear(h, qkv_weight, qkv_bias)                          # (B,L,3C)
+    h, back_attention = ops.attention(qkv, heads, mask)
+    h, back_out = ops.linear(h, p["attn.out.weight"], p["attn.out.bias"])
+    x1 = x + h
+    h, back_norm2 = ops.layer_norm(x1, p["norm2.weight"], p["norm2.bias"], eps)
+    h, back_up = ops.linear(h, p["mlp.up.weight"], p["mlp.up.bias"])             # (B,L,4C)
+    h, back_gelu = ops.gelu(h, gelu)
+    h, back_down = ops.linear(h, p["mlp.down.weight"], p["mlp.down.bias"])
 
     def back(dy):
         g = {}
-        dx_hat, *dfolded, g["mlp.down.weight"], g["mlp.down.bias"] = back_mlp(dy)
-        g["norm2.weight"], g["norm2.bias"], g["mlp.up.weight"], g["mlp.up.bias"] = back_fold2(*dfolded)
-        dx1 = back_norm2(dx_hat)
+        dh, g["mlp.down.weight"], g["mlp.down.bias"] = back_down(dy)
+        dh = back_gelu(dh)
+        dh, g["mlp.up.weight"], g["mlp.up.bias"] = back_up(dh)
+        dx1, g["norm2.weight"], g["norm2.bias"] = back_norm2(dh)
         dx1 += dy
-        do, g["attn.out.weight"], g["attn.out.bias"] = back_out(dx1)
-        dx_hat, *dfolded = back_qkv(back_attention(do))
-        g["norm1.weight"], g["norm1.bias"], dweight, dbias = back_fold1(*dfolded)
-        dx = back_norm1(dx_hat)
-        for i, name in enumerate(("query", "key", "value")):
-            g[f"attn.{name}.weight"] = dweight[i * width : (i + 1) * width, :]
-        g["attn.query.bias"], g["attn.value.bias"] = dbias[:width], dbias[2 * width :]
+        dh, g["attn.out.weight"], g["attn.out.bias"] = back_out(dx1)
+        dqkv = back_attention(dh)
+        dh, dweight, dbias = back_qkv(dqkv)
+        dx, g["norm1.weight"], g["norm1.bias"] = back_norm1(dh)
         dx += dx1
+        for i, name in enumerate(("query", "key", "value")):
+            g[f"attn.{name}.weight"] = dweight[i * C : (i + 1) * C, :]
+        g["attn.query.bias"], g["attn.value.bias"] = dbias[:C], dbias[2 * C :]
         return dx, g
 
-    return y, back
+    return x1 + h, back
 
 
 def resize_positions(positions: Array, grid: tuple[int, int], here: tuple[int, int], kind: str) -> tuple[Array, Callable]:

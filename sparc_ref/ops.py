@@ -8,7 +8,7 @@ needed, it names the shape, or else twice the memory would stay taken.
 import math
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, device
+from array_api_compat import array_namespace
 
 from sparc_ref import backend
 from sparc_ref.backend import Array
@@ -45,22 +45,16 @@ def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, Callable]:
     x (...,C) -> (...,C); back -> dx
     """
     xp = array_namespace(x)
-    shape, width = x.shape, x.shape[-1]
-    x_hat = xp.reshape(x, (-1, width))                    # (N,C)
-    each = xp.ones_like(x_hat[0, :]) / width              # means as products with 1/C: BLAS is faster than mean()
-    x_hat = x_hat - (x_hat @ each)[:, None]
-    rstd = 1 / xp.sqrt(xp.vecdot(x_hat, x_hat) / width + eps)[:, None]
-    x_hat *= rstd
+    C = x.shape[-1]
+    centred = x - xp.mean(x, axis=-1, keepdims=True)
+    rstd = 1 / xp.sqrt(xp.vecdot(centred, centred) / C + eps)[..., None]
+    x_hat = centred * rstd
 
     def back(dx_hat):
-        dx_hat = xp.reshape(dx_hat, (-1, width))
-        dx = x_hat * (xp.vecdot(dx_hat, x_hat) / -width)[:, None]
-        dx += dx_hat
-        dx -= (dx_hat @ each)[:, None]
-        dx *= rstd
-        return xp.reshape(dx, shape)
+        along = xp.vecdot(dx_hat, x_hat)[..., None] / C
+        return (dx_hat - xp.mean(dx_hat, axis=-1, keepdims=True) - x_hat * along) * rstd
 
-    return xp.reshape(x_hat, shape), back
+    return x_hat, back
 
 
 def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[Array, Callable]:
@@ -75,71 +69,15 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[
     return x_hat * gain + shift, back
 
 
-def fold_norm(gain: Array, shift: Array, weight: Array, bias: Array) -> tuple[tuple[Array, Array], Callable]:
-    """Move a layer norm's gain and shift into the linear layer behind it, so that no scaled copy of x_hat is ever made.
-
-    (x_hat gain + shift) weight' + bias = x_hat (weight gain)' + (weight shift + bias)
-    gain (C,), shift (C,), weight (K,C), bias (K,) -> (weight (K,C), bias (K,)), both folded
-    back(dweight, dbias of the folded ones) -> dgain, dshift, dweight, dbias
-    """
-    xp = array_namespace(weight)
-
-    def back(dfolded, dbias):
-        dgain, dshift = xp.sum(dfolded * weight, axis=0), dbias @ weight
-        return dgain, dshift, dfolded * gain + dbias[:, None] * shift, dbias
-
-    return (weight * gain, weight @ shift + bias), back
-
-
 def gelu(x: Array, kind: str = "tanh") -> tuple[Array, Callable]:
     """y = x Phi(x), Phi the normal distribution.  kind "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or "erf".
 
     x (...,C) -> (...,C); back -> dx.  The slope is made together with the value.
     """
-    y, slope = gelu_and_slope(kind)(x)
-    return y, lambda dy: dy * slope
-
-
-def mlp(
-    x: Array, up: Array, up_bias: Array, down: Array, down_bias: Array, kind: str = "tanh"
-) -> tuple[Array, Callable]:
-    """y = gelu(x up' + up_bias) down' + down_bias, a block of rows at a time: the wide rows are worked on while in cache.
-
-    x (...,C), up (H,C), up_bias (H,), down (K,H), down_bias (K,) -> (...,K); back -> dx, dup, dup_bias, ddown, ddown_bias
-    """
-    xp = array_namespace(x)
-    value_and_slope = gelu_and_slope(kind)
-    shape, rows = x.shape, xp.reshape(x, (-1, up.shape[1]))  # (N,C)
-    wide = {"dtype": x.dtype, "device": device(x)}
-    h, slope = xp.empty((rows.shape[0], up.shape[0]), **wide), xp.empty((rows.shape[0], up.shape[0]), **wide)  # (N,H)
-    y = xp.empty((rows.shape[0], down.shape[0]), **wide)  # (N,K)
-    for block in backend.row_blocks(h):
-        u = rows[block, :] @ up.T
-        u += up_bias
-        value, slope[block, :] = value_and_slope(u)
-        h[block, :] = value
-        y[block, :] = value @ down.T
-    y += down_bias
-
-    def back(dy):
-        dy = xp.reshape(dy, (-1, down.shape[0]))
-        du, dx = xp.empty_like(h), xp.empty_like(rows)
-        for block in backend.row_blocks(h):
-            d = dy[block, :] @ down
-            d *= slope[block, :]
-            du[block, :] = d
-            dx[block, :] = d @ up
-        ones = xp.ones_like(dy[:, 0])
-        return xp.reshape(dx, shape), du.T @ rows, ones @ du, dy.T @ h, ones @ dy
-
-    return xp.reshape(y, (*shape[:-1], down.shape[0])), back
-
-
-def gelu_and_slope(kind):
-    """The function x -> GELU of x, its slope."""
     if kind not in ("tanh", "erf"):
         raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
-    return _gelu_tanh if kind == "tanh" else _gelu_erf
+    y, slope = _gelu_tanh(x) if kind == "tanh" else _gelu_erf(x)
+    return y, lambda dy: dy * slope
 
 
 def _gelu_tanh(x):
@@ -262,47 +200,29 @@ def attention(qkv: Array, heads: int, mask: Array | None = None) -> tuple[Array,
     """
     xp = array_namespace(qkv)
     T = xp.matrix_transpose
-    batch, length, width = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
-    depth = width // heads
-    if depth * heads != width:
-        raise ValueError(f"attention: expected a width that {heads} heads divide, got {width}")
+    B, L, C = qkv.shape[0], qkv.shape[1], qkv.shape[2] // 3
+    H = heads
+    if C % H:
+        raise ValueError(f"attention: expected a width that {H} heads divide, got {C}")
 
-    def split(x):                                         # (B,L,C) -> (B*heads,L,depth)
-        x = xp.reshape(x, (batch, length, heads, depth))
-        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (batch * heads, length, depth))
+    def split(x):                                         # (B,L,C) -> (B,H,L,C/H)
+        return xp.permute_dims(xp.reshape(x, (B, L, H, C // H)), (0, 2, 1, 3))
 
-    def merge(x):                                         # (B*heads,L,depth) -> (B,L,heads,depth)
-        return xp.permute_dims(xp.reshape(x, (batch, heads, length, depth)), (0, 2, 1, 3))
+    def merge(x):                                         # (B,H,L,C/H) -> (B,L,C)
+        return xp.reshape(xp.permute_dims(x, (0, 2, 1, 3)), (B, L, C))
 
-    scale = depth**-0.5
-    q, k, v = (split(qkv[..., i * width : (i + 1) * width]) for i in range(3))
+    scale = (C // H) ** -0.5
+    q, k, v = (split(qkv[..., i * C : (i + 1) * C]) for i in range(3))
     q = q * scale
-    s = k @ T(q)                                          # (B*heads,keys,queries): reductions over keys run along memory
-    if mask is not None:
-        keys = xp.reshape(xp.broadcast_to(mask[:, None, :], (batch, heads, length)), (batch * heads, length, 1))
-        s = xp.where(keys, s, -xp.inf)
-    top = xp.max(s, axis=1, keepdims=True)
-    if mask is not None:
-        top = xp.where(top == -xp.inf, 0.0, top)          # nothing but padding: -inf - 0, never -inf - -inf
-    s -= top
-    a = xp.exp(s)
-    total = xp.sum(a, axis=1, keepdims=True)
-    a /= total if mask is None else xp.where(total == 0, 1.0, total)
-    y = xp.reshape(merge(T(a) @ v), (batch, length, width))
+    a, back_softmax = softmax(q @ T(k), None if mask is None else mask[:, None, None, :])  # (B,H,L,L)
 
     def back(dy):
-        along = xp.vecdot(xp.reshape(dy, (-1, depth)), xp.reshape(y, (-1, depth)))  # sum over keys of a da = dy . y
-        along = xp.permute_dims(xp.reshape(along, (batch, length, heads)), (0, 2, 1))
         dy = split(dy)
-        ds = v @ T(dy)                                    # da, then through the softmax
-        ds -= xp.reshape(along, (batch * heads, 1, length))
-        ds *= a
-        dqkv = xp.empty((batch, length, 3 * width), dtype=dy.dtype, device=device(dy))
-        for i, d in enumerate((T(ds) @ (k * scale), ds @ q, a @ dy)):
-            dqkv[..., i * width : (i + 1) * width] = xp.reshape(merge(d), (batch, length, width))
-        return dqkv
+        ds = back_softmax(dy @ T(v))
+        dq, dk, dv = ds @ k * scale, T(ds) @ q, T(a) @ dy
+        return xp.concat([merge(dq), merge(dk), merge(dv)], axis=-1)
 
-    return y, back
+    return merge(a @ v), back
 
 
 def embedding(ids: Array, weight: Array) -> tuple[Array, Callable]:

@@ -260,7 +260,8 @@ def test_forward_keeps_no_more_than_back_needs(rng):
     patches = 32 * 32
     row = 3 * patches * 48 * 8  # bytes of one (B,P,C)
     scores = 2 * patches / 48  # attention weights, in widths
-    # a block: x_hat, q, k, v, heads' sum, x_hat, four of GELU's slope, four of its value; beside it f_v twice and the patches
-    needed = 3 * (6 + 8 + scores) + 2 + 1
+    # a block: two norms' x_hat and value, qkv (3) and the scaled q, heads' sum, four of GELU's slope, four of its value;
+    # beside it f_v twice and the patches
+    needed = 3 * (4 + 4 + 1 + 8 + scores) + 2 + 1
     assert kept[0].ndim == 0
     assert size < (needed + 2) * row

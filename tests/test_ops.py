@@ -30,45 +30,6 @@ def test_layer_norm(rng):
     agree(ops.layer_norm, inputs, rng, lambda x, gain, shift: F.layer_norm(x, (7,), gain, shift, 1e-6))
 
 
-def norm_then_linear(x, gain, shift, weight, bias, ops=ops):
-    """layer_norm, then linear, by way of the folded weights."""
-    x_hat, back_x_hat = ops.standardize(x)
-    folded, back_fold = ops.fold_norm(gain, shift, weight, bias)
-    y, back_linear = ops.linear(x_hat, *folded)
-
-    def back(dy):
-        dx_hat, *dfolded = back_linear(dy)
-        return (back_x_hat(dx_hat), *back_fold(*dfolded))
-
-    return y, back
-
-
-def test_fold_norm(rng):
-    inputs = {"x": draw(rng, 2, 3, 7) * 3 + 1, "gain": draw(rng, 7), "shift": draw(rng, 7)}
-    inputs |= {"weight": draw(rng, 5, 7), "bias": draw(rng, 5)}
-    agree(
-        norm_then_linear,
-        inputs,
-        rng,
-        lambda x, gain, shift, weight, bias: F.linear(F.layer_norm(x, (7,), gain, shift, 1e-6), weight, bias),
-    )
-
-
-@pytest.mark.parametrize("kind", ["tanh", "erf"])
-@pytest.mark.parametrize("rows", [100, 4])
-def test_mlp(rng, monkeypatch, kind, rows):
-    """Whole, and in blocks that do not divide the rows."""
-    monkeypatch.setattr(ops.backend, "row_blocks", lambda x: [slice(i, i + rows) for i in range(0, len(x), rows)])
-    inputs = {"x": draw(rng, 2, 7, 3), "up": draw(rng, 5, 3), "up_bias": draw(rng, 5)}
-    inputs |= {"down": draw(rng, 4, 5), "down_bias": draw(rng, 4)}
-
-    def plain(x, up, up_bias, down, down_bias, kind):
-        h = F.gelu(F.linear(x, up, up_bias), approximate={"tanh": "tanh", "erf": "none"}[kind])
-        return F.linear(h, down, down_bias)
-
-    agree(ops.mlp, inputs, rng, plain, {"kind": kind})
-
-
 def test_layer_norm_of_large_offsets(rng):
     """The second pass: E[x^2] - E[x]^2 would lose every digit here."""
     x = draw(rng, 4, 8).astype(np.float32)

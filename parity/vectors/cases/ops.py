@@ -52,14 +52,16 @@ def _embedding(x, o):
     return {"y": y}, {}, lambda ct: {"weight": back(ct["y"])}
 
 
-def _fold(x, o):
-    (weight, bias), back = ops.fold_norm(*(x[n] for n in FOLD))
-    return {"weight_folded": weight, "bias_folded": bias}, {}, lambda ct: dict(
-        zip(FOLD, back(ct["weight_folded"], ct["bias_folded"])))
+def _mlp(x, o):
+    h, back_up = ops.linear(x["x"], x["up"], x["up_bias"])
+    h, back_gelu = ops.gelu(h, **o)
+    y, back_down = ops.linear(h, x["down"], x["down_bias"])
 
+    def back(ct):
+        dh, ddown, ddown_bias = back_down(ct["y"])
+        return dict(zip(MLP, (*back_up(back_gelu(dh)), ddown, ddown_bias)))
 
-def _fold_oracle(x, o):
-    return dict(zip(("weight_folded", "bias_folded"), oracle.fold_norm(*(x[n] for n in FOLD)))), {}
+    return {"y": y}, {}, back
 
 
 def _masked(name) -> tuple[Callable, Callable]:
@@ -85,7 +87,6 @@ def _widen(x, o):
     return {"y": y}, {}, lambda ct: {"x": back(ct["y"])}
 
 
-FOLD = ("gain", "shift", "weight", "bias")
 MLP = ("x", "up", "up_bias", "down", "down_bias")
 FUNCTIONS = {
     "linear": function("linear", ("x", "weight", "bias"), {"x": "BLC", "weight": "KC", "bias": "K", "y": "BLK"}, "BLCK"),
@@ -93,10 +94,9 @@ FUNCTIONS = {
                                {"x": "BLC", "weight": "KC", "y": "BLK"}, "BLCK"),
     "standardize": function("standardize", ("x",), {"x": "BLC", "y": "BLC"}, "BLC"),
     "layer_norm": function("layer_norm", ("x", "gain", "shift"), {"x": "BLC", "gain": "C", "shift": "C", "y": "BLC"}, "BLC"),
-    "fold_norm": Function("ops", _fold, _fold_oracle, {"gain": "C", "shift": "C", "weight": "KC", "bias": "K",
-                                                       "weight_folded": "KC", "bias_folded": "K"}, "KC"),
     "gelu": function("gelu", ("x",), {"x": "NC", "y": "NC"}, "NC"),
-    "mlp": function("mlp", MLP, {"x": "BLC", "up": "HC", "up_bias": "H", "down": "KH", "down_bias": "K", "y": "BLK"}, "BLCHK"),
+    "mlp": Function("ops", _mlp, plain(oracle.mlp, *MLP),
+                    {"x": "BLC", "up": "HC", "up_bias": "H", "down": "KH", "down_bias": "K", "y": "BLK"}, "BLCHK"),
     "softmax": Function("ops", *_masked("softmax"), {"z": "BLK", "mask": "BQK", "y": "BLK"}, "BLK"),
     "log_softmax": Function("ops", *_masked("log_softmax"), {"z": "BLK", "mask": "BQK", "y": "BLK"}, "BLK"),
     "l2_normalize": function("l2_normalize", ("x",), {"x": "BLD", "y": "BLD"}, "BLD"),
@@ -139,7 +139,6 @@ def _towers():
     yield Definition("layer_norm", "layer_norm", {"x": spread, "gain": gain, "shift": shift}, {"eps": 1e-6})
     yield Definition("layer_norm_eps", "layer_norm", {"x": small(d.normal(B, L, C), 10), "gain": gain, "shift": shift},
                      {"eps": 1e-6}, ("eps",), "The variance is about eps. Caught: torch's default of 1e-5.")
-    yield Definition("fold_norm", "fold_norm", {"gain": gain, "shift": shift, "weight": weight, "bias": bias})
     wide = np.concatenate([d.normal(8, C) * np.float32(2), np.array([[0, 16, -16, 30, -30, 1, -1]], np.float32)])
     for kind in ("tanh", "erf"):
         yield Definition(f"gelu_{kind}", "gelu", {"x": wide}, {"kind": kind}, ("gelu", "large"),

@@ -244,12 +244,15 @@ REFERENCE = [
      "losses", "align_default", "align_patches.grad.v"),
     ("strict >", "alignment.py", [("keep = x >= sigma", "keep = x > sigma")],
      "losses", "align_sigma_hit", "align_patches.sparse"),
-    ("a LayerNorm gradient without its mean", "ops.py", [("dx -= (dx_hat @ each)[:, None]", "pass")],
+    ("a LayerNorm gradient without its mean", "ops.py",
+     [("(dx_hat - xp.mean(dx_hat, axis=-1, keepdims=True) - x_hat", "(dx_hat - x_hat")],
      "ops", "layer_norm", "layer_norm.grad.x"),
     ("query and key gradients exchanged", "encoders.py",
      [('enumerate(("query", "key", "value"))', 'enumerate(("key", "query", "value"))')],
      "encoders", "vision_default", "vision_tower.grad.vision.blocks.0.attn.query.weight"),
-    ("padding leaks", "ops.py", [("s = xp.where(keys, s, -xp.inf)", "pass")], "ops", "attention_padding", "attention.y"),
+    ("padding leaks", "ops.py",
+     [("softmax(q @ T(k), None if mask is None else mask[:, None, None, :])", "softmax(q @ T(k))")],
+     "ops", "attention_padding", "attention.y"),
 ]
 
 
