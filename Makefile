@@ -10,11 +10,15 @@ help:           ## this list
 demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes)
 	.venv/bin/sparc-ref demo --resume
 
-test: .venv/test ## every test that takes seconds (about 7 minutes)
-	.venv/bin/python -m pytest -m "not slow"
+# A test per core at a time, each with one thread of BLAS and torch.
+test test-slow: export OMP_NUM_THREADS = 1
+test test-slow: export OPENBLAS_NUM_THREADS = 1
+
+test: .venv/test ## every test that takes seconds (2 to 4 minutes on 2 cores)
+	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/test ## the tests that take minutes: ten kills, real photos, every implementation of the zoo
-	.venv/bin/python -m pytest -m slow
+	.venv/bin/python -m pytest -n auto --dist worksteal -m slow
 
 ladder: .venv/test ## reference against trainer, from single operations to whole runs; writes runs/ladder/report.html (under 2 minutes)
 	.venv/bin/python -m parity ladder
@@ -32,12 +36,13 @@ bench: .venv/test ## one training step against torch, ratios from one run; and t
 	.venv/bin/python bench/import_time.py
 	.venv/bin/python bench/step.py
 
-lint: .venv/dev ## ruff and mypy
+lint: .venv/dev ## ruff, mypy, and the arrows between the rooms
 	.venv/bin/ruff check .
 	.venv/bin/mypy
+	.venv/bin/lint-imports
 
 clean:          ## remove the environment and everything that runs wrote
-	rm -rf .venv runs .pytest_cache .hypothesis .ruff_cache .mypy_cache
+	rm -rf .venv runs .pytest_cache .hypothesis .ruff_cache .mypy_cache .import_linter_cache
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make $(MAKECMDGOALS) PYTHON=python3.x"; exit 1; }

@@ -49,6 +49,8 @@ class Check:
     1 differs or only under conditions, 2 usage or an option is needed, 3 cannot run.
     """
 
+    needs = "parity"                # the extra that brings what this command imports
+
     target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
     call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau

@@ -25,7 +25,7 @@ from parity.checker.diagnosis.behaviour import behaviour
 from parity.checker.diagnosis.deviations import Found
 from parity.checker.diagnosis.diagnose import Diagnosis, diagnose
 from parity.checker.diagnosis.numbers import MANY, find_epsilon, find_threshold, kept, spread
-from parity.checker.page.sheet import Report
+from parity.checker.page.sheet import Report, versions
 from parity.checker.probes import HELD_OUT, PROBES, Answer, Probe
 from parity.vectors.safe_read import parse_json, parse_safetensors, read_bytes
 
@@ -256,8 +256,6 @@ def _json(header) -> bytes:
 
 def judge(folder: Path):
     """The report on a folder of answers.  Raises ValueError where the folder itself is at fault."""
-    from parity.checker.verdict import versions
-
     start = time.monotonic()
     ask = Table(folder)
     if ask(PROBES["padded"]).error:

@@ -9,7 +9,6 @@ Exit codes of the command: 0 equals eq. 6 (or Listing 1 with --accept listing1),
 
 import contextlib
 import os
-import platform
 import sys
 import time
 import traceback
@@ -18,7 +17,8 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from parity.checker.calling.worker import INSIDE, Stopped, Worker, target_of
+from parity.checker.calling.target import target_of
+from parity.checker.calling.worker import INSIDE, Stopped, Worker
 
 if TYPE_CHECKING:
     from parity.checker.calling.caller import Caller, Convention
@@ -84,9 +84,10 @@ def check(
     with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget) as worker:
         if worker.how == "process":
             worker.launch()                               # its imports and ours, side by side
-        from parity.checker.calling.convention import CannotRun, infer
+        from parity.checker.calling.convention import infer
+        from parity.checker.calling.trial import CannotRun
         from parity.checker.diagnosis.diagnose import Diagnosis
-        from parity.checker.page.sheet import Report
+        from parity.checker.page.sheet import Report, versions
 
         if device == "cuda":
             import torch
@@ -129,7 +130,7 @@ def one_thread() -> Iterator[None]:
 
 def chosen(worker: Worker, name: str) -> Worker:
     """Raise Unclear where a file holds several candidates."""
-    from parity.checker.calling.convention import CannotRun, Unclear
+    from parity.checker.calling.trial import CannotRun, Unclear
 
     try:
         if "object" not in worker.target:
@@ -144,7 +145,7 @@ def chosen(worker: Worker, name: str) -> Worker:
 
 def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Report":
     """Diagnose under each convention that is left, and keep the one that explains most with least."""
-    from parity.checker.calling.convention import Unclear
+    from parity.checker.calling.trial import Unclear
 
     reports, callers = [], {}
     for convention in conventions:
@@ -231,23 +232,11 @@ def name_of(target: Any) -> str:
     return f"{module}:{name}" if module and module != "__main__" else name
 
 
-def versions() -> dict[str, str]:
-    from importlib import metadata
-
-    found = {"python": platform.python_version()}
-    for package in ("sparc_ref", "torch", "jax", "numpy", "tensorflow"):
-        try:
-            found[package] = metadata.version(package)
-        except metadata.PackageNotFoundError:
-            continue
-    return found
-
-
 def main(command) -> int:
     """The command: print the page, write what was asked for, return the exit code."""
     from rich.console import Console
 
-    from parity.checker.calling.convention import Unclear
+    from parity.checker.calling.trial import Unclear
     from parity.checker.page.sheet import show
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=112)

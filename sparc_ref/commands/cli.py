@@ -1,16 +1,20 @@
-"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | explain | check."""
+"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | explain, and what others add.
+
+Another package adds a command by an entry point of the group "sparc_ref.commands": a dataclass with run() -> exit status, and
+`needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
+"""
 
 import json
 import os
 import shlex
 import sys
 from dataclasses import dataclass, field, fields, make_dataclass, replace
+from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
-from parity.commands import Check  # options alone; parity imports sparc_ref and not the reverse, this command excepted
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.run.train import Interrupted, TrainConfig, reasons, train
@@ -73,7 +77,8 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain, "check": Check}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain}
+ADDED: dict[str, Any] = {point.name: point.load() for point in sorted(entry_points(group="sparc_ref.commands"))}
 
 
 def run(argv: list[str]) -> int:
@@ -89,7 +94,7 @@ def run(argv: list[str]) -> int:
               file=sys.stderr)
         return 2
     command = tyro.extras.subcommand_cli_from_dict(
-        COMMANDS, args=argv, prog="sparc-ref", sort_subcommands=False,
+        COMMANDS | ADDED, args=argv, prog="sparc-ref", sort_subcommands=False,
         description="A readable NumPy reference of SPARC (arXiv 2401.09865).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
@@ -106,13 +111,13 @@ def run(argv: list[str]) -> int:
                 explain(command.checkpoint, command.image, command.caption, command.out)
             case DemoConfig():
                 demo(command, again=again)
-            case Check():
+            case _:
                 return command.run()
     except Interrupted as stop:
         print(stop, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        if isinstance(command, Check):
+        if type(command) in ADDED.values():
             return 130
         print(f"stopped at once; the last checkpoint is intact. Continue with:\n  {again}", file=sys.stderr)
         return 130
@@ -120,7 +125,7 @@ def run(argv: list[str]) -> int:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return 2
     except ModuleNotFoundError as error:
-        extra = "parity" if isinstance(command, Check) else "run"
+        extra = getattr(command, "needs", "run")
         print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[{extra}]'", file=sys.stderr)
         return 2
     except (ValueError, OSError, MemoryError) as error:

@@ -3,11 +3,12 @@
 from .batches import Batch, Batches, Joined, Limited, to_images, word_regions
 from .captions import CaptionData, open_captions
 from .drawn import DrawnScenes
+from .encoding import Encoding
 from .example import Example, Region
 from .images import load_image
 from .load_report import LoadReport
 from .pictures import PictureScenes
-from .tokenizer import Encoding, WordTokenizer, load_tokenizer
+from .tokenizer import WordTokenizer, load_tokenizer
 from .unigram import UnigramTokenizer
 
 __all__ = ["Batch", "Batches", "CaptionData", "DrawnScenes", "Encoding", "Example", "Joined", "Limited", "LoadReport",

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 
-from .tokenizer import EOS, PAD, UNK, Counts, Encoding, finish, lowered, stack, write_json
+from .encoding import EOS, PAD, UNK, Counts, Encoding, finish, lowered, stack, write_json
 
 LONGEST = 10_000                                                  # characters of one caption that training looks at
 

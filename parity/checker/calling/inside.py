@@ -21,11 +21,12 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling import bridges
+from parity.checker.calling.arguments import argument, chain, own_grads, set_attributes, size, specs_of, stubs
 from parity.checker.calling.load import describe, load, source_files, unwrap
+from parity.checker.calling.packing import pack, unpack
 
 LEAVES = ("v", "t", "v_bar", "t_bar", "theta")
 MOST = 1 << 16                                            # entries of an output that is sent back
-SLOPE = {"theta": lambda x: 1.0, "scale": math.exp, "tau": lambda x: -math.exp(-x), "log_tau": lambda x: -1.0}
 
 
 def serve(reader, writer, target=None, device="cpu") -> None:
@@ -241,106 +242,6 @@ def torch_module(target):
     return owner if torch is not None and isinstance(owner, torch.nn.Module) else None
 
 
-def argument(spec, leaves, fw, arrays, dtype):
-    """Turn an argument's description into the framework's array."""
-    if "value" in spec:
-        return spec["value"]
-    if "size" in spec:
-        return size(spec, arrays)
-    if "mask" in spec:
-        return mask_argument(spec, fw, arrays, dtype)
-    x = leaves[spec["leaf"]]
-    if spec["leaf"] == "theta":
-        kind = spec.get("as", "theta")
-        if spec.get("form") == "float":
-            theta = float(arrays["theta"])
-            return {"theta": theta, "scale": math.exp(theta), "tau": math.exp(-theta), "log_tau": -theta}[kind]
-        return {"theta": lambda: x, "scale": lambda: fw.exp(x), "tau": lambda: fw.exp(-x), "log_tau": lambda: -x}[kind]()
-    layout = spec.get("layout", "bpd")
-    if layout == "bpd":
-        return x
-    batch, _, width = arrays["v"].shape
-    if layout == "cls":                                   # slot 0 holds the pooled embedding
-        return fw.join([fw.reshape(leaves["v_bar"], (batch, 1, width)), x], 1)
-    if layout == "bhwd":
-        return fw.reshape(x, (batch, *grid(arrays), width))
-    x = fw.permute(x, (0, 2, 1))
-    return x if layout == "bdp" else fw.reshape(x, (batch, width, *grid(arrays)))
-
-
-def mask_argument(spec, fw, arrays, dtype):
-    mask = arrays["mask"]
-    match spec["mask"]:
-        case "lengths":
-            return fw.array(mask.sum(1), "int64")
-        case "additive":                                  # 0 at real tokens, very negative at padding, as in BERT
-            return fw.array(np.where(mask, 0.0, np.finfo("float32").min if dtype != "float16" else -6e4), dtype)
-    mask = mask ^ bool(spec.get("invert"))
-    return fw.array(mask, dtype if spec["mask"] == "float" else spec["mask"])
-
-
-def grid(arrays):
-    """The most square H x W with H W = P."""
-    patches = arrays["v"].shape[1]
-    high = max(h for h in range(1, math.isqrt(patches) + 1) if patches % h == 0)
-    return high, patches // high
-
-
-def size(spec, arrays):
-    batch, patches, width = arrays["v"].shape
-    high, wide = grid(arrays)
-    return {"B": batch, "P": patches, "D": width, "L": arrays["t"].shape[1], "H": high, "W": wide,
-            "1/P": 1 / patches}[spec["size"]]
-
-
-def set_attributes(fn, request, leaves, fw, arrays, dtype):
-    """Give a learned temperature (or a plain attribute) the probe's.      -> {"theta": parameter}, undo"""
-    owner, extra, old = getattr(fn, "__self__", fn), {}, {}
-    for name, spec in request.get("set", {}).items():
-        path = name.split(".")
-        holder = owner
-        for part in path[:-1]:
-            holder = getattr(holder, part)
-        now = getattr(holder, path[-1])
-        value = argument(spec | {"form": "tensor"}, leaves, fw, arrays, dtype)
-        if hasattr(now, "requires_grad") and hasattr(now, "data"):
-            now.data = value.detach().reshape(now.shape).to(now.dtype)
-            if now.requires_grad and spec.get("leaf") == "theta":
-                extra["theta"] = now
-            continue
-        old[name] = (holder, path[-1], now)
-        setattr(holder, path[-1], argument(spec | {"form": "float"}, leaves, fw, arrays, dtype))
-
-    def undo():
-        for holder, last, value in old.values():
-            setattr(holder, last, value)
-
-    return extra, undo
-
-
-class stubs:
-    """While a model's forward runs, its towers hand over the probe's embeddings and its adapters pass them on unchanged."""
-
-    def __init__(self, fn, plan, leaves):
-        self.owner, self.plan, self.leaves, self.old = getattr(fn, "__self__", fn), plan or {}, leaves, []
-
-    def __enter__(self):
-        for name, what in self.plan.items():
-            child = self.owner
-            for part in name.split("."):
-                child = getattr(child, part)
-            self.old.append((child, child.__dict__.get("forward")))
-            leaf = self.leaves.get(what)
-            child.forward = (lambda x, *_, **__: x) if what == "identity" else (lambda *_, leaf=leaf, **__: leaf)
-
-    def __exit__(self, *_):
-        for child, forward in self.old:
-            if forward is None:
-                del child.forward
-            else:
-                child.forward = forward
-
-
 def choose(flat, how, fw, arrays, dtype):
     """The loss that was asked for: the outputs at some paths, each reduced to one number, then summed with weights."""
     total = None
@@ -371,46 +272,6 @@ def sum_tensorflow(x):
     import tensorflow as tf
 
     return tf.reduce_sum(x)
-
-
-def own_grads(request, flat, arrays):
-    """Gradients that came back with the loss, for frameworks without autograd."""
-    slots, roles = [], {}
-    pairs = [*zip(request.get("labels", []), request.get("args", [])), *request.get("kwargs", {}).items()]
-    for name, spec in pairs:
-        if leaf := spec.get("leaf"):
-            shape = tuple(arrays[leaf].shape)
-            slots.append((leaf, layout_shape(spec, arrays) if leaf == "v" else shape))
-            roles[str(name)] = leaf
-    return bridges.own_gradients(flat, slots, roles)
-
-
-def specs_of(request):
-    return [*request.get("args", []), *request.get("kwargs", {}).values()]
-
-
-def layout_shape(spec, arrays):
-    batch, patches, width = arrays["v"].shape
-    return {
-        "bpd": (batch, patches, width), "bdp": (batch, width, patches), "bdhw": (batch, width, *grid(arrays)),
-        "bhwd": (batch, *grid(arrays), width), "cls": (batch, patches + 1, width),
-    }[spec.get("layout", "bpd")]
-
-
-def chain(leaf, g, request, arrays, own):
-    """A gradient with respect to an argument or parameter, as one with respect to the leaf."""
-    specs = specs_of(request)
-    if leaf == "theta":
-        held = [s for s in request.get("set", {}).values() if s.get("leaf") == "theta"]
-        given = [s for s in specs if s.get("leaf") == "theta"] if own else []
-        kind = (held or given or [{}])[0].get("as", "theta")
-        return np.asarray(np.sum(g) * SLOPE[kind](float(arrays["theta"])))
-    if leaf != "v" or not own:
-        return g
-    layout = next((s.get("layout", "bpd") for s in specs if s.get("leaf") == "v"), "bpd")
-    if layout in ("bdp", "bdhw"):
-        return np.ascontiguousarray(g.reshape(g.shape[0], g.shape[1], -1).transpose(0, 2, 1))
-    return g[:, 1:] if layout == "cls" else g.reshape(arrays["v"].shape)
 
 
 def told(error, state):
@@ -450,24 +311,6 @@ def resident() -> int:
         return int(Path("/proc/self/statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
     except (OSError, ValueError, IndexError):
         return 0
-
-
-def pack(arrays: dict[str, np.ndarray]) -> bytes:
-    """Arrays as safetensors; b"" for none."""
-    from safetensors.numpy import save
-
-    return save({name: np.array(x, order="C", copy=True).reshape(np.shape(x)) for name, x in arrays.items()}) if arrays else b""
-
-
-def unpack(body: bytes) -> dict[str, np.ndarray]:
-    """The reverse of `pack`.  Raises ValueError for anything else."""
-    from safetensors import SafetensorError
-    from safetensors.numpy import load as load_arrays
-
-    try:
-        return load_arrays(body) if body else {}
-    except SafetensorError as error:
-        raise ValueError(f"arrays: expected safetensors, got {error}") from None
 
 
 __all__ = ["construct", "pack", "serve", "unpack", "unwrap"]

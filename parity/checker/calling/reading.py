@@ -11,6 +11,7 @@ import numpy as np
 
 from parity.checker.calling import naming
 from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, Item, arrays_of
+from parity.checker.calling.trial import Unclear, probe_of
 from parity.checker.calling.worker import Stopped
 from parity.checker.probes import Probe
 
@@ -37,8 +38,6 @@ def close(a: float, b: float, dtype: str = "float64") -> bool:
 
 
 def full(seed: int, batch=3, tokens=6, **more: Any) -> Probe:
-    from parity.checker.calling.convention import probe_of
-
     return probe_of(seed, lengths=(tokens,) * batch, tokens=tokens, **more)
 
 
@@ -89,8 +88,6 @@ def becomes_uniform(trial, convention, outputs, size) -> bool | None:
 
 def decide_mask(trial, convention, outputs, given) -> tuple[Convention, list[Item]]:
     """Which form and which polarity: padding is what may change without changing the loss, or changes it least."""
-    from parity.checker.calling.convention import probe_of
-
     name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), ("", ""))
     if not name and convention.word("t") is None:
         return convention, []
@@ -187,8 +184,6 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
 
     Returns alternatives, likeliest first.
     """
-    from parity.checker.calling.convention import Unclear
-
     if given.get("returns"):
         said = written_returns(given["returns"], outputs)
         return [replace(convention, losses=said)], [Item("returns", shown_losses(said), "given", "--returns")]

@@ -9,7 +9,6 @@ lambda, a notebook's cell) is forked, and where that is not safe it runs in this
 """
 
 import contextlib
-import importlib.machinery
 import json
 import math
 import os
@@ -24,6 +23,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+
+from parity.checker.calling.packing import pack, unpack
+from parity.checker.calling.process import can_fork, descendants, drain, memory_of, wait
 
 INSIDE = "PARITY_INSIDE"                                  # set where their code runs: no check inside a check
 REPLY = 1 << 28                                           # bytes of a reply; more is an error
@@ -183,16 +185,14 @@ class Worker:
             os._exit(status)
 
     def exchange(self, request, arrays, limit):
-        from parity.checker.calling import inside
-
-        body = inside.pack(arrays)
+        body = pack(arrays)
         message = json.dumps(request | {"bytes": len(body)}).encode() + b"\n" + body
         deadline = time.monotonic() + limit
         try:
             self.send(message, deadline)
             line = self.receive(None, deadline)
             reply = json.loads(line)
-            sent = inside.unpack(self.receive(int(reply.get("bytes", 0)), deadline))
+            sent = unpack(self.receive(int(reply.get("bytes", 0)), deadline))
         except (BrokenPipeError, EOFError):
             self.stop_with(*self.how_it_ended())
         except (ValueError, TypeError, KeyError) as error:
@@ -295,66 +295,6 @@ def random_state():
             torch.set_rng_state(kept[2])
 
 
-def wait(pid, process, seconds):
-    """The exit status, negative for a signal; None when it has not ended by then."""
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
-        if process is not None:
-            if process.poll() is not None:
-                return process.returncode
-        else:
-            try:
-                done, status = os.waitpid(pid, os.WNOHANG)
-            except ChildProcessError:
-                return 0
-            if done:
-                return os.waitstatus_to_exitcode(status)
-        time.sleep(0.01)
-    return None
-
-
-def drain(fd, tail):
-    """Read what they print, for ever, and keep the end of it."""
-    with os.fdopen(fd, "rb", 0) as pipe:
-        while part := pipe.read(4096):
-            tail.append(part)
-
-
-def can_fork() -> bool:
-    """Whether a fork of this process can compute: no GPU in use, no framework whose threads would be missing in the child."""
-    if not hasattr(os, "fork") or sys.platform == "darwin" or {"jax", "tensorflow", "cupy"} & set(sys.modules):
-        return False
-    torch = sys.modules.get("torch")
-    return torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized())
-
-
-def descendants(pid) -> list[int]:
-    """Every process that `pid` started, directly or not; on Linux."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
-    found: list[int] = []
-    new = {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        found += new
-    return found
-
-
-def memory_of(pid) -> int:
-    """Resident bytes of a process and its children; 0 where the system does not say."""
-    total = 0
-    with contextlib.suppress(OSError):
-        page = os.sysconf("SC_PAGE_SIZE")
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        pids = [pid, *(map(int, children.read_text().split()) if children.exists() else ())]
-        for p in pids:
-            with contextlib.suppress(OSError, IndexError, ValueError):
-                total += int(Path(f"/proc/{p}/statm").read_text().split()[1]) * page
-    return total
-
-
 def run_inside(reader, writer, parent, device, target=None):
     """The process's own side: die with the parent, then serve."""
     if sys.platform == "linux":
@@ -367,45 +307,6 @@ def run_inside(reader, writer, parent, device, target=None):
 
     with os.fdopen(reader, "rb") as requests, os.fdopen(writer, "wb") as replies:
         inside.serve(requests, replies, target, device)
-
-
-def target_of(x: Any) -> dict[str, Any]:
-    """How the process finds a callable: by the name that it can be imported under, else the object itself.
-
-    A string is "pkg.mod:name", "file.py" or "file.py:name".  Raises ValueError for other strings and for what cannot be called.
-    """
-    path = {"path": [p or os.getcwd() for p in sys.path if "site-packages" not in p and not p.startswith(sys.base_prefix)]}
-    if isinstance(x, str | Path):
-        return written(str(x)) | {"path": [os.getcwd(), *path["path"]]}
-    if not callable(x):
-        raise ValueError(f"check: expected something to call or its name, got {type(x).__name__}")
-    module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", "")
-    found: Any = sys.modules.get(module or "")
-    for part in name.split(".") if name else [""]:
-        found = getattr(found, part, None) if part != "<locals>" else None
-    if found is x and module not in ("__main__", None) and findable(module):
-        return {"module": module, "name": name} | path
-    return {"object": x}
-
-
-def findable(module: str) -> bool:
-    """Whether another process would find this very module by its name."""
-    root = module.partition(".")[0]
-    spec = importlib.machinery.PathFinder.find_spec(root)
-    here = getattr(sys.modules.get(root), "__file__", None)
-    return spec is not None and (here is None or spec.origin == here)
-
-
-def written(text: str) -> dict[str, Any]:
-    file, _, name = text.partition(".py:")
-    if text.endswith(".py") or name:
-        return {"file": os.path.abspath(text if text.endswith(".py") else file + ".py"), "name": name or None}
-    module, _, name = text.partition(":")
-    if Path(text).suffix == ".ipynb":
-        raise ValueError(f"{text}: a notebook cannot be imported; call parity.check(your_function) in it, or save it as .py")
-    if not module or not all(part.isidentifier() for part in module.split(".")) or "/" in text:
-        raise ValueError(f"{text}: expected pkg.module:name, file.py, file.py:name or a folder of answers")
-    return {"module": module, "name": name or None}
 
 
 if __name__ == "__main__":

@@ -1,10 +1,11 @@
-"""The ways in which public SPARC losses leave the paper, by id ("stage.name"), and how each is said in words."""
+"""The ways in which public SPARC losses leave the paper, by id ("stage.name"), and how each is said in words.
 
+The table itself is survey.toml, to be edited as text; this reads it.
+"""
+
+import tomllib
 from dataclasses import dataclass
-
-from parity.checker.diagnosis.survey import SURVEY, Deviation
-
-__all__ = ["CONDITIONS", "DEVIATIONS", "STAGES", "Deviation", "Found", "words"]
+from pathlib import Path
 
 CONDITIONS = (
     "no flat rows",
@@ -16,6 +17,25 @@ CONDITIONS = (
     "unit-norm patches",
 )  # from mild to strong: where two sets explain the same, the milder is named
 STAGES = ("similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge")
+
+
+@dataclass(frozen=True)
+class Deviation:
+    """One line of the survey; survey.toml says what each field holds."""
+
+    id: str
+    title: str
+    words: str
+    equation: str
+    fix: str
+    training: str
+    hidden_by: tuple[str, ...] = ()
+    harmless: bool = False
+    seen: float = 0
+
+    @property
+    def stage(self) -> str:
+        return self.id.split(".")[0]
 
 
 @dataclass(frozen=True)
@@ -31,7 +51,19 @@ class Found:
         return self.id if value is None else f"{self.id}({value})"
 
 
-DEVIATIONS = {d.id: d for d in SURVEY}
+def survey() -> dict[str, Deviation]:
+    """The table by id.  Raises ValueError for an entry that is not one of a known stage, hidden by known conditions."""
+    lines = [
+        Deviation(**line | {"fix": line["fix"].removesuffix("\n"), "hidden_by": tuple(line.get("hidden_by", ()))})
+        for line in tomllib.loads((Path(__file__).parent / "survey.toml").read_text("utf-8"))["deviation"]
+    ]
+    for d in lines:
+        if d.stage not in STAGES or not set(d.hidden_by) <= set(CONDITIONS) or [x.id for x in lines].count(d.id) > 1:
+            raise ValueError(f"survey.toml: {d.id}: expected a new id, a stage of {STAGES} and conditions of {CONDITIONS}")
+    return {d.id: d for d in lines}
+
+
+DEVIATIONS = survey()
 
 
 _NOUNS = {

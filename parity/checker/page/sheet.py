@@ -3,6 +3,7 @@
 import io
 import json
 import math
+import platform
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -279,3 +280,15 @@ def percent(x: float | None) -> str:
     if not math.isfinite(x):
         return "not finite"
     return f"{100 * x:.3g} %" if x >= 1e-5 else f"{x:.0e}" if x else "0"
+
+
+def versions() -> dict[str, str]:
+    from importlib import metadata
+
+    found = {"python": platform.python_version()}
+    for package in ("sparc_ref", "torch", "jax", "numpy", "tensorflow"):
+        try:
+            found[package] = metadata.version(package)
+        except metadata.PackageNotFoundError:
+            continue
+    return found

@@ -9,7 +9,7 @@ import numpy as np
 
 from parity import vectors
 from parity.ladder.rungs.reconverge import harmless
-from parity.ladder.rungs.setup import NotRun, Row, Setup
+from parity.ladder.rungs.setup import NotRun, Row, Setup, worst
 from parity.ladder.rungs.trainer_calls import CALLS
 from parity.vectors import budgets, runs
 
@@ -143,8 +143,6 @@ def label(case: vectors.Case, name: str) -> str:
 
 
 def where(case: vectors.Case, name: str, got: Mapping[str, Any], against: vectors.Case) -> str:
-    from parity.ladder.rungs.whole import worst
-
     if name not in got:
         return f"case {case.id}: this tensor is missing"
     mine = vectors.zero_padding(budgets.to_float64(got[name]), case.tensors.get("in.mask"), case.padding.get(name, ()))

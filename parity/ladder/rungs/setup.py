@@ -7,6 +7,10 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import numpy as np
+
+from parity.vectors import budgets
+
 
 class NotRun(Exception):
     """A rung cannot be climbed here; the message says what is missing.  It is reported as not run, never as passed."""
@@ -78,3 +82,17 @@ class Setup:
     @property
     def quick(self) -> bool:
         return self.preset == "quick"
+
+
+def worst(got: np.ndarray, want: np.ndarray) -> str:
+    """The entry that is off most, in words."""
+    got, want = budgets.to_float64(got), budgets.to_float64(want)
+    with np.errstate(invalid="ignore"):
+        apart = np.abs(got - want)
+    apart = np.where(np.isnan(apart) & ~(np.isnan(got) & np.isnan(want)), np.inf, apart)
+    if not apart.size:
+        return "no entries"
+    at = np.unravel_index(int(np.argmax(np.nan_to_num(apart, nan=0.0, posinf=np.inf))), apart.shape)
+    place = f"entry ({', '.join(str(int(i)) for i in at)}): " if at else ""
+    mine, theirs = f"{got[at]:.6g}", f"{want[at]:.6g}"
+    return f"{place}got {mine}, want {theirs}" if mine != theirs else f"{place}got {mine}, off by {apart[at]:.1e}"

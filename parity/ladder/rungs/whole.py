@@ -14,7 +14,7 @@ import torch
 
 from parity.ladder.rungs import replay
 from parity.ladder.rungs.rounded import BITS, rounded
-from parity.ladder.rungs.setup import NotRun, Row, Setup
+from parity.ladder.rungs.setup import NotRun, Row, Setup, worst
 from parity.vectors import budgets
 from sparc_ref.model import PRESETS, SPARCConfig, parameter_shapes
 
@@ -286,20 +286,6 @@ def rows(got: Mapping[str, np.ndarray], want: Mapping[str, Any], dtype: str, sid
 
 def _again(again, name, m):
     return budgets.error(again()[name], m.want, m.scale), m.budget["float64"]
-
-
-def worst(got: np.ndarray, want: np.ndarray) -> str:
-    """The entry that is off most, in words."""
-    got, want = budgets.to_float64(got), budgets.to_float64(want)
-    with np.errstate(invalid="ignore"):
-        apart = np.abs(got - want)
-    apart = np.where(np.isnan(apart) & ~(np.isnan(got) & np.isnan(want)), np.inf, apart)
-    if not apart.size:
-        return "no entries"
-    at = np.unravel_index(int(np.argmax(np.nan_to_num(apart, nan=0.0, posinf=np.inf))), apart.shape)
-    place = f"entry ({', '.join(str(int(i)) for i in at)}): " if at else ""
-    mine, theirs = f"{got[at]:.6g}", f"{want[at]:.6g}"
-    return f"{place}got {mine}, want {theirs}" if mine != theirs else f"{place}got {mine}, off by {apart[at]:.1e}"
 
 
 DTYPES = ("float64", "float32", "mixed")

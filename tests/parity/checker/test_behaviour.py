@@ -7,7 +7,8 @@ import pytest
 
 from parity.checker.calling.caller import Caller
 from parity.checker.calling.convention import infer
-from parity.checker.calling.worker import Worker, target_of
+from parity.checker.calling.target import target_of
+from parity.checker.calling.worker import Worker
 from parity.checker.diagnosis import behaviour as tests
 from parity.checker.diagnosis import variants
 from parity.checker.diagnosis.behaviour import behaviour

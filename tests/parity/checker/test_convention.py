@@ -4,9 +4,11 @@ import numpy as np
 import pytest
 
 from parity.checker.calling.caller import Caller, spec
-from parity.checker.calling.convention import CannotRun, Unclear, infer
+from parity.checker.calling.convention import infer
 from parity.checker.calling.naming import assignments, mask_forms, scale_kinds
-from parity.checker.calling.worker import Worker, target_of
+from parity.checker.calling.target import target_of
+from parity.checker.calling.trial import CannotRun, Unclear
+from parity.checker.calling.worker import Worker
 from parity.checker.probes import PROBES
 from sparc_ref import fine_grained_loss, global_loss
 

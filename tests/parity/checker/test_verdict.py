@@ -9,7 +9,7 @@ import jsonschema
 import pytest
 
 import parity
-from parity.checker.calling.convention import Unclear
+from parity.checker.calling.trial import Unclear
 from sparc_ref.commands import cli
 
 EXAMPLES = Path(parity.__path__[0]) / "examples"

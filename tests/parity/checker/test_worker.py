@@ -7,7 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from parity.checker.calling.worker import Stopped, Worker, can_fork, descendants, target_of
+from parity.checker.calling.process import can_fork, descendants
+from parity.checker.calling.target import target_of
+from parity.checker.calling.worker import Stopped, Worker
 
 HOSTILE = '''
 import ctypes, os, subprocess, sys, time
@@ -154,7 +156,7 @@ def test_no_orphans(hostile, tmp_path, monkeypatch):
 def test_the_process_dies_with_its_parent(hostile, tmp_path):
     code = (
         "import os, sys, threading, time; sys.path.insert(0, sys.argv[1]); from test_worker import ARRAYS, request\n"
-        "from parity.checker.calling.worker import Worker, target_of\n"
+        "from parity.checker.calling.target import target_of\nfrom parity.checker.calling.worker import Worker\n"
         f"w = Worker(target_of({str(hostile) + ':loops'!r})); w.ask({{'do': 'describe'}})\n"
         "threading.Thread(target=w.ask, args=(request(), ARRAYS)).start(); time.sleep(0.3)\n"  # busy: it reads no more requests
         "print(w.pid, flush=True); os.kill(os.getpid(), 9)"

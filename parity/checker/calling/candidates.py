@@ -1,0 +1,197 @@
+"""Conventions by the names of arguments alone, likeliest first, and the first layout, mask and temperature that runs."""
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+from parity.checker.calling import naming
+from parity.checker.calling.bridges import importable
+from parity.checker.calling.caller import LAYOUTS, MASKS, SCALES, Convention, spec
+from parity.checker.calling.trial import PLAIN, Trial, numeric
+
+
+def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iterator[Convention]:
+    """Conventions that run on a first probe, by the score of their names; those far behind the best are left out."""
+    for framework in frameworks(about, given):
+        best, calls, first = None, trial.worker.asked, None
+        for score, convention in assigned(about, replace(base, framework=framework), given):
+            first = score if first is None else first
+            if score < first - 2.5:                       # names that say something are believed
+                break
+            if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
+                break
+            better = next(runnable(trial, convention, about, given), None)
+            if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
+                best = score if best is None else best
+                yield better
+        if best is not None:
+            return
+
+
+def differentiable(trial, convention) -> bool:
+    """Whether a framework that was only guessed gets through the backward pass too."""
+    out = trial.run(convention, PLAIN)
+    probing = replace(convention, losses={"fine": ((numeric(out)[0],), (1.0,))}) if out else convention
+    return trial.run(probing, PLAIN, grads=True) is not None
+
+
+def frameworks(about, given):
+    if name := given.get("framework"):
+        if not importable(name):
+            raise ValueError(f"framework {name} is not installed here")
+        return [name]
+    names = [name for name in about["frameworks"] if name in ("torch", "jax", "numpy", "tensorflow", "cupy")
+             and importable(name)]
+    rest = [name for name in ("torch", "numpy", "jax") if name not in names and importable(name)]
+    if about["module"]:
+        return ["torch"]
+    return names or rest
+
+
+def assigned(about: dict, base: Convention, given: dict) -> Iterator[tuple[float, Convention]]:
+    """Conventions by the names alone, likeliest first, masks and layouts still the first of their kind."""
+    params = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD")]
+    keyword_only = frozenset(p["name"] for p in params if p["kind"] == "KEYWORD_ONLY")
+    if text := given.get("call"):
+        yield 99.0, replace(base, **written_call(text, [p["name"] for p in params]))
+        return
+    import json
+
+    fixed = given.get("set") or {}
+    free = [p for p in params if p["name"] not in fixed]
+    for score, roles in naming.assignments(free):
+        arguments, keywords, skipped = [], set(keyword_only), False
+        for p in params:
+            name = p["name"]
+            word = f"value:{json.dumps(fixed[name])}" if name in fixed else word_for(name, p, roles, given)
+            if word is None:                              # keeps its default; what follows goes by keyword
+                skipped = True
+                continue
+            if skipped:
+                keywords.add(name)
+            arguments.append((name, word))
+        if any(p["kind"] == "POSITIONAL_ONLY" and p["name"] in keywords for p in params):
+            continue
+        yield score, replace(base, arguments=tuple(arguments), keywords=frozenset(keywords & {n for n, _ in arguments}))
+
+
+def word_for(name: str, p: dict, roles: dict[str, str], given: dict) -> str | None:
+    """The first word to try for an argument; None: it keeps its default."""
+    if name not in roles:
+        asked = (given.get("sigma") or "default") != "default" and "default" in p and "sigma" in naming.hints(name)
+        return sigma_word(given["sigma"]) if asked else None
+    match roles[name]:
+        case "v":
+            return given.get("patches") or "v"
+        case "mask":
+            word = given.get("mask") or naming.mask_forms(name)[0]
+            return None if word == "none" else word
+        case "scale":
+            kind = given.get("scale") or naming.scale_kinds(name)[0]
+            return None if kind == "fixed" else kind
+        case "sigma":
+            return sigma_word(given.get("sigma") or "1/P")
+        case "lambda":
+            return "value:1.0"
+        case "eps":
+            return "value:1e-08"
+        case "size":
+            return f"size:{naming.size_of(name) or 'P'}"
+    return roles[name]
+
+
+def sigma_word(value) -> str:
+    return "size:1/P" if value == "1/P" else f"value:{float(value)}"
+
+
+def written_call(text: str, names: list[str]) -> dict:
+    """--call v,t,mask_float,scale=tau: words in calling order, name=word where it goes by keyword."""
+    arguments, keywords = [], set()
+    for i, part in enumerate(filter(None, (p.strip() for p in text.split(",")))):
+        name, equals, word = part.partition("=")
+        if not equals:
+            name, word = (names[i] if i < len(names) else f"argument {i + 1}"), part
+        else:
+            keywords.add(name.strip())
+        word = word.strip()
+        try:
+            spec(word)
+        except ValueError as error:
+            raise ValueError(f"--call {text}: {error}") from None
+        arguments.append((name.strip(), word))
+    return {"arguments": tuple(arguments), "keywords": frozenset(keywords)}
+
+
+def runnable(trial: Trial, convention: Convention, about: dict, given: dict) -> Iterator[Convention]:
+    """The convention with the first patch layout, mask form and form of the temperature under which it runs."""
+    names = dict(convention.arguments)
+    layouts: list[tuple[str, str] | None] = [None]
+    masks: list[tuple[str, str] | None] = [None]
+    if "call" not in given:
+        if (name := next((n for n, w in names.items() if w in LAYOUTS), None)) and "patches" not in given:
+            layouts = [(name, w) for w in layout_order(name, about)]
+        if (name := next((n for n, w in names.items() if w in MASKS), None)) and "mask" not in given:
+            masks = [(name, w) for w in naming.mask_forms(name)]
+    plans = stub_plans(about, convention, given)
+    for stubs in plans:
+        for layout in layouts:
+            for mask in masks:
+                for form in ("tensor", "float") if convention.word("scale") else ("tensor",):
+                    changed = dict(convention.arguments) | dict(x for x in (layout, mask) if x)
+                    trial_of = replace(convention, arguments=tuple(changed.items()), stubs=stubs, theta_form=form)
+                    for dtype in dict.fromkeys((convention.dtype, "float32")) if "dtype" not in given else (convention.dtype,):
+                        ready = with_temperature(replace(trial_of, dtype=dtype), about, given)
+                        out = trial.run(ready, PLAIN)
+                        if out is not None and numeric(out):
+                            yield ready
+                        if out is not None or "dtype" not in str(trial.last.get("message")):
+                            break
+
+
+def layout_order(name, about) -> list[str]:
+    said = set(naming.words(name)) | set(naming.words(about.get("doc", "")[:400]))
+    maps = ["v_bdhw", "v_bhwd", "v_bdp"]
+    if said & {"map", "fmap", "grid", "conv", "spatial"} or "(b,d,h,w)" in about["source"].lower().replace(" ", ""):
+        return [*maps, "v", "v_cls"]
+    return ["v", "v_cls", *maps]
+
+
+def with_temperature(convention: Convention, about: dict, given: dict) -> Convention:
+    """Find a temperature that the instance holds: a learned parameter, or a number of that name."""
+    if convention.word("scale") in SCALES or given.get("scale") == "fixed":
+        return convention
+    named = given.get("attributes")
+    if named:
+        return replace(convention, attributes=dict(named))
+    found = [a for a in about["attributes"] if a["value"] is not None and "scale" in naming.hints(a["name"].split(".")[-1])]
+    kinds = ("parameter", "array", "number", "buffer")
+    found.sort(key=lambda a: kinds.index(a["kind"]))
+    if not found:
+        return convention
+    attribute = found[0]
+    order = naming.scale_kinds(attribute["name"].split(".")[-1])
+    return replace(convention, attributes={attribute["name"]: given.get("scale") or near(order, attribute["value"])})
+
+
+def near(order: list[str], value: float) -> str:
+    """The kind of temperature that fits its initial value: tau is about 0.07, log(1/tau) about 2.66, 1/tau about 14."""
+    fits = {"tau": 0 < value <= 1, "theta": 1 < value <= 5, "scale": value > 5, "log_tau": value < 0}
+    return next((kind for kind in order if fits[kind]), order[0])
+
+
+def stub_plans(about: dict, convention: Convention, given: dict) -> list[dict[str, str]]:
+    """Which parts of a model step aside: towers hand over embeddings, adapters pass them on."""
+    if given.get("isolate"):
+        return [dict(given["isolate"])]
+    parts = [c for c in about["children"] if c["parameters"]]
+    if not parts:
+        return [{}]
+    adapters, towers = {}, {}
+    for c in parts:
+        said = naming.hints(c["name"])
+        side = "v" if said.get("v", 0) > said.get("t", 0) else "t" if said.get("t") else None
+        named = set(naming.words(c["name"]))
+        adapters[c["name"]] = "identity"
+        is_adapter = named & {"proj", "projection", "adapter", "head", "fc", "linear", "norm",
+                              "ln"} or c["type"] in ("Linear", "LayerNorm")
+        towers[c["name"]] = "identity" if is_adapter or side is None else side
+    return [plan for i, plan in enumerate((adapters, towers)) if i == 0 or plan != adapters]

@@ -1,0 +1,86 @@
+"""A call with a convention that may be wrong, and the errors of deciding between several."""
+
+from typing import Any
+
+import numpy as np
+
+from parity.checker.calling.caller import Convention, arrays_of, told
+from parity.checker.calling.worker import Stopped, Worker
+from parity.checker.probes import WIDTH, Probe
+
+PATCHES, TOKENS = 10, 6                                   # of the probes here; 2 x 5 for feature maps
+
+
+class Unclear(ValueError):
+    """Two readings remain: the message names the keyword that decides."""
+
+
+class CannotRun(Exception):
+    """No call succeeded.  `error` as the worker gives it: type, message, lines; `call`: how it was called."""
+
+    def __init__(self, error: dict, call: str):
+        super().__init__(told(error))
+        self.error, self.call = error, call
+
+
+def probe_of(seed: int, lengths=(4, 3, 2), tokens=TOKENS, patches=PATCHES, theta=0.9, **changes: np.ndarray) -> Probe:
+    """A plain random probe for questions about the convention; half of the tokens are padding."""
+    rng = np.random.default_rng([77, seed])
+    batch = len(lengths)
+    v = rng.standard_normal((batch, patches, WIDTH)) * rng.uniform(0.5, 1.5, (batch, patches, 1))
+    t = rng.standard_normal((batch, tokens, WIDTH)) * rng.uniform(0.5, 1.5, (batch, tokens, 1))
+    mask = np.arange(tokens) < np.array(lengths)[:, None]
+    pooled = rng.standard_normal((2, batch, WIDTH))
+    arrays = {"v": v, "t": t, "mask": mask, "v_bar": pooled[0], "t_bar": pooled[1]} | changes
+    return Probe(f"convention {seed}", theta=theta, **arrays)
+PLAIN = probe_of(0)
+
+
+class Trial:
+    """Calls with conventions that may be wrong; keeps the error that is most worth showing."""
+
+    def __init__(self, worker: Worker):
+        self.worker = worker
+        self.error: dict | None = None
+        self.last: dict = {}
+        self.stops = 0
+        self.odd = ""                                     # a call that ran and what came out, where that can be no loss
+        self.call = ""
+
+    def run(self, convention: Convention, probe: Probe, grads: bool = False) -> dict[str, Any] | None:
+        """Output path -> value (NumPy), or None when it raised.  "graded": paths that a gradient flows to."""
+        try:
+            reply, sent = self.worker.ask(convention.request(grads=grads, outputs=True), arrays_of(probe))
+        except Stopped as stop:
+            self.keep({"type": stop.kind, "message": str(stop), "lines": [], "stage": "call", "theirs": True}, convention)
+            self.stops += 1
+            if stop.kind in ("time", "memory", "budget") or self.stops > 1:
+                raise CannotRun(self.error or self.last, self.call) from None
+            return None
+        if "error" in reply:
+            self.keep(reply["error"], convention)
+            return None
+        out = {what["path"]: sent.get(f"out/{i}") for i, what in enumerate(reply["outputs"])} | {"reply": reply}
+        if not self.odd and not numeric(out):
+            each = reply["outputs"][:4]
+            shapes = [f"{what['type']} {tuple(what['shape'])}" if "shape" in what else what["type"] for what in each]
+            self.odd = f"{convention} returns {', '.join(shapes) or 'nothing'}"
+        return out
+
+    def keep(self, error, convention):
+        """The first error is the one of the likeliest call."""
+        self.last = error
+        if self.error is None:
+            self.error, self.call = error, str(convention)
+
+
+def numeric(out) -> list[str]:
+    """Paths of outputs that could be a loss: numbers, one per caption, or one per token."""
+    mask = PLAIN.mask.shape
+    fits = [
+        path for path, x in out.items()
+        if path != "reply" and x is not None and np.asarray(x).dtype.kind == "f"
+        and (x.size == 1 or x.shape in (mask, mask[:1]))
+    ]
+    scalars = [path for path in fits if out[path].size == 1]
+    return scalars or fits
