@@ -1,5 +1,7 @@
 """The same model in torch eager, as a torch user would write it: fused attention, built-in norms and GELU.
 
+parity/trainer/model.py is the other one in torch: modules that compile, checkpoint and run over ranks. This one is the
+yardstick of speed and stays a straight line: no module, no option, nothing that a user of eager torch would not pay for.
 Shares no line with sparc_ref; takes its flat dict of parameters by name.
 """
 

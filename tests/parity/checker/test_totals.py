@@ -1,0 +1,81 @@
+"""Weighted totals, taken apart; answers without gradients, in single precision, or with some missing."""
+
+import functools
+
+import numpy as np
+import pytest
+import torch
+from boxes import (
+    box,
+    plain,
+    said,
+)
+
+from parity.checker.diagnosis.diagnose import diagnose
+from parity.checker.diagnosis.switches import GlobalVariant, Variant, found_in
+from parity.checker.diagnosis.variants import evaluate
+from parity.checker.probes import Answer
+
+
+@pytest.mark.parametrize("lambdas", [(0.5, 1.0), (1.0, 10.0), (0.3, 0.5)])
+@pytest.mark.parametrize("pools", [GlobalVariant(), GlobalVariant("mean", "mean")], ids=["given", "pooled"])
+def test_total_of_sound_losses(lambdas, pools):
+    d = diagnose(box(Variant(), pools, lambdas))
+    assert d.verdict == "eq6" and not d.deviations
+    assert d.lambdas == {"lambda_g": lambdas[0], "lambda_f": lambdas[1]}
+
+
+def test_total_of_faulty_losses_is_taken_apart():
+    pools = GlobalVariant("mean", "mean", padding=True)
+    d = diagnose(box(Variant(sigma=0.3, open_vt="open", open_tv="open"), pools, (0.5, 5.0)))
+    assert said(d) == ["global.pools_padding", "logits.padding_not_masked", "threshold.constant(0.3)"]
+    assert d.lambdas == {"lambda_g": 0.5, "lambda_f": 5.0} and d.losses["global"].conditions == ("no padding",)
+    d = diagnose(box(Variant(negatives="batch"), GlobalVariant("mean", "mean"), (0.5, 1.0)))
+    assert said(d) == ["logits.batch_negatives"] and d.lambdas == {"lambda_g": 0.5, "lambda_f": 1.0}
+
+
+def test_losses_beside_their_total():
+    d = diagnose(box(Variant(), GlobalVariant("unit", "mean"), (0.5, 1.0), names=("fine", "total")))
+    assert said(d) == ["global.pools_normalised"] and d.lambdas == {"lambda_g": 0.5, "lambda_f": 1.0}
+    d = diagnose(box(Variant(negatives="batch"), GlobalVariant("mean", "mean"), (0.0, 1.0), names=("global", "total")))
+    assert said(d) == ["logits.batch_negatives"]
+
+
+def test_values_alone_are_enough_and_it_says_so():
+    d = diagnose(box(Variant(sigma=0.3, cosine=True), grads=False))
+    assert said(d) == ["similarity.cosine", "threshold.constant(0.3)"] and "values alone" in d.note
+    d = diagnose(box(Variant(), grads=False))
+    assert d.verdict == "eq6" and "values alone" in d.note
+
+
+def test_single_precision():
+    """Computed in float32 throughout, without saying so."""
+    def single(**how):
+        def ask(probe):
+            x = [torch.tensor(a, dtype=torch.float32, requires_grad=True) for a in (probe.v, probe.t, probe.theta)]
+            y = plain(x[0], x[1], torch.tensor(probe.mask), x[2], **how)
+            g = torch.autograd.grad(y, x)
+            return Answer({"fine": float(y.detach())}, {"fine": {k: a.numpy() for k, a in zip(("v", "t", "theta"), g)}})
+
+        return ask
+
+    assert diagnose(single()).verdict == "eq6"
+    d = diagnose(single(fill=0.0, cut=lambda h: torch.where(h >= 0.3, h, 0.0)))
+    assert said(d) == ["logits.padding_filled_zero", "threshold.constant(0.3)"] and d.verdict == "explained"
+
+
+def test_missing_gradients_are_told_from_zero_ones():
+    def ask(probe, drop=None, zero=None):
+        r = evaluate(probe, Variant())
+        g = {k: np.zeros_like(x) if k == zero else x for k, x in r.grads["fine"].items() if k != drop}
+        return Answer(r.losses, {"fine": g})
+
+    assert diagnose(functools.partial(ask, drop="theta")).verdict == "eq6"
+    for what in ("theta", "v", "t"):
+        assert said(diagnose(functools.partial(ask, zero=what))) == [f"edge.no_gradient({what})"]
+
+
+@pytest.mark.parametrize("path", ["range", "values", "c", "t", "tokens", "patches"])
+def test_single_detached_paths(path):
+    d = diagnose(box(Variant(detach=path)))
+    assert d.verdict == "explained" and said(d) == [str(x) for x in found_in(Variant(detach=path))]
