@@ -137,7 +137,8 @@ def keep_memory(reserve: int = 1 << 30) -> None:
     """Let the C library keep freed memory for the next step, in large pages, rather than hand it back to the system.
 
     For programs that allocate the same arrays over and over, such as training: a page that comes fresh from the system
-    costs more than what is computed on it (5 % of a training step).  `reserve` is address space, not memory.  On glibc alone; elsewhere nothing.
+    costs more than what is computed on it (5 % of a training step).  `reserve` is address space, not memory.  On glibc
+    alone; elsewhere nothing.
     """
     try:
         libc = ctypes.CDLL(None)
