@@ -1,6 +1,6 @@
 """SPARC (arXiv 2401.09865) in NumPy, with manual gradients.
 
-Reads in the order in which data meets it: data -> ops -> encoders -> alignment -> losses -> model -> train.
+Reads in the order in which data meets it: data -> ops -> alignment -> losses -> encoders -> model -> run -> show.
 Importing this package imports NumPy and array-api-compat, nothing else.
 """
 

@@ -1,6 +1,6 @@
 """Zero-shot segmentation (section 4.5, appendix D.7): a patch gets the class whose text embedding is nearest.
 
-The patches given are h_v then g_v of f_v, the classes' text embeddings are the caller's choice (see run.py). The
+The patches given are h_v then g_v of f_v, the classes' text embeddings are the caller's choice (run/measure.py says which). The
 candidate classes are all of the foreground classes, not only those in the picture, and there is no background class.
 Labels: 0..K-1 a class, -1 background, `ignore` (255) never counted.
 """

@@ -49,7 +49,7 @@ def explain_examples(
 ) -> tuple[Explained, ...]:
     """The first caption of each of these examples, with masks where the data set has regions and classes.
 
-    prompt: "name" or "caption", the protocol for class embeddings (see run.py); "caption" reads these examples only.
+    prompt: "name" or "caption", the protocol for class embeddings (see measure.py); "caption" reads these examples only.
     """
     embeddings = class_embeddings(params, config, dataset, tokenizer, list(indices), (prompt,))
     return tuple(
