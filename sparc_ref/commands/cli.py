@@ -39,14 +39,16 @@ class Train:
     Data is named as kind[:path][?option=value&...]:
       drawn                                  scenes drawn here, nothing downloaded; e.g. "drawn?style=short&objects=1,3"
       "pictures:emoji.zip?names=emoji.jsonl" named pictures with transparency, pasted into scenes with captions
-      captions:photos/                       image-caption files: captions.jsonl, COCO JSON, CSV or TSV
+      captions:photos/                       pictures with captions in any format of docs/data.md: CSV, TSV, JSON lines, COCO,
+                                             Karpathy's splits, Flickr30k, imagefolder, img2dataset
+      "captions:photos/?split=train"         95 % of one folder, by a hash of each picture's name; split=validation is the rest
     """
 
     out: Path                       # the run directory: configuration, metrics, tokenizer, checkpoints
     training: TrainConfig
     model: ModelOptions
     data: tuple[str, ...] = ("drawn",)  # what to train on; several are accumulated
-    validation: tuple[str, ...] = ()  # what to measure on; default: scenes' validation split, captioned images themselves
+    validation: tuple[str, ...] = ()  # what to measure on; default: what is kept apart, else the images trained on
     preset: Preset = "tiny"         # tiny: seconds on a CPU; small: minutes; the others are the paper's
     tokenizer: Path | None = None   # a saved tokenizer or a sentencepiece .model; default: learned from the captions
     eos: bool = True                # end every caption with an EOS token
@@ -141,7 +143,7 @@ def run(argv: list[str]) -> int:
 def run_train(command, again):
     """The command `train`."""
     from sparc_ref.run.rundir import CONFIG, TOKENIZER
-    from sparc_ref.run.sources import has_splits, make_tokenizer, open_source, open_tokenizer
+    from sparc_ref.run.sources import make_tokenizer, open_source, open_tokenizer, validation_of
 
     changes = {f.name: v for f in fields(command.model) if (v := getattr(command.model, f.name)) is not None}
     config = replace(PRESETS[command.preset], **changes)
@@ -157,8 +159,8 @@ def run_train(command, again):
     else:
         checks = {}
         for i, (spec, dataset) in enumerate(zip(command.data, sets)):
-            if has_splits(spec) and "split=" not in spec:
-                opened = open_source(spec, config.image_size, split="validation", count=command.training.eval_limit)
+            if apart := validation_of(spec, dataset):
+                opened = open_source(apart, config.image_size, split="validation", count=command.training.eval_limit)
                 checks[f"{i}:{opened.name}"] = opened
             else:
                 checks[f"{i}:{dataset.name}, trained on"] = dataset

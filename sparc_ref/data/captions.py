@@ -1,27 +1,39 @@
-"""Image-caption files: images/ with captions.jsonl, COCO caption JSON, CSV and TSV.
+"""Image-caption files in the formats people have (docs/data.md), read into pictures with their captions.
 
 Nothing in them is trusted. Whatever cannot be used is skipped and counted with its reason, whatever is changed is counted
 too, and `report` is the one summary of it. All images are decoded when the data is opened, so that what is broken shows
 at once and training never stops at it; they are kept as resized uint8 up to a memory budget and decoded again beyond it.
 """
 
-import csv
-import json
+import hashlib
 import os
 import warnings
+from collections import Counter
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 
 from .example import Example
+from .formats import read_rows
+from .formats.discover import NAMES, discover, hub_blobs
+from .formats.records import ACCEPTED, SPLIT
 from .images import MAX_PIXELS, load_image, read_image, resize
 from .load_report import LoadReport, Unusable
+from .locate import Tree
+from .names import same_name, valid
 
-IMAGE_FIELDS = ("image", "file", "path", "file_name", "filename")
-CAPTION_FIELDS = ("caption", "captions")
-DEFAULTS = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv")
+PAGE = "docs/data.md"
+
+
+class Picture(NamedTuple):
+    """file: what is read; name: below its folder; captions: all that were given for it."""
+
+    file: Path
+    name: str
+    captions: tuple[str, ...]
 
 
 class CaptionData:
@@ -29,14 +41,17 @@ class CaptionData:
 
     report   what was kept, converted and skipped
     texts    the captions of each image
+    split    what was asked for or, of the file's own splits, chosen; "" where everything was read
+    splits   the file's own splits, with the pictures in each
     """
 
     classes: tuple[str, ...] = ()
 
-    def __init__(self, name: str, paths: list[Path], texts: list[tuple[str, ...]], images: list[np.ndarray | None],
-                 report: LoadReport, size: int, how: str):
-        self.name, self.paths, self.texts, self.images = name, paths, texts, images
-        self.report, self.size, self.how = report, size, how
+    def __init__(self, name: str, pictures: list[Picture], images: list[np.ndarray | None], report: LoadReport, size: int,
+                 how: str, split: str = "", splits: dict[str, int] | None = None):
+        self.name, self.names = name, [picture.name for picture in pictures]
+        self.paths, self.texts = [picture.file for picture in pictures], [picture.captions for picture in pictures]
+        self.images, self.report, self.size, self.how, self.split, self.splits = images, report, size, how, split, splits or {}
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -47,226 +62,177 @@ class CaptionData:
         image = self.images[index]
         if image is None:
             image = load_image(self.paths[index], self.size, self.how)
-        return Example(image, self.texts[index], (), self.paths[index].name)
+        return Example(image, self.texts[index], (), Path(self.names[index]).name)
 
     def describe(self) -> dict:
         """Name, counts and the report, JSON-able."""
         return {"name": self.name, "kind": "image-caption files", "count": len(self), "captions": sum(map(len, self.texts)),
-                "size": self.size, "resize": self.how, "report": self.report.as_dict()}
+                "size": self.size, "resize": self.how, "split": self.split, "report": self.report.as_dict()}
 
 
 def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = None, strict: bool = False,
                   size: int = 224, how: str = "squash", memory_mb: float = 1024, max_pixels: int = MAX_PIXELS,
-                  progress: bool = True) -> CaptionData:
-    """Open a folder with captions.jsonl (or .json, .csv, .tsv), or one such file.
+                  progress: bool = True, split: str | None = None, share: float = 0.05,
+                  own_split: str = "train") -> CaptionData:
+    """Open a caption file, or the folder that holds one; docs/data.md shows an example of each format.
 
-    .jsonl       one object per line: "image", "file" or "path", and "caption" (text) or "captions" (list of texts)
-    .json        COCO: {"images": [{"id", "file_name"}], "annotations": [{"image_id", "caption"}]}; or a list of such objects
-    .csv, .tsv   path and caption; the first line may name its columns with the words above; TSV has no quoting
-    images       folder that paths start from; default: images/ beside the file if there is one, else the file's folder
+    .jsonl       one object per line: a picture ("image", "file_name", "path", ...) and a caption ("caption", "text", ...)
+    .json        COCO's captions, Karpathy's splits, a list of such objects, or {name: captions}
+    .csv, .tsv   also .txt and .token: a header that names the columns with the same words, or two columns without one
+    a folder     captions.* or metadata.*, or pictures with a .txt or .json of the same name beside each (img2dataset)
+    images       folder that names start from; default: images/ beside the file if there is one, else the file's folder
     strict       the first thing that would be skipped raises ValueError instead; conversions are counted only
     how          "squash" or "crop", see images.resize
     memory_mb    keep at most this many MiB of resized images
+    split        "train", "validation" or "test" of the file's own splits; where it has none, "train" or "validation" by a hash
+                 of the picture's name, so that more files move none and all captions of a picture stay together; "all"
+    share        of the pictures that such a hash gives to validation
+    own_split    which of the file's own splits is read where `split` is not given
 
-    Captions of one image are collected from all its lines; runs of white space become one space. Files are UTF-8. A path
-    must stay in the folder, links followed.
+    Captions of one image are collected from all its lines; runs of white space become one space. A name must stay in the
+    folder, links followed; one that fits no file exactly is matched where one file alone fits.
     ValueError where nothing can be used, with the summary.
     """
-    path = _find(Path(path))
-    base = path.parent
-    root = Path(images) if images is not None else base / "images" if (base / "images").is_dir() else base
-    if not root.is_dir():
-        raise ValueError(f"images: expected a folder, got {root}")
+    if not 0 < share < 1:
+        raise ValueError(f"share: expected a number between 0 and 1, got {share}")
+    if split is not None and split not in ("all", *SPLIT):
+        raise ValueError(f"split: expected train, validation, test or all, got {split!r}")
     resize(np.zeros((1, 1, 3), np.uint8), size, how)              # a wrong size or how fails here, once
-    report = LoadReport(str(path), strict)
-    texts = _collect(path, report)
-    files = _locate(texts, [root, base], report)
+    split = SPLIT.get(split, split) if split is not None else None
+    given = Path(path)
+    source = discover(given, split or own_split)
+    file = source.file
+    base = file if file.is_dir() else file.parent
+    report = LoadReport(str(file), strict, PAGE)
+    report.kept["images"] = report.kept["captions"] = 0
+    if source.also:
+        report.notes.append(f"there too, not read: {', '.join(source.also)}")
+    tree = Tree(_roots(base, images), [base.absolute(), *[given.absolute()] * given.is_dir(), *hub_blobs(base.absolute())])
+    texts, splits = _collect(file, tree, report, split or own_split, dict.fromkeys(source.splits, 0))
+    pictures = _locate(texts, tree, report)
+    chosen = split if split != "all" else None
+    if splits:
+        chosen = split or own_split
+    elif chosen:
+        pictures = _side(pictures, chosen, share, report, str(file))
 
-    kept_paths, kept_texts, kept_images, free = [], [], [], int(memory_mb * 2**20)
-    for (file, captions), (image, changes) in zip(files.items(), _decode(list(files), size, how, max_pixels, progress)):
-        name = file.name
+    kept: list[Picture] = []
+    kept_images: list[np.ndarray | None] = []
+    free = int(memory_mb * 2**20)
+    for picture, (image, changes) in zip(pictures, _decode([p.file for p in pictures], size, how, max_pixels, progress)):
         if isinstance(changes, Unusable):
-            report.skip(changes.reason, name, changes.note)
-            report.skip("captions of skipped images", name, count=len(captions))
+            report.skip(changes.reason, picture.name, changes.note)
+            report.skip("captions of skipped images", picture.name, count=len(picture.captions))
             continue
         for change in changes:
-            report.convert(change, name)
+            report.convert(change, picture.name)
         free -= image.nbytes
-        kept_paths.append(file)
-        kept_texts.append(tuple(captions))
+        kept.append(picture)
         kept_images.append(image if free >= 0 else None)
-    report.kept["images"], report.kept["captions"] = len(kept_paths), sum(map(len, kept_texts))
-    if not kept_paths:
-        raise ValueError(f"expected at least one image with a caption, found none\n{report}")
-    name = base.resolve().name if path.name in DEFAULTS else path.stem
-    return CaptionData(name, kept_paths, kept_texts, kept_images, report, size, how)
+    report.kept["images"], report.kept["captions"] = len(kept), sum(len(picture.captions) for picture in kept)
+    if not kept:
+        raise ValueError(f"expected at least one image with a caption, found none\n{report}\n"
+                         f"Accepted names: {ACCEPTED}. Formats: {PAGE}")
+    name = given.resolve().name if given.is_dir() else base.resolve().name if file.name in NAMES else file.stem
+    return CaptionData(f"{name}-{chosen}" if chosen and chosen != "all" else name, kept, kept_images, report, size, how,
+                       chosen or "", splits)
 
 
-def _find(path: Path) -> Path:
-    if path.is_dir():
-        found = [path / name for name in DEFAULTS if (path / name).is_file()]
-        if not found:
-            raise ValueError(f"{path}: expected one of {', '.join(DEFAULTS)} in it, found none")
-        return found[0]
-    if not path.is_file():
-        raise ValueError(f"{path}: expected a folder or a file, found nothing there")
-    if path.suffix.lower() not in (".jsonl", ".json", ".csv", ".tsv"):
-        raise ValueError(f"{path}: expected .jsonl, .json, .csv or .tsv, got {path.suffix!r}")
-    return path
+def _roots(base: Path, images: str | os.PathLike | None) -> list[Path]:
+    """Where names start: the folder that was given, or images/; then beside the file. COCO's annotations/ lie beside images."""
+    if images is not None:
+        if not Path(images).is_dir():
+            raise ValueError(f"images: expected a folder, got {images}")
+        return [Path(images), base]
+    above = [base.parent] if base.name == "annotations" else []
+    return [root for place in (base, *above) for root in (place / "images", place) if root.is_dir()]
 
 
-def _collect(path: Path, report: LoadReport) -> dict[str, list[str]]:
-    """The captions of each image name, in order of appearance; names without a usable caption are counted and left out."""
-    read = {".jsonl": _jsonl, ".json": _json, ".csv": _table, ".tsv": _table}[path.suffix.lower()]
-    try:
-        data = path.read_bytes().removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error})") from error
+def _collect(file: Path, tree: Tree, report: LoadReport, wanted: str,
+             splits: dict[str, int]) -> tuple[dict[str, list[str]], dict[str, int]]:
+    """The captions of each image name, in order of appearance, and the rows in each of the file's own splits, if it has any.
+
+    Names without a usable caption are counted and left out.
+    """
+    rows = list(read_rows(file, tree, report))
+    if not splits and any(row.split and row.split.strip().lower() in SPLIT for row in rows):
+        of = [SPLIT.get((row.split or "").strip().lower(), "none") for row in rows]
+        splits = dict(Counter(of))
+        if wanted not in ("all", *splits):
+            raise ValueError(f"{file}: split: expected one of {', '.join(splits)} or all, the splits that it has, got {wanted}")
+        if wanted != "all":
+            other = sum(len(row.captions) for row, split in zip(rows, of) if split != wanted)
+            rows = [row for row, split in zip(rows, of) if split == wanted]
+            report.kept["captions of other splits"] += other
+        found = ", ".join(f"{split} {n}" for split, n in splits.items())
+        report.notes.append(f"splits of its own: {found}; read: {wanted}")
     texts: dict[str, list[str]] = {}
-    for where, name, captions in read(path, data, report):
+    for row in rows:
+        name = str(row.name) if isinstance(row.name, int) and not isinstance(row.name, bool) else row.name
         if not isinstance(name, str) or not name.strip():
-            report.skip("image is not named by text", where)
+            report.skip("image is not named by text", row.where)
             continue
         kept = texts.setdefault(name.strip(), [])
-        captions = captions if isinstance(captions, list) else [captions]
-        for caption in captions:
+        for caption in row.captions:
             if not isinstance(caption, str):
-                report.skip("caption is not text", f"{where}, {name}")
-            elif not _valid(caption):
-                report.skip("caption is not valid UTF-8", f"{where}, {name}")
+                report.skip("caption is not text", f"{row.where}, {name}")
+            elif not valid(caption):
+                report.skip("caption is not valid UTF-8", f"{row.where}, {name}")
             elif not caption.strip():
-                report.skip("caption empty", f"{where}, {name}")
+                report.skip("caption empty", f"{row.where}, {name}")
             else:
                 kept.append(" ".join(caption.split()))
     for name in [name for name, kept in texts.items() if not kept]:
         report.skip("image without a usable caption", name)
         del texts[name]
-    return texts
+    return texts, splits
 
 
-def _valid(text: str) -> bool:
-    """No lone surrogates: they stand for bytes that are not UTF-8, or come from broken JSON escapes."""
-    try:
-        text.encode()
-    except UnicodeEncodeError:
-        return False
-    return True
-
-
-def _jsonl(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
-    for number, line in enumerate(data.split("\n"), 1):
-        where = f"line {number}"
-        if not line.strip():
-            continue
-        if not _valid(line):
-            report.skip("line is not UTF-8", where)
-            continue
+def _locate(texts: dict[str, list[str]], tree: Tree, report: LoadReport) -> list[Picture]:
+    """Names to files; names of the same file are put together, but not two different ones of which one was a guess."""
+    found: dict[Path, list[tuple]] = {}
+    for name in texts:
         try:
-            record = json.loads(line)
-        except (ValueError, RecursionError) as error:
-            report.skip("line is not JSON", where, str(error))
-            continue
-        yield from _record(record, where, report)
-
-
-def _record(record, where: str, report: LoadReport) -> Iterator[tuple]:
-    if isinstance(record, dict):
-        names = [record[f] for f in IMAGE_FIELDS if f in record]
-        values = [record[f] for f in CAPTION_FIELDS if f in record]
-        if names and values:
-            yield where, names[0], [c for v in values for c in (v if isinstance(v, list) else [v])]
-            return
-    report.skip("record without an image and a caption", where)
-
-
-def _json(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
-    try:
-        content = json.loads(data)
-    except (ValueError, RecursionError) as error:
-        raise ValueError(f"{path}: expected COCO captions, got no JSON ({type(error).__name__}: {error})") from error
-    if isinstance(content, list):
-        for number, record in enumerate(content):
-            yield from _record(record, f"record {number}", report)
-        return
-    images, notes = (content.get(part) if isinstance(content, dict) else None for part in ("images", "annotations"))
-    if not isinstance(images, list) or not isinstance(notes, list):
-        raise ValueError(f'{path}: expected COCO captions with the lists "images" and "annotations", or a list of records')
-    captions: dict[int | str, list] = {}
-    for number, note in enumerate(notes):
-        if isinstance(note, dict) and isinstance(note.get("image_id"), (int, str)) and "caption" in note:
-            captions.setdefault(note["image_id"], []).append(note["caption"])
-        else:
-            report.skip("record without an image and a caption", f"annotation {number}")
-    for number, image in enumerate(images):
-        if isinstance(image, dict) and isinstance(image.get("id"), (int, str)) and "file_name" in image:
-            yield f"image {image['id']}", image["file_name"], captions.pop(image["id"], [])
-        else:
-            report.skip("record without an id and a file_name", f"image record {number}")
-    for image_id, lost in captions.items():
-        report.skip("caption of an image that is not listed", f"image {image_id}", count=len(lost))
-
-
-def _table(path: Path, data: str, report: LoadReport) -> Iterator[tuple]:
-    tabs = path.suffix.lower() == ".tsv"
-    lines = [line + "\n" for line in data.replace("\r\n", "\n").replace("\r", "\n").split("\n")]
-    style = {"delimiter": "\t", "quoting": csv.QUOTE_NONE} if tabs else {"strict": True}
-    reader = csv.reader(lines, **style)
-    columns: tuple = (0, 1)
-    first = True
-    while True:
-        before = reader.line_num
-        try:
-            row = next(reader)
-        except StopIteration:
-            return
-        except csv.Error as error:
-            report.skip("malformed row", f"lines {before + 1} to {reader.line_num}", str(error))
-            continue
-        where = f"line {before + 1}"
-        if not row or not any(cell.strip() for cell in row):
-            continue
-        if first:
-            first = False
-            names = [cell.strip().lower() for cell in row]
-            found = [next((names.index(f) for f in fields if f in names), None) for fields in (IMAGE_FIELDS, CAPTION_FIELDS)]
-            if None not in found:
-                columns, width = (found[0], found[1]), len(row)
-                continue
-            width = 2
-        if not all(map(_valid, row)):
-            report.skip("line is not UTF-8", where)
-        elif len(row) != width:
-            report.skip("wrong number of columns", where, f"expected {width}, got {len(row)}; quote captions that hold commas")
-        else:
-            yield where, row[columns[0]], row[columns[1]]
-
-
-def _locate(texts: dict[str, list[str]], roots: list[Path], report: LoadReport) -> dict[Path, list[str]]:
-    """Image names to files inside the folders; names of the same file are put together."""
-    files: dict[Path, list[str]] = {}
-    folders = [root.resolve() for root in roots]
-    for name, captions in texts.items():
-        try:
-            files.setdefault(_inside(name, folders), []).extend(captions)
+            match = tree.find(name)
         except Unusable as error:
             report.skip(error.reason, name, error.note)
-            report.skip("captions of skipped images", name, count=len(captions))
-    return files
+            report.skip("captions of skipped images", name, count=len(texts[name]))
+        else:
+            found.setdefault(match.file, []).append((name, match))
+    pictures = []
+    for file, uses in found.items():
+        sure = [use for use in uses if use[1].sure]
+        if not sure and len({same_name(name) for name, _ in uses}) == 1:
+            sure = uses
+        for name, match in uses:
+            if (name, match) not in sure:
+                report.skip("several names fit one file", name, match.name)
+                report.skip("captions of skipped images", name, count=len(texts[name]))
+            elif match.change:
+                report.convert(match.change, name)
+        if sure:
+            pictures.append(Picture(file, sure[0][1].name, tuple(text for name, _ in sure for text in texts[name])))
+    return pictures
 
 
-def _inside(name: str, folders: list[Path]) -> Path:
-    parts = name.replace("\\", "/").split("/")
-    if ".." in parts or name.startswith(("/", "\\", "~")) or PureWindowsPath(name).drive:
-        raise Unusable("path leaves the folder")
-    for folder in folders:
-        try:
-            file = (folder / name).resolve(strict=True)
-        except (OSError, RuntimeError, ValueError):               # absent, a loop of links, too long
-            continue
-        if not file.is_relative_to(folder):
-            raise Unusable("path leaves the folder", "by a link")
-        return file
-    raise Unusable("image missing")
+def _side(pictures: list[Picture], split: str, share: float, report: LoadReport, source: str) -> list[Picture]:
+    """The pictures of one side of a split by hash."""
+    if split not in ("train", "validation"):
+        raise ValueError(f"{source}: split: expected train or validation, by a hash of the picture's name, as it has no splits "
+                         f"of its own; got {split}")
+    mine = [picture for picture in pictures if in_validation(picture.name, share) == (split == "validation")]
+    report.kept["images of the other split"] = len(pictures) - len(mine)
+    report.notes.append(f"split by a hash of each picture's name, {share:.1%} to validation; read: {split}")
+    if pictures and not mine:
+        raise ValueError(f"{source}: split={split}: none of its {len(pictures)} pictures falls there at share={share}; "
+                         f"choose another share. See {PAGE}")
+    return mine
+
+
+def in_validation(name: str, share: float) -> bool:
+    """Whether a picture belongs to validation, by its name below the folder alone."""
+    digest = hashlib.sha256(same_name(name).encode("utf-8", "surrogatepass")).digest()
+    return int.from_bytes(digest[:8], "big") / 2**64 < share
 
 
 def _decode(files: list[Path], size: int, how: str, max_pixels: int, progress: bool) -> Iterator[tuple]:

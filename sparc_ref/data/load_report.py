@@ -14,11 +14,13 @@ class Unusable(ValueError):
 class LoadReport:
     """Counts by reason, with the first few names for each.   strict: the first thing to skip raises ValueError instead
 
-    kept, converted and skipped are Counters; str() is the summary and as_dict() its JSON-able form.
+    kept, converted and skipped are Counters; notes are sentences; str() is the summary and as_dict() its JSON-able form.
+    page is where the reasons are explained.
     """
 
-    def __init__(self, source: str, strict: bool = False):
-        self.source, self.strict = source, strict
+    def __init__(self, source: str, strict: bool = False, page: str = ""):
+        self.source, self.strict, self.page = source, strict, page
+        self.notes: list[str] = []
         self.kept: Counter[str] = Counter()
         self.converted: Counter[str] = Counter()
         self.skipped: Counter[str] = Counter()
@@ -33,7 +35,8 @@ class LoadReport:
         """Something was left out.   fatal False: not even strict mode stops at it"""
         name = f"{name}: {note}" if note else name
         if self.strict and fatal:
-            raise ValueError(f"{self.source}: {reason}: {shortened(name)} (strict)")
+            more = f"; see {self.page}" if self.page else ""
+            raise ValueError(f"{self.source}: {reason}: {shortened(name)} (strict){more}")
         self.skipped[reason] += count
         self._remember(reason, name)
 
@@ -43,14 +46,18 @@ class LoadReport:
             names.append(shortened(name))
 
     def as_dict(self) -> dict:
-        return {"kept": dict(self.kept), "converted": dict(self.converted), "skipped": dict(self.skipped), "names": self.names}
+        return {"kept": dict(self.kept), "converted": dict(self.converted), "skipped": dict(self.skipped), "names": self.names,
+                "notes": self.notes}
 
     def __str__(self) -> str:
         lines = [f"{self.source}: kept " + (", ".join(f"{n} {what}" for what, n in self.kept.items()) or "nothing")]
+        lines += [f"  {note}" for note in self.notes]
         for title, counter in (("converted", self.converted), ("skipped", self.skipped)):
             for reason, n in counter.most_common():
                 names = self.names.get(reason, [])
                 lines.append(f"  {title} {n}, {reason}: {', '.join(names)}{', ...' if n > len(names) else ''}")
+        if self.page and (self.converted or self.skipped):
+            lines.append(f"  what each means: {self.page}")
         return "\n".join(lines)
 
 

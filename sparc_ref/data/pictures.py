@@ -16,6 +16,7 @@ from pathlib import Path
 import numpy as np
 
 from .example import Example, Region
+from .images import verify
 from .load_report import LoadReport, Unusable
 from .scenes import SPLITS, Draws, background, caption, place
 
@@ -55,7 +56,7 @@ class PictureScenes:
         self.source, self.split, self.size, self.count, self.seed = Path(source), split, size, count, seed
         self.objects, self.clutter, self.style, self.captions = tuple(objects), clutter, style, captions
         self.name = f"{self.source.stem}-{split}"
-        self.report = LoadReport(str(source), strict)
+        self.report = LoadReport(str(source), strict, "docs/data.md")
         known = read_names(Path(names), self.report) if names is not None else None
         self.pictures: dict[str, np.ndarray] = {}                 # name -> (h,w,4) uint8, alpha premultiplied
         self._read(known, keep_opaque)
@@ -247,6 +248,7 @@ def read_picture(data: bytes, side: int, keep_opaque: bool) -> np.ndarray:
             with Image.open(io.BytesIO(data), formats=("PNG",)) as file:
                 if max(file.size) > MAX_SIDE:
                     raise Unusable("picture too large", f"{file.width} x {file.height} pixels, at most {MAX_SIDE} a side")
+                _checksums(data)
                 image: Image.Image = file.convert("RGBA")
     except Unusable:
         raise
@@ -264,6 +266,13 @@ def read_picture(data: bytes, side: int, keep_opaque: bool) -> np.ndarray:
         raise Unusable("nothing visible")
     image = image.crop((columns[0], rows[0], columns[-1] + 1, rows[-1] + 1)).convert("RGBa")
     return np.array(image) if max(image.size) <= side else scaled(np.array(image), side)
+
+
+def _checksums(data: bytes) -> None:
+    try:
+        verify(data)
+    except Unusable as error:
+        raise Unusable("picture damaged", error.note) from error
 
 
 def scaled(picture: np.ndarray, side: int) -> np.ndarray:

@@ -2,7 +2,8 @@
 
     drawn                                   scenes drawn here; the options of DrawnScenes: drawn?style=short&fused=true
     pictures:emoji.zip?names=emoji.jsonl    a folder or zip of pictures with transparency, pasted into scenes; PictureScenes
-    captions:photos/                        a folder with captions.jsonl, a COCO JSON, a CSV or TSV; open_captions
+    captions:photos/                        pictures with captions, in any format of docs/data.md; open_captions. Of one folder,
+                                            captions:photos/?split=train and ?split=validation are two parts
 """
 
 import difflib
@@ -27,18 +28,21 @@ KINDS: dict[str, Callable[..., Any]] = {"drawn": DrawnScenes, "pictures": Pictur
 
 
 def open_source(spec: str, size: int, **defaults: Any) -> Any:
-    """Open the data that a command line names.      defaults: options such as split, used where spec and the kind have none
+    """Open the data that a command line names.      defaults: options such as split, used where spec gives none
 
+    Of image-caption files the default split concerns those only that come with splits of their own.
     ValueError: unknown kind or option (with the nearest), a path too many or too few, or what the data itself refuses.
     """
     head, _, query = spec.partition("?")
     kind, _, path = head.partition(":")
     if kind not in KINDS:
         raise ValueError(f"data {spec!r}: expected {', '.join(KINDS)}{nearest(kind, KINDS)}; for example drawn, "
-                         "pictures:emoji.zip, captions:photos/captions.jsonl")
+                         "pictures:emoji.zip, captions:photos/captions.jsonl; see docs/data.md")
     if bool(path) != (kind != "drawn"):
         raise ValueError(f"data {spec!r}: expected {'drawn, without a path' if kind == 'drawn' else f'{kind}:PATH'}")
     make = KINDS[kind]
+    if kind == "captions" and "split" in defaults:
+        defaults["own_split"] = defaults.pop("split")
     known = {k: p for k, p in inspect.signature(make).parameters.items() if k not in ("source", "path", "progress")}
     given = {}
     for pair in filter(None, query.split("&")):
@@ -53,6 +57,17 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
 def has_splits(spec: str) -> bool:
     """Whether the source comes with scenes that are not trained on."""
     return not spec.startswith("captions")
+
+
+def validation_of(spec: str, dataset: Any) -> str | None:
+    """What to measure on where nothing was named: the part that `spec`, opened as `dataset`, keeps apart, or None."""
+    split = [pair.partition("=")[2] for pair in spec.partition("?")[2].split("&") if pair.startswith("split=")]
+    if has_splits(spec):
+        return spec if not split else None
+    if isinstance(dataset, CaptionData) and split == ["train"] and (not dataset.splits or "validation" in dataset.splits):
+        head, mark, query = spec.partition("?")
+        return head + mark + query.replace("split=train", "split=validation")
+    return spec if isinstance(dataset, CaptionData) and not split and "validation" in dataset.splits else None
 
 
 def parse(spec, name, text, kind):

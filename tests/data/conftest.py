@@ -30,6 +30,16 @@ def photo():
 
 
 @pytest.fixture
+def folder(tmp_path, photo):
+    """images/ with a.png, b.jpg and sub/c d.png; the caption file is up to the test."""
+    (tmp_path / "set" / "images" / "sub").mkdir(parents=True)
+    (tmp_path / "set" / "images" / "a.png").write_bytes(photo())
+    (tmp_path / "set" / "images" / "b.jpg").write_bytes(photo(format="JPEG"))
+    (tmp_path / "set" / "images" / "sub" / "c d.png").write_bytes(photo("L"))
+    return tmp_path / "set"
+
+
+@pytest.fixture
 def sticker():
     """sticker(colour, size) -> PNG bytes of a disc of that colour on transparency."""
     def make(colour=(200, 30, 40), size=32, alpha=255):

@@ -2,6 +2,8 @@
 
 import io
 import os
+import subprocess
+import sys
 
 import numpy as np
 import pytest
@@ -9,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from sparc_ref.data import load_image
+from sparc_ref.data import images, load_image
 from sparc_ref.data.images import read_image, resize
 from sparc_ref.data.load_report import LoadReport, Unusable, shortened
 
@@ -182,3 +184,123 @@ def test_the_report_is_one_readable_summary():
     assert len(shortened("y" * 999)) == 163
     with pytest.raises(ValueError, match=r"f: image missing: a \(strict\)"):
         LoadReport("f", strict=True).skip("image missing", "a")
+
+
+# -------------------------------------------------------------------------------------------- what files are, and their cost
+
+
+@pytest.mark.parametrize(("start", "reason", "note"), [
+    (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, not read", "save it as JPEG or PNG"),
+    (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC, not read", "save it as JPEG or PNG"),
+    (b"\0\0\0\x0cjP  \r\n\x87\n\0\0\0\x14ftypjp2 ", "JPEG 2000, not read", "save it as JPEG or PNG"),
+    (b"\xff\x4f\xff\x51\0\x2f", "JPEG 2000, not read", "save it as JPEG or PNG"),
+    (b"\0\0\0\x0cJXL \r\n\x87\n", "JPEG XL, not read", "save it as JPEG or PNG"),
+    (b"8BPS\0\1", "Photoshop, not read", "save it as JPEG or PNG"), (b"\n<svg xmlns=", "SVG, not read", "save it as JPEG"),
+    (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "not an image", "a video"),
+    (b"<!DOCTYPE html><html>", "not an image", "an HTML page"), (b"%PDF-1.7", "not an image", "PDF"),
+    (b"version https://git-lfs.github.com/spec/v1\noid", "not an image", "git lfs pull"), (b"", "not an image", "empty file")])
+def test_files_of_other_kinds_are_named(start, reason, note):
+    with pytest.raises(Unusable) as caught:
+        read_image(start + b"\0" * 40 if start else b"", 8)
+    assert caught.value.reason == reason and note in caught.value.note
+
+
+def test_jpeg_2000_that_pillow_writes_is_named(photo):
+    if "JPEG2000" not in Image.SAVE and not Image.init() and "JPEG2000" not in Image.SAVE:
+        pytest.skip("this Pillow writes no JPEG 2000")
+    with pytest.raises(Unusable, match="JPEG 2000, not read"):
+        read_image(photo(format="JPEG2000"), 8)
+
+
+def test_avif_where_pillow_has_it(photo, monkeypatch):
+    if "AVIF" not in images.formats():
+        pytest.skip("this Pillow has no AVIF")
+    data = photo(format="AVIF")
+    assert read_image(data, 8)[0].shape == (8, 8, 3)
+    monkeypatch.setattr(images, "formats", lambda: images.FORMATS)
+    with pytest.raises(Unusable, match="AVIF, not read"):
+        read_image(data, 8)
+
+
+def test_checksums_of_pixels_are_verified(photo):
+    """Without them Pillow decodes a picture whose bytes were changed along with nothing else."""
+    png = bytearray(photo(size=(4, 4)))
+    at = png.index(b"IDAT")
+    length = int.from_bytes(png[at - 4:at])
+    png[at + 4 + length] ^= 1                                     # the checksum itself: the pixels decode as before
+    assert Image.open(io.BytesIO(png)).convert("RGB").size == (4, 4)
+    with pytest.raises(Unusable, match=r"image corrupt \(checksum"):
+        read_image(bytes(png), 4)
+
+
+@pytest.mark.parametrize("orientation", range(1, 10))
+@pytest.mark.parametrize("format", ["TIFF", "JPEG", "WEBP"])
+def test_turned_pictures_are_counted_in_every_format(photo, orientation, format):
+    """Pillow turns a TIFF while it decodes, and then no longer says so."""
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    pixels, changes = read_image(photo(format=format, exif=exif), 8)
+    assert changes == (["turned upright as its EXIF says"] if 1 < orientation < 9 else [])
+    upright = read_image(photo(format=format), 8)[0]
+    assert (np.abs(pixels.astype(int) - upright).mean() < 3) == (orientation in (1, 9))
+
+
+def test_the_first_page_of_a_tiff():
+    stream = io.BytesIO()
+    Image.new("RGB", (4, 4), "red").save(stream, "TIFF", save_all=True, append_images=[Image.new("RGB", (4, 4), "blue")])
+    pixels, changes = read_image(stream.getvalue(), 4)
+    assert changes == ["first page taken"] and (pixels == [255, 0, 0]).all()
+
+
+@pytest.mark.parametrize(("mode", "format", "options"), [
+    ("RGBA", "PNG", {}), ("LA", "PNG", {}), ("P", "PNG", {"transparency": 0}), ("I;16", "PNG", {}),
+    ("RGB", "JPEG", {"progressive": True}), ("CMYK", "JPEG", {}),
+    ("F", "TIFF", {"compression": "tiff_adobe_deflate"}), ("RGB", "WEBP", {"lossless": True})])
+@pytest.mark.skipif(sys.platform != "linux", reason="the peak of a process's memory is read from /proc")
+def test_memory_is_what_the_header_foretells(tmp_path, mode, format, options):
+    """Decoded in a process of its own, a picture takes no more than memory() said, and not far less."""
+    Image.new(mode, (3000, 2000)).save(tmp_path / "x", format, **options)
+    code = """
+import io, re, sys
+from pathlib import Path
+from PIL import Image
+from sparc_ref.data import images
+data = Path(sys.argv[1]).read_bytes()
+for format in ("PNG", "TIFF", "WEBP", "JPEG"):
+    small = io.BytesIO()
+    Image.new("RGB", (300, 300)).save(small, format)
+    images.read_image(small.getvalue(), 64)
+def peak():
+    return int(re.search(r"VmHWM:\\s*(\\d+)", Path("/proc/self/status").read_text())[1]) * 1024
+before = peak()
+with Image.open(io.BytesIO(data)) as image:
+    said = images.memory(image) + len(data)
+images.read_image(data, 64)
+print(said, peak() - before)
+"""
+    said, took = map(int, subprocess.run([sys.executable, "-c", code, tmp_path / "x"], check=True, capture_output=True,
+                                         text=True).stdout.split())
+    assert took < said + 8 * 2**20 and took > said / 3
+
+
+@pytest.mark.parametrize(("mode", "format", "fits"), [("RGB", "PNG", True), ("RGBA", "PNG", False), ("RGB", "WEBP", False)])
+def test_too_much_memory_is_refused_before_a_pixel_is_decoded(monkeypatch, mode, format, fits):
+    stream = io.BytesIO()
+    Image.new(mode, (256, 256)).save(stream, format)
+    monkeypatch.setattr(images, "MAX_MEMORY", 256 * 256 * 6)
+    if fits:
+        read_image(stream.getvalue(), 8)
+        return
+    monkeypatch.setattr(Image.Image, "load", lambda self: pytest.fail("decoded"))
+    with pytest.raises(Unusable, match=rf"image too large \(256 x 256 pixels, {format}, mode {mode}"):
+        read_image(stream.getvalue(), 8)
+
+
+def test_strips_change_nothing(monkeypatch, photo):
+    """A picture is converted some rows at a time; where the rows are cut does not show."""
+    for mode, format in (("RGBA", "PNG"), ("P", "PNG"), ("CMYK", "JPEG"), ("I;16", "PNG")):
+        data = photo(mode, format=format)
+        whole = read_image(data, 16)[0]
+        monkeypatch.setattr(images, "STRIP", 100)
+        assert np.array_equal(read_image(data, 16)[0], whole)
+        monkeypatch.undo()

@@ -1,0 +1,45 @@
+"""The ways in which people write captions down; each gives rows: where it stands, the picture's name, its captions, its split.
+
+    records     the accepted names of fields and columns
+    tables      CSV, TSV, pipes, Flickr's .token, Conceptual Captions: text with delimiters, with or without a header
+    annotations JSON: COCO's, Karpathy's, lists of records, names with captions; and JSON lines
+    beside      a folder with a text next to each picture, as img2dataset writes it
+    discover    which of these a folder holds
+docs/data.md shows one of each.
+"""
+
+from collections.abc import Iterator
+from pathlib import Path
+
+from ..load_report import LoadReport
+from ..locate import Tree
+from .annotations import is_document, read_json, read_lines
+from .beside import read_pairs
+from .records import Row
+from .tables import read_table
+
+
+def read_rows(source: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:
+    """The rows of a caption file, or of a folder with a text next to each picture.   ValueError where it holds none at all"""
+    if source.is_dir():
+        yield from read_pairs(source, tree, report)
+        return
+    text, suffix = decode(source, report), source.suffix.lower()
+    if suffix == ".json" or (suffix == ".jsonl" and is_document(text)):
+        yield from read_json(source, text, report)
+    elif suffix == ".jsonl":
+        yield from read_lines(source, text, report)
+    else:
+        yield from read_table(source, text, tree, report)
+
+
+def decode(file: Path, report: LoadReport) -> str:
+    """The text of a file: UTF-8, where bytes that are not stay recognisable; UTF-16 where its first two bytes say so."""
+    try:
+        data = file.read_bytes()
+    except OSError as error:
+        raise ValueError(f"{file}: cannot be read ({error})") from error
+    if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
+        report.convert("file is UTF-16, read as such", file.name)
+        return data.decode("utf-16", "surrogatepass")
+    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
