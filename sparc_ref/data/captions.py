@@ -18,11 +18,11 @@ import numpy as np
 
 from .example import Example
 from .formats import read_rows
-from .formats.discover import NAMES, discover, hub_blobs
+from .formats.discover import NAMES, discover
 from .formats.records import ACCEPTED, SPLIT
 from .images import MAX_PIXELS, load_image, read_image, resize
 from .load_report import LoadReport, Unusable
-from .locate import Tree
+from .locate import Tree, hub_blobs
 from .names import same_name, valid
 
 PAGE = "docs/data.md"
@@ -107,7 +107,8 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
     report.kept["images"] = report.kept["captions"] = 0
     if source.also:
         report.notes.append(f"there too, not read: {', '.join(source.also)}")
-    tree = Tree(_roots(base, images), [base.absolute(), *[given.absolute()] * given.is_dir(), *hub_blobs(base.absolute())])
+    named = [base.absolute(), *[given.absolute()] * given.is_dir()]
+    tree = Tree(_roots(base, images, report), [*named, *hub_blobs(base.absolute())])
     texts, splits = _collect(file, tree, report, split or own_split, dict.fromkeys(source.splits, 0))
     pictures = _locate(texts, tree, report)
     chosen = split if split != "all" else None
@@ -138,14 +139,22 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
                        chosen or "", splits)
 
 
-def _roots(base: Path, images: str | os.PathLike | None) -> list[Path]:
+def _roots(base: Path, images: str | os.PathLike | None, report: LoadReport) -> list[Path]:
     """Where names start: the folder that was given, or images/; then beside the file. COCO's annotations/ lie beside images."""
     if images is not None:
         if not Path(images).is_dir():
             raise ValueError(f"images: expected a folder, got {images}")
         return [Path(images), base]
     above = [base.parent] if base.name == "annotations" else []
-    return [root for place in (base, *above) for root in (place / "images", place) if root.is_dir()]
+    roots = []
+    for place in (base, *above):
+        own = place / "images"
+        if own.is_dir() and own.resolve().is_relative_to(place.resolve()):
+            roots.append(own)
+        elif own.is_dir():
+            report.notes.append(f"{own} is a link that leaves the folder, not followed; name it with images= if it is meant")
+        roots.append(place)
+    return roots
 
 
 def _collect(file: Path, tree: Tree, report: LoadReport, wanted: str,

@@ -94,7 +94,8 @@ def memory(image) -> int:
     and plain JPEG take their storage alone; TIFF up to 3 more, progressive JPEG 6, WebP 12, AVIF 5 to 9.
     """
     stored = {"1": 1, "L": 1, "P": 1, "I;16": 2, "I;16B": 2, "I;16L": 2, "I;16N": 2}.get(image.mode, 4)
-    own = {"WEBP": 12, "AVIF": 12, "TIFF": stored, "JPEG": 2 * len(image.getbands()) * ("progressive" in image.info)}
+    coefficients = 2 * len(image.getbands()) * ("progressive" in image.info)
+    own = {"WEBP": 12, "AVIF": 12, "TIFF": stored, "JPEG": coefficients, "MPO": coefficients}
     copies = stored * (_orientation(image) != 1) + 4 * (image.mode != "RGB" or "transparency" in image.info)
     return image.width * image.height * (stored + own.get(image.format, 0) + copies)
 
@@ -114,7 +115,7 @@ def verify(data: bytes) -> None:
 def to_rgb(image, data: bytes):
     """Turn upright and convert to RGB.   -> PIL image in mode RGB, list of changes"""
     changes = []
-    if image.format != "JPEG" and getattr(image, "is_animated", False):
+    if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
         changes.append("first page taken" if image.format == "TIFF" else "first frame of an animation taken")
         image.seek(0)
     turned = _orientation(image)                                  # before load: there Pillow turns a TIFF and forgets it

@@ -36,6 +36,7 @@ class Tree:
         self.roots = list(dict.fromkeys(root.resolve() for root in roots))
         self.allowed = [*self.roots, *(folder.resolve() for folder in also or [])]
         self._listed = cache(_list)
+        self._holders: dict[str, list[str]] | None = None
 
     def inside(self, path: Path) -> Path:
         """The file that a path stands for, links followed.   Unusable where there is none, or it is outside"""
@@ -110,13 +111,13 @@ class Tree:
                 form = "other Unicode form of the name" if same else "other case of the name"
                 return Found(self.inside(path), equal[path], form)
             raise Unusable("several files fit the name", f"but for case: {', '.join(list(equal.values())[:2])}")
-        deeper = [[fold(folder), *wanted] for folder in self._folders()]
-        ways = [(deeper, "name", "found in another folder")]
+        ways = [(self._deeper(wanted, "name"), "name", "found in another folder")]
         ways += [([wanted[k:]], "name", "found in another folder") for k in range(1, len(wanted))]
         if not is_picture(name):
-            ways += [(where, "stem", "name completed by its extension") for where in ([wanted], deeper)]
+            ways += [(where, "stem", "name completed by its extension") for where in ([wanted], self._deeper(wanted, "stem"))]
         if wanted[-1].isascii() and wanted[-1].isdigit() and len(wanted[-1]) < 100:
-            ways += [(where, "number", "number completed to a file's name") for where in ([wanted], deeper)]
+            change = "number completed to a file's name"
+            ways += [(where, "number", change) for where in ([wanted], self._deeper(wanted, "number"))]
         for where, how, change in ways:
             fit = self._at(where, how)
             if len(fit) == 1:
@@ -126,9 +127,15 @@ class Tree:
                 raise Unusable("several files fit the name", ", ".join(list(fit.values())[:2]))
         raise Unusable("image missing")
 
-    def _folders(self) -> list[str]:
-        """The folders directly below the roots: images/, train2014/, val2014/ and the like."""
-        return sorted({name for root in self.roots for name in self._listed(root)["folder"]})
+    def _deeper(self, wanted: list[str], how: str) -> list[list[str]]:
+        """Places in the folders directly below the roots: images/, train2014/, val2014/, shards, and the like."""
+        if self._holders is None:
+            self._holders = defaultdict(list)
+            for folder in {root / name for root in self.roots for name in self._listed(root)["folder"]}:
+                for key in self._listed(folder):
+                    self._holders[key].append(fold(folder.name))
+        key = _key(wanted[0], how) if len(wanted) == 1 else f"into/{wanted[0]}"
+        return [[folder, *wanted] for folder in sorted(set(self._holders.get(key, ())))]
 
     def _at(self, places: list[list[str]], how: str = "name") -> dict[Path, str]:
         """Files inside whose folded path below a root is one of these, and that path as it is on disk."""
@@ -146,11 +153,20 @@ class Tree:
     def _down(self, folder: Path, place: list[str], how: str) -> Iterator[Path]:
         """Walk down one folder at a time, so that nothing but what is named gets listed."""
         if len(place) == 1:
-            key = str(int(place[0])) if how == "number" else place[0]
-            yield from (folder / name for name in self._listed(folder)[f"{how}/{key}"])
+            yield from (folder / name for name in self._listed(folder).get(_key(place[0], how), ()))
             return
-        for name in self._listed(folder)[f"into/{place[0]}"]:
+        for name in self._listed(folder).get(f"into/{place[0]}", ()):
             yield from self._down(folder / name, place[1:], how)
+
+
+def _key(name: str, how: str) -> str:
+    return f"{how}/{int(name) if how == 'number' else name}"
+
+
+def hub_blobs(folder: Path) -> list[Path]:
+    """The hub's cache keeps name/snapshots/revision/ full of links to name/blobs/: that folder too is the data set's own."""
+    blobs = folder.parent.parent / "blobs"
+    return [blobs] if folder.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else []
 
 
 def _list(folder: Path) -> dict[str, list[str]]:

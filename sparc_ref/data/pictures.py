@@ -18,6 +18,7 @@ import numpy as np
 from .example import Example, Region
 from .images import verify
 from .load_report import LoadReport, Unusable
+from .locate import hub_blobs
 from .scenes import SPLITS, Draws, background, caption, place
 
 MAX_FILES = 20_000
@@ -172,13 +173,14 @@ def read_names(path: Path, report: LoadReport) -> dict[str, tuple[str, str]]:
 def _files(source: Path, report: LoadReport) -> Iterator[tuple]:
     """(name, read) of each PNG; read() gives its bytes, at most MAX_BYTES, or raises Unusable."""
     if source.is_dir():
+        own = [place.resolve() for place in (source, *hub_blobs(source.absolute()))]
         files = sorted(file for file in source.iterdir() if not file.name.startswith("."))
         _limit(len(files), source)
         total = [0]
         for file in files:
             if file.suffix.lower() != ".png" or not file.is_file():
                 report.skip("not a PNG file", file.name)
-            elif not file.resolve().is_relative_to(source.resolve()):
+            elif not any(file.resolve().is_relative_to(place) for place in own):
                 report.skip("unsafe name", file.name, "a link out of the folder")
             else:
                 yield file.name, lambda file=file: _from_folder(file, total)
@@ -186,7 +188,8 @@ def _files(source: Path, report: LoadReport) -> Iterator[tuple]:
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:
-        raise ValueError(f"{source}: expected a folder or a zip file ({type(error).__name__}: {error})") from error
+        raise ValueError(f"{source}: expected a folder or a zip file ({type(error).__name__}: {error}). "
+                         "See docs/data.md") from error
     with archive:
         members = [member for member in archive.infolist() if not member.is_dir()]
         _limit(len(members), source)

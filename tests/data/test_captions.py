@@ -189,13 +189,14 @@ def test_utf_16_is_read_where_its_mark_says_so(folder):
                       st.recursive(st.none() | st.booleans() | st.floats() | st.text(), lambda s: st.lists(s) | st.dictionaries(
                           st.sampled_from(["image", "caption", "captions", "file", "path"]), s), max_leaves=8
                       ).map(lambda v: json.dumps(v).encode())),
-       suffix=st.sampled_from([".jsonl", ".csv", ".tsv"]))
+       suffix=st.sampled_from([".jsonl", ".csv", ".tsv", ".token"]))
 def test_any_bytes_after_a_good_line(tmp_path_factory, junk, suffix):
     """Whatever follows, the good line is kept, and every other line is kept or counted."""
     folder = tmp_path_factory.mktemp("fuzz")
     from PIL import Image
     Image.new("RGB", (4, 4), "red").save(folder / "good.png")
-    first = {".jsonl": b'{"image": "good.png", "caption": "good"}\n', ".csv": b"good.png,good\n", ".tsv": b"good.png\tgood\n"}
+    first = {".jsonl": b'{"image": "good.png", "caption": "good"}\n', ".csv": b"good.png,good\n", ".tsv": b"good.png\tgood\n",
+             ".token": b"good.png#0\tgood\n"}
     (folder / f"x{suffix}").write_bytes(first[suffix] + junk)
     data = open_captions(folder / f"x{suffix}", size=4)
     assert data.texts[0][0] == "good" and data.paths[0].name == "good.png"
@@ -209,7 +210,7 @@ def test_any_bytes_after_a_good_line(tmp_path_factory, junk, suffix):
 @given(st.binary(max_size=200))
 def test_any_bytes_as_a_whole_file(tmp_path_factory, junk):
     folder = tmp_path_factory.mktemp("fuzz")
-    for suffix in (".jsonl", ".csv", ".tsv", ".json"):
+    for suffix in (".jsonl", ".csv", ".tsv", ".json", ".txt", ".token"):
         (folder / f"x{suffix}").write_bytes(junk)
         with pytest.raises(ValueError, match="expected"):
             open_captions(folder / f"x{suffix}", size=4)

@@ -2,6 +2,7 @@
 
 import json
 import unicodedata
+from pathlib import Path
 
 import pytest
 
@@ -91,6 +92,31 @@ def test_links_that_stay_inside_are_followed_and_others_refused(tmp_path, photo)
     data = listed(home, ["x.png", "folder/1.png", "out.png", "OUT.png", "up/secret.png", "loop.png"])
     assert data.texts == [("0",), ("1",)] and data.names == ["x.png", "folder/1.png"] and data[0].key == "x.png"
     assert data.report.skipped == {"path leaves the folder": 2, "image missing": 2, "captions of skipped images": 4}
+
+
+def test_linked_folders_that_leave_are_not_entered(tmp_path, photo, monkeypatch):
+    """images/ as a link to elsewhere has to be named; so has what lies behind any other."""
+    elsewhere = write(tmp_path / "elsewhere", ["1.png", "2.png"], photo)
+    (elsewhere / "1.txt").write_text("secret")
+    (elsewhere / "captions.csv").write_text("image,caption\n1.png,secret\n")
+    home = write(tmp_path / "set", ["2.png"], photo)
+    listings = []
+    for name in ("images", "annotations", "00000", "train", "val"):
+        (home / name).symlink_to(elsewhere)
+    with pytest.raises(ValueError, match=r"a link that leaves"):
+        open_captions(home, size=4)
+    data = listed(home, ["1.png", "2.png", "00000/1.png"])
+    assert data.texts == [("1",)] and data.report.skipped["path leaves the folder"] == 1
+    assert "images is a link that leaves the folder" in str(data.report)
+    assert listed(home, ["1.png"], images=home / "images").texts == [("0",)]
+    (home / "captions.jsonl").unlink()
+    for name in ("train", "val"):
+        (home / name).unlink()
+    (home / "2.txt").write_text("mine")
+    real = Path.iterdir
+    monkeypatch.setattr(Path, "iterdir", lambda self: listings.append(self.resolve()) or real(self))
+    data = open_captions(home, size=4)
+    assert data.texts == [("mine",)] and data.report.skipped == {"path leaves the folder": 3} and elsewhere not in listings
 
 
 @pytest.mark.parametrize("given", ["snapshots/r1", "."])

@@ -15,8 +15,8 @@ MOST_BYTES = 2**20                                                # of one text
 
 def has_pairs(folder: Path) -> bool:
     """Whether a picture lies beside a text of its name, here or one folder deeper."""
-    return any(sum(map(is_picture, names)) and any(Path(n).suffix.lower() in (".txt", ".json") for n in names)
-               for place in (folder, *_shards(folder)) for names in _by_key(place).values())
+    return any(any(map(is_picture, names)) and not all(map(is_picture, names))
+               for place in (folder, *(p for p in _shards(folder) if not p.is_symlink())) for names in _by_key(place).values())
 
 
 def read_pairs(folder: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:

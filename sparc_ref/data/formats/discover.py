@@ -4,6 +4,7 @@ import re
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from ..locate import hub_blobs
 from .beside import has_pairs
 from .records import SPLIT
 
@@ -33,7 +34,7 @@ def discover(path: Path, split: str) -> Source:
     """
     if not path.is_dir():
         if not path.is_file():
-            raise ValueError(f"{path}: expected a folder or a file, found nothing there")
+            raise ValueError(f"{path}: expected a folder or a file, found nothing there. Formats: docs/data.md")
         if path.suffix.lower() not in ENDINGS:
             remedy = "; unpack it" if path.suffix in (".tar", ".zip", ".gz") else "; save it as CSV" if path.suffix in (
                 ".parquet", ".xlsx", ".arrow", ".feather") else ""
@@ -43,7 +44,8 @@ def discover(path: Path, split: str) -> Source:
     usual = [path / name for name in NAMES if (path / name).is_file()]
     if usual:
         return Source(_own(usual[0], path), also=tuple(file.name for file in usual[1:]))
-    files = [f for folder in (path, path / "annotations") if folder.is_dir() for f in sorted(folder.iterdir()) if _may_hold(f)]
+    below = [path / "annotations"] * ((path / "annotations").is_dir() and not (path / "annotations").is_symlink())
+    files = [f for folder in (path, *below) for f in sorted(folder.iterdir()) if _may_hold(f)]
     splits = _splits(path, files)
     if splits:
         wanted = SPLIT.get(split, split)
@@ -72,12 +74,6 @@ def _own(file: Path, folder: Path) -> Path:
     if not any(real.is_relative_to(place) for place in (at, *hub_blobs(at))):
         raise ValueError(f"{file}: a link that leaves {folder}; name the caption file itself if it is meant")
     return file
-
-
-def hub_blobs(folder: Path) -> list[Path]:
-    """The hub's cache keeps name/snapshots/revision/ full of links to name/blobs/: that folder too is the data set's own."""
-    blobs = folder.parent.parent / "blobs"
-    return [blobs] if folder.parent.name == "snapshots" and blobs.is_dir() and not blobs.is_symlink() else []
 
 
 def _splits(path: Path, files: list[Path]) -> dict[str, Path]:

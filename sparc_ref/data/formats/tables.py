@@ -24,7 +24,7 @@ def read_table(path: Path, text: str, tree: Tree, report: LoadReport) -> Iterato
     delimiter, header = _layout(path, text, tree)
     columns, image, captions, split = header or ((), 0, [1], None)
     width = len(columns) or 2
-    if ignored := [name for c, name in enumerate(columns) if c not in (image, *captions, split)]:
+    if ignored := [name for c, name in enumerate(columns) if name and c not in (image, *captions, split)]:
         used = ", ".join(columns[c] for c in (image, *captions))
         report.notes.append(f"columns read: {shortened(used)}; ignored: {shortened(', '.join(ignored))}")
 
@@ -36,7 +36,7 @@ def read_table(path: Path, text: str, tree: Tree, report: LoadReport) -> Iterato
     first = True
     for line, cells, flaw in records(text, delimiter, row_like):
         where = f"line {line}"
-        if not any(cell.strip() for cell in cells):
+        if not any(cell.strip() for cell in cells) or (line == 1 and re.fullmatch(r"sep=.?", delimiter.join(cells).strip())):
             continue
         if first and not header and _like_a_name(cells[1], tree) > _like_a_name(cells[0], tree):
             image, captions = 1, [0]                              # Conceptual Captions: caption, then URL
@@ -69,7 +69,7 @@ def read_table(path: Path, text: str, tree: Tree, report: LoadReport) -> Iterato
 
 
 def _lower(cells: list[str]) -> tuple[str, ...]:
-    return tuple(cell.strip().lower() for cell in cells)
+    return tuple(cell.strip("\ufeff \t").lower() for cell in cells)
 
 
 def _like_a_name(cell: str, tree: Tree) -> int:
@@ -82,6 +82,8 @@ def _like_a_name(cell: str, tree: Tree) -> int:
 def _layout(path: Path, text: str, tree: Tree):
     """Delimiter, and (columns, image, captions, split) of the header or None.   By the first line that is not blank"""
     usual = {".csv": ",", ".tsv": "\t", ".token": "\t"}.get(path.suffix.lower(), "\t")
+    if hint := re.match(r"sep=([,;\t|])\n", text):                # Excel's; the line itself is no row
+        usual, text = hint[1], text[hint.end():]
     order = [usual, *(d for d in DELIMITERS if d != usual)]
     start = re.search(r"^.*\S.*$", text, re.MULTILINE)
     first = {d: next(records(start[0] + "\n", d, lambda line: False))[1] if start else [] for d in order}
