@@ -94,9 +94,9 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
     ValueError where nothing can be used, with the summary.
     """
     if not 0 < share < 1:
-        raise ValueError(f"share: expected a number between 0 and 1, got {share}")
+        raise ValueError(f"share: expected a number between 0 and 1, got {share}. See {PAGE}")
     if split is not None and split not in ("all", *SPLIT):
-        raise ValueError(f"split: expected train, validation, test or all, got {split!r}")
+        raise ValueError(f"split: expected train, validation, test or all, got {split!r}. See {PAGE}")
     resize(np.zeros((1, 1, 3), np.uint8), size, how)              # a wrong size or how fails here, once
     split = SPLIT.get(split, split) if split is not None else None
     given = Path(path)
@@ -143,7 +143,7 @@ def _roots(base: Path, images: str | os.PathLike | None, report: LoadReport) -> 
     """Where names start: the folder that was given, or images/; then beside the file. COCO's annotations/ lie beside images."""
     if images is not None:
         if not Path(images).is_dir():
-            raise ValueError(f"images: expected a folder, got {images}")
+            raise ValueError(f"images: expected a folder, got {images}. See {PAGE}")
         return [Path(images), base]
     above = [base.parent] if base.name == "annotations" else []
     roots = []
@@ -168,7 +168,8 @@ def _collect(file: Path, tree: Tree, report: LoadReport, wanted: str,
         of = [SPLIT.get((row.split or "").strip().lower(), "none") for row in rows]
         splits = dict(Counter(of))
         if wanted not in ("all", *splits):
-            raise ValueError(f"{file}: split: expected one of {', '.join(splits)} or all, the splits that it has, got {wanted}")
+            raise ValueError(f"{file}: split: expected one of {', '.join(splits)} or all, the splits that it has, got {wanted}."
+                             f" See {PAGE}")
         if wanted != "all":
             other = sum(len(row.captions) for row, split in zip(rows, of) if split != wanted)
             rows = [row for row, split in zip(rows, of) if split == wanted]
@@ -228,7 +229,7 @@ def _side(pictures: list[Picture], split: str, share: float, report: LoadReport,
     """The pictures of one side of a split by hash."""
     if split not in ("train", "validation"):
         raise ValueError(f"{source}: split: expected train or validation, by a hash of the picture's name, as it has no splits "
-                         f"of its own; got {split}")
+                         f"of its own; got {split}. See {PAGE}")
     mine = [picture for picture in pictures if in_validation(picture.name, share) == (split == "validation")]
     report.kept["images of the other split"] = len(pictures) - len(mine)
     report.notes.append(f"split by a hash of each picture's name, {share:.1%} to validation; read: {split}")

@@ -238,6 +238,7 @@ def test_an_imagefolder_with_a_folder_for_each_split(tmp_path, photo):
 
 @pytest.mark.parametrize(("name", "content"), [
     ("x.json", [{"image": "a.png", "caption": ["dog", "big dog"]}]), ("x.json", {"a.png": ["dog", "big dog"]}),
+    ("x.json", {"images": [{"file_name": "a.png", "captions": ["dog", "big dog"]}]}),
     ("x.json", {"annotations": [{"file_name": "a.png", "caption": "dog"}, {"file_name": "a.png", "text": "big dog"}]}),
     ("x.json", '{"Image": "a.png", "caption": "dog"}\n{"path": "a.png", "title": "big dog"}\n'),
     ("x.jsonl", '[\n{"image": "a.png", "captions": ["dog",\n "big dog"]}]'),

@@ -189,6 +189,7 @@ def test_the_report_is_one_readable_summary():
 # -------------------------------------------------------------------------------------------- what files are, and their cost
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF")
 @pytest.mark.parametrize(("start", "reason", "note"), [
     (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "HEIC, not read", "save it as JPEG or PNG"),
     (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "HEIC, not read", "save it as JPEG or PNG"),
@@ -198,6 +199,7 @@ def test_the_report_is_one_readable_summary():
     (b"8BPS\0\1", "Photoshop, not read", "save it as JPEG or PNG"), (b"\n<svg xmlns=", "SVG, not read", "save it as JPEG"),
     (b"\0\0\0\x20ftypisom\0\0\2\0isomiso2avc1mp41", "not an image", "a video"),
     (b"<!DOCTYPE html><html>", "not an image", "an HTML page"), (b"%PDF-1.7", "not an image", "PDF"),
+    (b"\x89PNG\r\n\x1a\nnothing", "image corrupt", "PNG, its header"), (b"MM\0*\xff\xff", "image corrupt", "TIFF, its header"),
     (b"version https://git-lfs.github.com/spec/v1\noid", "not an image", "git lfs pull"), (b"", "not an image", "empty file")])
 def test_files_of_other_kinds_are_named(start, reason, note):
     with pytest.raises(Unusable) as caught:

@@ -41,5 +41,9 @@ def decode(file: Path, report: LoadReport) -> str:
         raise ValueError(f"{file}: cannot be read ({error})") from error
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
         report.convert("file is UTF-16, read as such", file.name)
-        return data.decode("utf-16", "surrogatepass")
+        try:
+            return data.decode("utf-16", "surrogatepass")
+        except UnicodeDecodeError as error:
+            raise ValueError(f"{file}: expected UTF-16, as its first two bytes say, got something else ({error.reason}); "
+                             "save it as UTF-8. Formats: docs/data.md") from error
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")

@@ -52,7 +52,7 @@ def read_json(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
             for name, captions in content.items():
                 yield Row(f"entry {name}", name, captions if isinstance(captions, list) else [captions])
             return
-        content = next((content[k] for k in ("annotations", "data") if isinstance(content.get(k), list)), None)
+        content = next((content[k] for k in ("annotations", "data", "images") if isinstance(content.get(k), list)), None)
     if not isinstance(content, list):
         raise ValueError(f"{path}: {EXPECTED}; got {_shape(json.loads(text))}. Formats: docs/data.md")
     for number, record in enumerate(content):

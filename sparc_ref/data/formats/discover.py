@@ -50,7 +50,7 @@ def discover(path: Path, split: str) -> Source:
     if splits:
         wanted = SPLIT.get(split, split)
         if wanted not in splits:
-            raise ValueError(f"{path}: split: expected one of {', '.join(splits)}, which it has, got {split}")
+            raise ValueError(f"{path}: split: expected one of {', '.join(splits)}, which it has, got {split}. See docs/data.md")
         found = splits[wanted]
         return Source(_own(discover(found, split).file if found.is_dir() else found, path), splits)
     if has_pairs(path):
