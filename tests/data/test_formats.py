@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 from hypothesis import example, given, settings
 from hypothesis import strategies as st
+from PIL import Image
 
 from sparc_ref.data import open_captions
 from sparc_ref.data.formats.tables import records
@@ -185,6 +186,41 @@ def test_a_split_column_is_followed(folder):
     assert len(plain) == 2 and plain.splits == {}
 
 
+LEFT_OUT = ("malformed row", "wrong number of columns", "line is not UTF-8", "header again", "caption empty",
+            "line is not JSON", "captions of skipped images", "image is not named by text", "caption is not text",
+            "record without an image and a caption", "caption is not valid UTF-8")
+
+
+@settings(max_examples=80, deadline=None)
+@given(kinds=st.lists(st.integers(0, 12), max_size=12), tabs=st.booleans(), header=st.booleans())
+def test_the_counts_of_a_table_add_up_to_its_rows(tmp_path_factory, kinds, tabs, header):
+    """Whatever is wrong with rows, and wherever: each is kept or counted once."""
+    folder, d = tmp_path_factory.mktemp("sum"), "\t" if tabs else ","
+    Image.new("RGB", (2, 2)).save(folder / "a.png")
+    bad = ["a.png;fine", 'a.png;"quoted; cell"', 'a.png;"open', "a.png;5\" wide", 'a.png;"over\ntwo"', "gone.png;x",
+           "../a.png;x", "a.png; ", "a.png", "a.png;x;y", "A.PNG;x", "a.png;caf\udce9", "image;caption"]
+    rows = ["a.png;first", *(bad[kind] for kind in kinds), "a.png;last"]
+    text = "\n".join(["image;caption"] * header + rows).replace(";", d)
+    (folder / "t.csv").write_bytes(text.encode("utf-8", "surrogateescape"))
+    report = open_captions(folder / "t.csv", size=2).report
+    counted = sum(report.skipped[reason] for reason in LEFT_OUT)
+    assert report.kept["captions"] + counted == len(rows), report
+
+
+@settings(max_examples=60, deadline=None)
+@given(kinds=st.lists(st.integers(0, 9), max_size=12))
+def test_the_counts_of_json_lines_add_up_to_the_lines(tmp_path_factory, kinds):
+    folder = tmp_path_factory.mktemp("sum")
+    Image.new("RGB", (2, 2)).save(folder / "a.png")
+    bad = ['{"image": "a.png", "caption": "fine"}', "{", "[]", '{"image": "a.png"}', '{"image": 2.5, "text": "x"}',
+           '{"path": "gone.png", "title": "x"}', '{"image": "a.png", "caption": " "}', '{"image": "a.png", "caption": 4}',
+           '{"file": "A.png", "caption": "\\ud800"}', '{"image": "http://x.org/a.png", "caption": "x"}']
+    lines = [bad[0], *(bad[kind] for kind in kinds)]
+    (folder / "t.jsonl").write_text("\n".join(lines))
+    report = open_captions(folder / "t.jsonl", size=2).report
+    assert report.kept["captions"] + sum(report.skipped[reason] for reason in LEFT_OUT) == len(lines), report
+
+
 # -------------------------------------------------------------------------------------------------------- further formats
 
 
@@ -305,6 +341,13 @@ def test_a_folder_with_several_files_or_none_says_so(folder):
     (folder / "metadata.csv").write_text("image,caption\na.png,x\n")
     data = open_captions(folder, size=4)
     assert read(data) == {"b.jpg": ("x",)} and data.report.notes == ["there too, not read: metadata.csv"]
+
+
+def test_a_folder_of_what_is_not_read_says_what_helps(tmp_path):
+    (tmp_path / "00000.tar").write_bytes(b"")
+    (tmp_path / "00000.parquet").write_bytes(b"")
+    with pytest.raises(ValueError, match=r"found none \(its \.parquet: save it as CSV; its \.tar: unpack it\)\. Formats"):
+        open_captions(tmp_path)
 
 
 def test_a_file_for_each_split(folder):

@@ -12,6 +12,8 @@ TABLES = (".csv", ".tsv", ".txt", ".token")
 ENDINGS = (".jsonl", ".json", *TABLES)
 NAMES = ("captions.jsonl", "captions.json", "captions.csv", "captions.tsv", "metadata.jsonl", "metadata.csv", "captions.txt",
          "results.csv")
+REMEDIES = dict.fromkeys((".tar", ".zip", ".gz"), "unpack it") | dict.fromkeys(
+    (".parquet", ".xlsx", ".arrow", ".feather"), "save it as CSV")
 OF_A_SPLIT = re.compile(rf"(?:.*[_.\-])?({'|'.join(SPLIT)})(?:\d{{4}})?", re.IGNORECASE)
 
 
@@ -36,10 +38,9 @@ def discover(path: Path, split: str) -> Source:
         if not path.is_file():
             raise ValueError(f"{path}: expected a folder or a file, found nothing there. Formats: docs/data.md")
         if path.suffix.lower() not in ENDINGS:
-            remedy = "; unpack it" if path.suffix in (".tar", ".zip", ".gz") else "; save it as CSV" if path.suffix in (
-                ".parquet", ".xlsx", ".arrow", ".feather") else ""
-            raise ValueError(f"{path}: expected {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, got {path.suffix!r}{remedy}. "
-                             "Formats: docs/data.md")
+            remedy = REMEDIES.get(path.suffix.lower(), "")
+            raise ValueError(f"{path}: expected {', '.join(ENDINGS[:-1])} or {ENDINGS[-1]}, got {path.suffix!r}"
+                             f"{remedy and '; ' + remedy}. Formats: docs/data.md")
         return Source(path)
     usual = [path / name for name in NAMES if (path / name).is_file()]
     if usual:
@@ -59,8 +60,11 @@ def discover(path: Path, split: str) -> Source:
     if len(files) == 1:
         return Source(_own(files[0], path))
     several = ", ".join(f.relative_to(path).as_posix() for f in files[:9])
+    endings = sorted({f.suffix.lower() for f in path.iterdir()} & REMEDIES.keys())
+    others = f" ({'; '.join(f'its {ending}: {REMEDIES[ending]}' for ending in endings)})" if endings else ""
     raise ValueError(f"{path}: expected one of {', '.join(NAMES)} in it, or pictures with a text beside each, found "
-                     f"{'several files that may be meant, name one: ' + several if files else 'none'}. Formats: docs/data.md")
+                     f"{'several files that may be meant, name one: ' + several if files else 'none' + others}. "
+                     "Formats: docs/data.md")
 
 
 def _may_hold(file: Path) -> bool:
