@@ -164,6 +164,9 @@ def run_train(command, again):
                 checks[f"{i}:{opened.name}"] = opened
             else:
                 checks[f"{i}:{dataset.name}, trained on"] = dataset
+    for name, opened in checks.items():
+        if hasattr(opened, "report") and opened not in sets:
+            print(f"measured on {name}: {opened.report}")
     if command.tokenizer:
         tokenizer = open_tokenizer(command.tokenizer, command.eos, command.lower)
     elif command.resume and (command.out / CONFIG).exists():

@@ -39,7 +39,8 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
         raise ValueError(f"data {spec!r}: expected {', '.join(KINDS)}{nearest(kind, KINDS)}; for example drawn, "
                          "pictures:emoji.zip, captions:photos/captions.jsonl; see docs/data.md")
     if bool(path) != (kind != "drawn"):
-        raise ValueError(f"data {spec!r}: expected {'drawn, without a path' if kind == 'drawn' else f'{kind}:PATH'}")
+        raise ValueError(f"data {spec!r}: expected {'drawn, without a path' if kind == 'drawn' else f'{kind}:PATH'}; "
+                         "see docs/data.md")
     make = KINDS[kind]
     if kind == "captions" and "split" in defaults:
         defaults["own_split"] = defaults.pop("split")
@@ -48,7 +49,8 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
     for pair in filter(None, query.split("&")):
         name, equals, value = pair.partition("=")
         if name not in known or not equals:
-            raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, known)}; {kind} has {', '.join(known)}")
+            raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, known)}; {kind} has "
+                             f"{', '.join(known)}; see docs/data.md")
         given[name] = parse(spec, name, value, known[name].annotation)
     options = {k: v for k, v in {"size": size, **defaults}.items() if k in known} | given
     return make(*[path] * bool(path), **options)

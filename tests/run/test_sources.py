@@ -37,7 +37,8 @@ def test_one_folder_is_trained_on_one_side_and_measured_on_the_other(photos, tmp
     train = f"captions:{photos}?split=train&share=0.3"
     assert cli.run(["train", "--out", str(tmp_path / "run"), *SMALL, "--data", train]) == 0
     assert measured(tmp_path / "run") == {"0:photos-validation"}
-    assert "30.0% to validation" in capsys.readouterr().out
+    out = capsys.readouterr().out
+    assert "30.0% to validation; read: train" in out and "measured on 0:photos-validation: " in out
     assert cli.run(["evaluate", "--checkpoint", str(tmp_path / "run"), "--data", train.replace("train&", "validation&")]) == 0
     held = len(open_source(train.replace("train&", "validation&"), 16))
     assert f"photos-validation, {held} examples" in capsys.readouterr().out and 4 < held < 20
