@@ -16,7 +16,9 @@ CONDITIONS = (
     "B = 1",
     "unit-norm patches",
 )  # from mild to strong: where two sets explain the same, the milder is named
-STAGES = ("similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge")
+STAGES = (
+    "similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge", "gradient",
+)
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from typing import Any
 
 import numpy as np
 
-from parity.checker.diagnosis import search
+from parity.checker.diagnosis import extras, search
 from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off, simplest
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
+from parity.checker.diagnosis.epsilons import small_fill, small_numbers, value_off
 from parity.checker.diagnosis.matching import Candidate, best_first, cost, relative
 from parity.checker.diagnosis.numbers import FEW, MANY, find_epsilon, find_threshold, spread
 from parity.checker.diagnosis.switches import GlobalVariant, Variant, found_in
@@ -22,7 +23,6 @@ SECOND = ("padded", "padded_again", "unpadded", "equal_lengths", "single_padded"
 FLAT = tuple(name for name in PROBES if name.startswith("flat"))
 ZERO = tuple(name for name in PROBES if name.startswith("zero"))
 ALONE = tuple(name for name in PROBES if name.startswith("all_padding"))
-EPSILONS = (("norm",), ("square",), ("norm", "key_norm"), ("key_norm",), ("range",), ("sum",), ("range", "sum"), ("log",))
 
 
 @dataclass
@@ -143,9 +143,17 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
         found = threshold_by_value(read, first, designed, tol)
     if not found and box.dtype() == "float64" and not constant:
         found = small_numbers(read, first + designed, (*tokens, "keys"), tol, negatives)
+    if not found and samples == 1:
+        found = beside(read, first, [p for p in designed if p not in first], tokens, constant, tol, negatives)
     if threshold.note and not found:
         out.facts.append(f"Threshold: {threshold.note}.")
     return found
+
+
+def beside(read, first, designed, sigmas, constant, tol, negatives) -> list[Candidate]:
+    """What people add to the loss, by itself and with an epsilon."""
+    sigmas = tuple(dict.fromkeys((*sigmas, "keys")))
+    return extras.explain(read, first + designed, sigmas, constant, tol, negatives)
 
 
 def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
@@ -182,64 +190,7 @@ def threshold_by_value(read, first, designed, tol) -> list[Candidate]:
         found = [Candidate(o, float(x)) for o, x in zip(settings, off) if x < tol]
     sigma = float(simplest(low, high))
     made = [replace(c.fine, sigma=sigma) for c in found]
-    return [Candidate(o, 0.0) for o in dict.fromkeys(made) if all(_value_off(read(p), p, o) < tol for p in first)]
-
-
-def _value_off(reading: Reading, probe: Probe, o: Variant) -> float:
-    return loss_off(reading.value, search.evaluated(probe, o).losses["fine"])
-
-
-def small_numbers(read, probes, sigmas, tol, negatives) -> list[Candidate]:
-    """Settings that nearly fit, made to fit by one small number in a denominator or a logarithm."""
-    sigmas = tuple(dict.fromkeys(sigmas))
-    near = []
-    for rows in ("tokens", "patches"):
-        some = [p for p in probes if rows == "tokens" or not p.edge]
-        near += search.first_level(read, some, sigmas, rows, False, 3e-4, negatives)
-    found = []
-    for c in sorted(near, key=lambda c: c.off)[:8]:
-        for names in EPSILONS:
-            found += _fit(read, probes, c.fine, names, tol)
-    return best_first(found)[:4]
-
-
-def _fit(read, probes, o, names, tol):
-    """Newton's steps on one number: the value is nearly linear in it."""
-    probe = max(probes, key=lambda p: abs(_signed(read, p, o)))
-    eps = 1e-7
-    for _ in range(5):
-        here, more = (_signed(read, probe, replace(o, eps=tuple((n, e) for n in names))) for e in (eps, eps * 1.01))
-        slope = (more - here) / (eps * 0.01)
-        if not math.isfinite(slope) or abs(slope) < 1e-9:
-            return []
-        step = -here / slope
-        eps += step
-        if not 1e-13 < eps < 1e-2:
-            return []
-        if abs(step) < 1e-7 * eps:
-            break
-    wide = max(1e-4, 1e-13 / eps) * eps
-    for value in (simplest(eps - wide, eps + wide), eps):
-        setting = replace(o, eps=tuple((n, float(value)) for n in names))
-        off = max(_value_off(read(p), p, setting) for p in probes)
-        if off < tol:
-            return [Candidate(setting, off)]
-    return []
-
-
-def _signed(read, probe, o):
-    return search.evaluated(probe, o).losses["fine"] - read(probe).value
-
-
-def small_fill(read, probes, candidates, tol):
-    """Padded keys filled with a small number that is not quite 0."""
-    padded = [p for p in probes if "no padding" not in p.holds]
-    found = []
-    for c in candidates:
-        for o in search.second_settings(c.fine):
-            if "zero" in (o.open_vt, o.open_tv) and all(abs(_signed(read, p, o)) < 1e-3 for p in padded[:2]):
-                found += _fit(read, probes, o, ("fill",), tol)
-    return best_first(found)
+    return [Candidate(o, 0.0) for o in dict.fromkeys(made) if all(value_off(read(p), p, o) < tol for p in first)]
 
 
 def with_gradients(read, probes, candidates, tol, out) -> list[Candidate]:
@@ -304,6 +255,10 @@ def settle_flat_rows(read, out, tol, grad_tol):
 
 def settle_padding(read, out, tol):
     """Zeros at padding, and captions of padding alone: what is NaN or infinite there and nowhere else."""
+    if out.fine.constant:                                 # added once, or for every token: a caption without any tells
+        forms = [replace(out.fine, constant_rows=rows) for rows in (False, True)]
+        alone = [p for p in named(ALONE) if read(p).finite]
+        out.fine = min(forms, key=lambda o: max((off(read, p, o)[0] for p in alone), default=0.0))
     zero = [(p, read(p), off(read, p, out.fine)) for p in named(ZERO) if not read(p).error]
     if not out.fine.flat.startswith("nan") and not out.fine.inf_padding and not out.fine.nan_rows:
         if any(not r.finite for _, r, (x, _) in zero if x == math.inf):

@@ -150,3 +150,41 @@ def _measure(edge, r, lift, seen, sigma):
             if again is not None and again[0] < x < again[1] and again[1] / max(again[0], 1e-9) < 1.02:
                 return eps
     return None
+
+
+SOFTMAX_TAUS = (1.0, 0.1, 0.07, 0.05, 0.2, 0.5, 4.0)
+
+
+def cut_of_softmax(box: Box, which: str) -> dict[float, float]:
+    """Temperature -> the softmax weight below which patches get no gradient, for each usual temperature that fits.
+
+    All vectors have length 1 and tau is 1: a patch of similarity x weighs exp(x/T) / sum, and the sum is known.
+    """
+    found = {}
+    for temperature in SOFTMAX_TAUS:
+        low, high = 0.0, 1.0
+        middle, half = 0.5, 0.47                          # of similarities
+
+        def similarities():
+            about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), MANY - 22)
+            return np.unique(np.concatenate([np.linspace(0.013, 0.987, 20), about]))
+
+        def total():
+            return np.exp((np.concatenate([similarities(), [0.0, 1.0]]) - 1) / temperature).sum()
+
+        for turn in range(8):
+            wanted = similarities()
+            passed = kept(box, which, f"softmax_cut_{temperature}_{turn}", wanted)
+            if passed is None or passed.all() or not passed.any():
+                break
+            weight = np.exp((wanted - 1) / temperature) / total()
+            low, high = max(low, weight[~passed].max()), min(high, weight[passed].min())
+            if low >= high:                               # not weights of this temperature
+                break
+            if (high - low) / high < 2e-8:
+                found[temperature] = float(simplest(low, high))
+                break
+            half = max(1.5 * temperature * (high - low) / (high + low), 1e-9)
+            for _ in range(20):                           # where the edge will be among the patches of the next turn
+                middle = min(max(1 + temperature * math.log((low + high) / 2 * total()), 0.002), 0.998)
+    return found

@@ -61,9 +61,8 @@ class Grid:
         """(4 norms, F, ...) of c and t."""
         x = variants.tensors(probe)
         c = torch.stack([variants.group(x["v"], x["t"], x["mask"], scale, o)[0] for o in self.front])
-        rows = self.front[0].rows
         return torch.stack([
-            variants.cosines(c, x["v"], x["t"], x["mask"], Variant(rows=rows, no_norm=norm, negatives=self.negatives))
+            variants.cosines(c, x["v"], x["t"], x["mask"], replace(self.front[0], no_norm=norm, negatives=self.negatives))
             for norm in NORMS
         ])
 
@@ -75,10 +74,11 @@ class Grid:
     def losses(self, probe, cosine, scale):
         """cosine (4,F,...), scale () or (T,1,...) -> (..., 4*F*3)"""
         mask = torch.tensor(probe.mask)
-        o = Variant(rows=self.front[0].rows, negatives=self.negatives)
+        o = replace(self.front[0], negatives=self.negatives)  # what follows the groups is the same for all of them
         patches = probe.v.shape[1]
         vt, tv, _ = variants.per_row(cosine, mask, patches, scale, o)
-        made = [variants.reduce(vt, tv, mask, patches, replace(o, direction=d)) for d in DIRECTIONS]
+        outer = scale.reshape(-1, 1, 1) if scale.ndim else scale
+        made = [variants.reduce(vt, tv, mask, patches, replace(o, direction=d), outer) for d in DIRECTIONS]
         made = torch.stack(made, -1)                      # (...,4,F,3)
         return made.reshape(*made.shape[:-3], -1).numpy()
 
@@ -177,6 +177,7 @@ def second_settings(o: Variant, spoilt: bool = False) -> list[Variant]:
         replace(o, open_vt=vt, open_tv=tv, zero_rows=rows, negatives=n, reduction=reduction)
         for n in negatives for vt, tv, rows in OPEN for reduction in REDUCTIONS
     ]
+    made = [form for setting in made for form in _forms(setting)]
     if spoilt:
         made += [
             replace(o, negatives=n, reduction=reduction, **how)
@@ -185,6 +186,14 @@ def second_settings(o: Variant, spoilt: bool = False) -> list[Variant]:
             if "padded_rows" not in how or reduction == "mean_all"
         ]
     return made
+
+
+def _forms(o: Variant) -> list[Variant]:
+    """What only padding tells apart."""
+    if o.constant:
+        return [o, replace(o, constant_rows=True)]
+    ends = {"both": ("both", "ends"), "last": ("last",)}.get(o.special, (o.special,))
+    return [replace(o, special=special) for special in ends]
 
 
 def second_values(settings: list[Variant], probe: Probe) -> np.ndarray:
@@ -206,7 +215,7 @@ def second_values(settings: list[Variant], probe: Probe) -> np.ndarray:
         if row not in rows:
             rows[row] = variants.per_row(angles[angle], x["mask"], patches, scale, o)[:2]
         vt, tv = rows[row]
-        made.append(float(variants.reduce(vt, tv, x["mask"], patches, o)))
+        made.append(float(variants.reduce(vt, tv, x["mask"], patches, o, scale)))
     return np.array(made)
 
 
@@ -214,6 +223,8 @@ def second_level(read, probes, candidates, tol) -> list[Candidate]:
     """Masks, negatives and reductions that give the values read on padded batches, NaN where they are NaN."""
     wanted = np.array([read(p).value for p in probes])
     found = []
+    if any(c.fine.contrast == "decoupled" for c in candidates):
+        return best_first(decoupled(read, probes, candidates, tol))
     for c in candidates:
         settings = second_settings(c.fine, spoilt=not np.isfinite(wanted).all())
         table = np.stack([second_values(settings, p) for p in probes], 1)
@@ -239,4 +250,19 @@ def finite_masks(probes, c, settings, wanted, tol):
             if off < tol:
                 found.append(Candidate(replace(o, padded_rows=number), float(off)))
                 break
+    return found
+
+
+def decoupled(read, probes, candidates, tol):
+    """Where the own pair is left out, a caption of one token has no denominator: 0, or the logarithm of what masks it."""
+    plain = [p for p in probes if p.mask.sum(1).min() > 1]
+    wanted, every = (np.array([read(p).value for p in some]) for some in (plain, probes))
+    found = []
+    for c in candidates:
+        settings = second_settings(c.fine)
+        off, _ = match(np.stack([second_values(settings, p) for p in plain], 1), wanted, 1.0)
+        for i in np.flatnonzero(off < tol):
+            forms = [replace(settings[i], alone=x) for x in ("zero", -math.inf, *SMALL_LOGITS)]
+            worst, _ = match(np.stack([second_values(forms, p) for p in probes], 1), every, 1.0)
+            found += [Candidate(o, float(x)) for o, x in zip(forms, worst) if x < tol]
     return found

@@ -3,6 +3,7 @@
 Where real code writes a deviation in several ways, its switch has several positions, and a Found's `way` says which.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -28,14 +29,26 @@ class Variant:
     strict: bool = False
     on_weights: bool = False        # threshold after eq. 4
     weights: str = "sum"            # "mean" | "softmax" of s | "softmax_all" of s_hat | "softmax_zeros" of s_til |
-    #                                 "softmax_kept" of what passed | "raw" s | "raw_sum" s / sum s
+    #                                 "softmax_kept" of what passed | "softmax_cut" of s, then eqs. 3-4 | "raw" s | "raw_sum" s / sum s
+    own_tau: float | str | None = None  # temperature of that softmax | "sqrt(D)"
     unit_values: bool = False       # l2-normalised keys are averaged
     no_norm: str = ""               # "both" | "c" | "t"
     tau: float | None = None        # hard-coded
+    gain: float | str = 1.0         # logits times this, beside 1/tau | "1/sqrt(D)"
     open_vt: str = "masked"         # padded columns of z: "masked" | "open" | "zero"
     open_tv: str = "masked"         # and of z'
     zero_rows: bool = False         # "zero" fills padded rows too, as z * m m' does
     negatives: str = "caption"      # "batch" | "position": same place in the other captions
+    special: str = ""               # "first" | "last" | "both": these real tokens are left out | "ends": first and last place
+    special_rows: bool = False      # as rows alone: they still compete
+    contrast: str = "softmax"       # "decoupled": no own pair in the denominator | "sigmoid": sum over pairs | "sigmoid_mean"
+    alone: float | str = "zero"     # decoupled: a row without negatives has loss 0 | its denominator is exp of this number
+    bias: float = 0.0               # sigmoid
+    smoothing: float = 0.0          # share of the label spread over the tokens of a caption
+    smooth_others: bool = False     # over the others alone
+    constant: float = 0.0           # added to the loss
+    constant_of: str = ""           # "" | "log(1/tau)": times that
+    constant_rows: bool = False     # to the loss of every token, so that a caption without tokens gets none
     direction: str = "both"         # "vt" | "tv"
     factor: float = 1.0
     reduction: str = "sample"       # "token" | "mean_all" | "masked_over_all"
@@ -121,10 +134,38 @@ _VALUES = {
     "threshold.constant": "sigma", "logits.temperature_constant": "tau", "loss.factor": "factor",
     "loss.one_direction": "direction", "reduction.mean_all": "padded_rows",
 }  # fmt: skip
+_LEFT_OUT = {
+    "first": "the first token", "last": "the last token", "both": "the first and the last token",
+    "ends": "the first and the last place",
+}
 _GLOBAL_VALUES = {"global.temperature_constant": "tau", "global.one_direction": "direction", "global.factor": "factor"}
 EPSILONS = {
     "range": "minmax.epsilon", "sum": "weights.epsilon", "norm": "norm.epsilon", "key_norm": "similarity.epsilon",
     "square": "norm.epsilon", "fill": "logits.padding_filled_zero", "log": "loss.epsilon",
+}  # fmt: skip
+
+
+def _cut(value, way):
+    return {"weights": "softmax_cut", "scaled": way == "of s/tau", "sigma": "keys" if value == "1/P" else float(value)}
+
+
+def _constant(value, way):
+    each = way.startswith("to every token")
+    return {"constant": 1.0 if value == "log(1/tau)" else float(str(value).removesuffix(" log(1/tau)")),
+            "constant_of": "log(1/tau)" if "tau" in str(value) else "", "constant_rows": each}
+
+
+# What has a number or a word of its own: value, way -> switches.
+NUMBERED: dict[str, Callable[[Any, str], dict[str, Any]]] = {
+    "weights.softmax_cut": _cut,
+    "weights.temperature": lambda value, _: {"own_tau": value},
+    "logits.scaled": lambda value, _: {"gain": value},
+    "logits.special_left_out": lambda value, way: {
+        "special": next(k for k, words in _LEFT_OUT.items() if words == value), "special_rows": bool(way)},
+    "loss.decoupled": lambda value, _: {"contrast": "decoupled", "alone": "zero" if value is None else float(value)},
+    "loss.sigmoid": lambda value, way: {"contrast": "sigmoid_mean" if "mean" in way else "sigmoid", "bias": float(value)},
+    "loss.smoothing": lambda value, way: {"smoothing": float(value), "smooth_others": bool(way)},
+    "loss.constant": _constant,
 }  # fmt: skip
 
 
@@ -140,6 +181,11 @@ def variant_of(deviations) -> tuple[Variant, GlobalVariant]:
             raise ValueError(f"deviations: expected ids of parity.checker.diagnosis.deviations, got {d.id!r}")
         if d.id.startswith("global."):
             pairs = _global(pairs, d)
+            continue
+        if d.id in NUMBERED:
+            if d.value is None and d.id != "loss.decoupled":
+                raise ValueError(f"{d.id}: expected a value, as in Found({d.id!r}, 0.3)")
+            fine = replace(fine, **NUMBERED[d.id](d.value, d.way))
             continue
         ways, name = WAYS.get(d.id), _VALUES.get(d.id)
         if ways is None and name is None:
@@ -205,6 +251,8 @@ def _found_fine(o):
     add("weights.softmax", way="of s" + tau, when=o.weights == "softmax")
     for what, name in _SOFTMAX.items():
         add("weights.softmax_minmax", what + tau, when=o.weights == name)
+    add("weights.softmax_cut", "1/P" if o.sigma == "keys" else o.sigma, "of s" + tau, when=o.weights == "softmax_cut")
+    add("weights.temperature", o.own_tau, when=o.own_tau is not None)
     add("weights.raw", "s", when=o.weights == "raw")
     add("weights.raw", "normalised", when=o.weights == "raw_sum")
     add("weights.mean", when=o.weights == "mean")
@@ -222,6 +270,12 @@ def _found_fine(o):
     add("logits.batch_negatives", way=place, when=o.negatives != "caption")
     add("logits.nan_all_masked_rows", when=o.nan_rows)
     add("logits.temperature_constant", o.tau, when=o.tau is not None)
+    add("logits.scaled", o.gain, when=o.gain != 1)
+    add("logits.special_left_out", _LEFT_OUT.get(o.special), "as rows alone" if o.special_rows else "", when=bool(o.special))
+    add("loss.decoupled", None if o.alone == "zero" else o.alone, when=o.contrast == "decoupled")
+    add("loss.sigmoid", o.bias, "a mean over pairs" if o.contrast == "sigmoid_mean" else "", when="sigmoid" in o.contrast)
+    add("loss.smoothing", o.smoothing, "over the other tokens alone" if o.smooth_others else "", when=o.smoothing != 0)
+    add("loss.constant", _said_constant(o), "to every token's loss" if o.constant_rows else "", when=o.constant != 0)
     add("loss.one_direction", o.direction, when=o.direction != "both")
     add("loss.factor", o.factor, when=o.factor != 1)
     add("reduction.mean_all", None if o.padded_rows == "own" else o.padded_rows, when=o.reduction == "mean_all")
@@ -233,6 +287,12 @@ def _found_fine(o):
     for name, value in o.eps:
         add(EPSILONS.get(name), value, when=name not in ("range", "fill"))
     return found
+
+
+def _said_constant(o):
+    if not o.constant_of:
+        return o.constant
+    return o.constant_of if o.constant == 1 else f"{o.constant:.12g} {o.constant_of}"
 
 
 def _found_global(o):

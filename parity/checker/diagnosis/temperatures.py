@@ -83,15 +83,19 @@ def refine(probes, setting, between, wanted, tol, free):
     return []
 
 
-def root(f, low, high):
-    """Where f changes its sign: regula falsi, halved where one end stays.  None: it does not."""
+def root(f, low, high, enough=1e-15):
+    """Where f changes its sign, to a relative `enough`: regula falsi, halved where one end stays.  None: it does not."""
     f_low, f_high = f(low), f(high)
     if np.sign(f_low) == np.sign(f_high):
         return None
+    last = low
     for _ in range(60):
         middle = high - f_high * (high - low) / (f_high - f_low)
         y = f(middle)
-        if abs(y) < 1e-15 or abs(high - low) < 1e-15 * high:
+        if enough > 1e-12 and abs(middle - last) < enough * abs(middle):
+            return middle
+        last = middle
+        if abs(y) < 1e-15 or abs(high - low) < enough * abs(high):
             return middle
         if np.sign(y) == np.sign(f_high):
             high, f_high, f_low = middle, y, f_low / 2

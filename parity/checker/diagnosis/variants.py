@@ -5,7 +5,7 @@ number of leading dimensions.  Rows N look for keys M: tokens for patches, or pa
 """
 
 import math
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import torch
 
@@ -66,13 +66,17 @@ def sigma_of(o: Variant, mask, patches):
     return {"keys": 1 / columns, "columns": 1 / columns, "patches": 1 / patches, "none": 0.0}[o.sigma]
 
 
-def align(s, mask, patches, scale, o: Variant):
-    """Eqs. 2-4.      s (...,B,N,M) -> a, stages"""
+def align(s, mask, patches, scale, o: Variant, width: int = 1):
+    """Eqs. 2-4.      s (...,B,N,M) -> a, stages;  width: D"""
     eps = dict(o.eps)
+    own_tau = math.sqrt(width) if o.own_tau == "sqrt(D)" else float(o.own_tau or 1.0)
     part = mask[..., None, :] if o.rows == "patches" and o.keys != "open" else None
     shut = part if o.keys == "masked" else None
-    if o.weights == "softmax":
-        return torch.softmax(s if part is None else s.masked_fill(~part, -math.inf), -1), {}
+    if o.weights in ("softmax", "softmax_cut"):
+        a = torch.softmax((s if part is None else s.masked_fill(~part, -math.inf)) / own_tau, -1)
+        if o.weights == "softmax_cut":
+            a = _by_sum(torch.where(a >= sigma_of(o, mask, patches), a, 0.0), None, o, 0.0)
+        return a, {}
     if o.weights in ("raw", "raw_sum"):
         a = s if part is None else torch.where(part, s, 0.0)
         total = a.sum(-1, keepdim=True)
@@ -108,7 +112,7 @@ def align(s, mask, patches, scale, o: Variant):
         keep = keep | torch.isnan(x)
     if part is not None:
         keep = keep & part
-    sharp = scale if o.scaled else 1.0
+    sharp = (scale if o.scaled else 1.0) / own_tau
     if o.weights == "softmax_all":
         return torch.softmax(sharp * (s_hat if part is None else s_hat.masked_fill(~part, -math.inf)), -1), stages
     s_til = torch.where(keep, x, 0.0)
@@ -136,7 +140,7 @@ def _by_sum(s_til, flat, o, eps):
 def group(v, t, mask, scale, o: Variant):
     """Eqs. 2-5.      -> c (...,B,N,D), stages"""
     s = similarity(v, t, mask, scale, o)
-    a, stages = align(s, mask, v.shape[-2], scale, o)
+    a, stages = align(s, mask, v.shape[-2], scale, o, v.shape[-1])
     if o.detach == "weights":
         a = a.detach()
     values = t if o.rows == "patches" else v
@@ -163,22 +167,35 @@ def cosines(c, v, t, mask, o: Variant):
         one, two = (x.reshape(*x.shape[:-3], 1, -1, x.shape[-1]) for x in (one, two))
     elif o.negatives == "position":
         one, two = one.transpose(-3, -2), two.transpose(-3, -2)
-    return one @ two.mT
+    gain = 1 / math.sqrt(c.shape[-1]) if o.gain == "1/sqrt(D)" else float(o.gain)
+    return one @ two.mT if gain == 1 else gain * (one @ two.mT)
+
+
+def left_out(mask, o: Variant):
+    """Special tokens that do not count, (B,N) bool."""
+    place, last = torch.arange(mask.shape[1]), mask.sum(1, keepdim=True) - 1
+    one, two = place == 0, place == (mask.shape[1] - 1 if o.special == "ends" else last)
+    return {"first": one.expand_as(mask), "last": two.expand_as(mask)}.get(o.special, one | two)
 
 
 def column_mask(mask, patches, o: Variant):
     """Which rows are real, (B,N), and which columns, (...,1,N) as `cosines` lays them out."""
     real = torch.ones(mask.shape[0], patches, dtype=torch.bool) if o.rows == "patches" else mask
+    columns = real
+    if o.special and o.rows == "tokens":
+        real = real & ~left_out(mask, o)
+        columns = columns if o.special_rows else real
     if o.negatives == "batch":
-        return real, real.reshape(1, 1, -1)
-    return real, real.T[:, None, :] if o.negatives == "position" else real[:, None, :]
+        return real, columns.reshape(1, 1, -1)
+    return real, columns.T[:, None, :] if o.negatives == "position" else columns[:, None, :]
 
 
-def cross_entropy(z, columns, how, o: Variant):
-    """Each row should pick its own place.      z (...,N,N), columns (...,1,N) -> (...,N)"""
+def cross_entropy(z, columns, how, o: Variant, shut=None):
+    """Each row should pick its own place.      z (...,N,N), columns, shut (...,1,N) -> (...,N);  shut: left out however masked"""
     own = torch.diagonal(z, dim1=-2, dim2=-1)
+    eye = torch.eye(z.shape[-1], dtype=torch.bool)
     if how == "open":
-        pass
+        z = z if shut is None else torch.where(~shut | eye, z, -math.inf)
     elif how == "zero":
         shut = ~columns | ~columns.mT if o.zero_rows else ~columns
         z = torch.where(shut, dict(o.eps).get("fill", 0.0), z)
@@ -190,28 +207,68 @@ def cross_entropy(z, columns, how, o: Variant):
         z = torch.where(columns, z, float(o.padded_rows))
         own = torch.diagonal(z, dim1=-2, dim2=-1)
     else:
-        z = torch.where(columns | torch.eye(z.shape[-1], dtype=torch.bool), z, -math.inf)
+        z = torch.where(columns | eye, z, -math.inf)
         if o.reduction != "mean_all" and "loss" not in (o.inf_padding, o.nan_zero):  # padded rows count nowhere
             z = torch.where(columns.mT, z, 0.0)
+    if o.contrast.startswith("sigmoid"):
+        return pair_by_pair(z, eye, o)
+    if o.contrast == "decoupled":
+        return denominator_of_others(z, eye, o) - own
     log = torch.logsumexp(z, -1)
     if dict(o.eps).get("log"):
         return -torch.log(torch.exp(own - log) + dict(o.eps)["log"])
+    if o.smoothing:
+        return log - (1 - o.smoothing) * own - o.smoothing * label_spread(z, eye, o)
     return log - own
+
+
+def pair_by_pair(z, eye, o: Variant):
+    """Each pair is a yes or no by itself, -log sigmoid(+-(z + bias)).      (...,N,N) -> (...,N)"""
+    there = torch.isfinite(z)
+    x = torch.where(there, z, 0.0) + o.bias
+    each = torch.where(there, torch.nn.functional.softplus(torch.where(eye, -x, x)), 0.0)
+    return each.sum(-1) / there.sum(-1) if o.contrast == "sigmoid_mean" else each.sum(-1)
+
+
+def denominator_of_others(z, eye, o: Variant):
+    """log sum exp without the own pair; where no other is left, what o.alone says.      (...,N,N) -> (...,N)"""
+    others = torch.where(eye, -math.inf, z)
+    empty = ~torch.isfinite(others).any(-1, keepdim=True)
+    log = torch.logsumexp(torch.where(empty, 0.0, others), -1)
+    own = torch.diagonal(z, dim1=-2, dim2=-1)
+    nothing = own if o.alone == "zero" else torch.full_like(own, float(o.alone) + math.log(z.shape[-1]))
+    return torch.where(empty[..., 0], nothing, log)
+
+
+def label_spread(z, eye, o: Variant):
+    """The mean logit over which a smoothed label is spread.      (...,N,N) -> (...,N)"""
+    there = torch.isfinite(z) & ~eye if o.smooth_others else torch.isfinite(z)
+    mean = torch.where(there, z, 0.0).sum(-1) / there.sum(-1).clamp_min(1)
+    return torch.where(there.any(-1), mean, torch.diagonal(z, dim1=-2, dim2=-1))
 
 
 def per_row(cosine, mask, patches, scale, o: Variant):
     """Logits and cross-entropies.      -> loss_vt, loss_tv (...,B,N), logits"""
     real, columns = column_mask(mask, patches, o)
+    gone = o.special and o.rows == "tokens" and not o.special_rows
+    shut = ~column_mask(torch.ones_like(mask) & ~left_out(mask, o), patches, replace(o, special=""))[1] if gone else None
     z = cosine * scale
     losses = []
     for x, how in ((z, o.open_vt), (z.mT, o.open_tv)):
-        ce = cross_entropy(x, columns, how, o)
+        ce = cross_entropy(x, columns, how, o, shut)
+        if o.constant_rows:
+            ce = ce + constant_of(o, scale[..., 0] if scale.ndim else scale)
         if o.negatives == "batch":
             ce = ce.reshape(*ce.shape[:-2], *real.shape)
         elif o.negatives == "position":
             ce = ce.mT
         losses.append(ce)
     return losses[0], losses[1], z
+
+
+def constant_of(o: Variant, scale):
+    """What is added to the loss."""
+    return o.constant * (torch.log(scale) if o.constant_of else 1.0)
 
 
 def shares(mask, patches, o: Variant):
@@ -229,13 +286,14 @@ def shares(mask, patches, o: Variant):
     return x / (length if o.nan_empty else length.clamp_min(1)) / len(x)
 
 
-def reduce(loss_vt, loss_tv, mask, patches, o: Variant):
-    """Eq. 6's sums.      (...,B,N) twice -> (...)"""
+def reduce(loss_vt, loss_tv, mask, patches, o: Variant, scale=None):
+    """Eq. 6's sums.      (...,B,N) twice -> (...);  scale () is needed where it is in a constant"""
     share = shares(mask, patches, o)
     loss = {"both": (loss_vt + loss_tv) / 2, "vt": loss_vt, "tv": loss_tv}[o.direction]
     if not (o.nan_rows or o.nan_empty or "loss" in (o.nan_zero, o.inf_padding)):
         loss = torch.where(share > 0, loss, 0.0)
-    return o.factor * (share * loss).sum((-2, -1))
+    loss = o.factor * (share * loss).sum((-2, -1))
+    return loss if o.constant == 0 or o.constant_rows else loss + constant_of(o, scale)
 
 
 def fine_grained(v, t, mask, theta, o: Variant):
@@ -245,7 +303,7 @@ def fine_grained(v, t, mask, theta, o: Variant):
     cosine = cosines(c, v, t, mask, o)
     loss_vt, loss_tv, z = per_row(cosine, mask, v.shape[-2], scale, o)
     stages |= {"logits_vt": z, "logits_tv": z.mT, "loss_vt": loss_vt, "loss_tv": loss_tv}
-    return reduce(loss_vt, loss_tv, mask, v.shape[-2], o), stages
+    return reduce(loss_vt, loss_tv, mask, v.shape[-2], o, scale), stages
 
 
 def pools(v, t, mask, v_bar, t_bar, o: GlobalVariant):
