@@ -70,7 +70,7 @@ def explained(diagnosis: Diagnosis) -> Callable[[Probe], Answer] | None:
         return None
     if diagnosis.verdict == "listing1" and not any(f.id == "reduction.token" for f in found):
         found.append(Found("reduction.token"))
-    called = [f for f in found if not f.id.startswith("edge.")]
+    called = [f for f in found if not f.id.startswith(("edge.", "gradient."))]
 
     def ask(probe):
         try:

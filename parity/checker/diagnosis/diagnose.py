@@ -11,7 +11,7 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.checker.diagnosis import totals
+from parity.checker.diagnosis import gradients, totals
 from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
 from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
@@ -45,7 +45,7 @@ def judge(box, part) -> Diagnosis:
     tangent = {base: {name: _agrees(o, tol, grad_tol) for name, (_, o) in row.items()} for base, row in offs.items()}
     base, conditions = needed(probes, agree, tangent, part)
     failing, worst = reproduce(part, [*probes, *part.held_out], tol, grad_tol)
-    facts = list(part.facts)
+    facts = [*part.facts, *about_gradients(part, tol)]
     found = sorted(part.found, key=lambda d: STAGES.index(DEVIATIONS[d.id].stage))
     deviations = tuple(d for d in found if not DEVIATIONS[d.id].harmless)
     harmless = tuple(d for d in found if DEVIATIONS[d.id].harmless) + watched(box, part, deviations)
@@ -62,7 +62,7 @@ def judge(box, part) -> Diagnosis:
     place = None
     if not part.explained or failing:
         place = place_of(box, part, failing)
-        facts = [*part.facts, place.words]
+        facts = [*facts, place.words]
     if verdict == "unexplained":
         deviations = ()                                   # a part of the truth may be none of it
     off = tuple(Off(name, *o) for name, (o, _) in offs[part.bases[0]].items())
@@ -73,6 +73,20 @@ def judge(box, part) -> Diagnosis:
         off=off, effects=part.effects(deviations), reproduced_to=worst if not failing and part.explained else None,
         note=" ".join(filter(None, facts)), calls=box.calls,
     )
+
+
+def about_gradients(part, tol) -> list[str]:
+    """What is right beside a gradient that is not."""
+    wrong, fine = part.how.wrong, part.how.fine
+    if fine is None or (wrong is None and not (fine.detach and part.how.gradient)):
+        return []
+    probes = [p for p in (*part.probes, *part.held_out) if part.read(p).error is None and not part.excused(p, part.read(p))]
+    right = all(min(loss_off(part.read(p).value, value) for value, _ in part.models(p)) < tol for p in probes)
+    known = [d for d in part.found if not d.id.startswith("gradient.") and not d.id.endswith(".detached")]
+    value = f"{'explained by the rest' if known else 'that of eq. 6'} on all {len(probes)} batches asked" if right else ""
+    if wrong is None:
+        return [gradients.of_detached(part.read, fine, part.read.box.tolerances()[1], value)]
+    return [gradients.sentence(wrong, value)]
 
 
 def first_stage(verdict, deviations, place):
@@ -86,6 +100,8 @@ def place_of(box, part, failing) -> Place:
     """Where it leaves the paper: by the arrays that it makes, where it can be watched, and by its values."""
     if part.name == "global":
         return Place("global", "padded")
+    if part.how.wrong is not None and part.how.wrong.place:
+        return Place("gradient", part.how.wrong.probe)
     if part.how.reached == "all":
         first = failing[0] if failing else "padded"
         stage = "minmax" if first.startswith("flat") else "edge" if first.startswith(("zero", "all_padding")) else "weights"

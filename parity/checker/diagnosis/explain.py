@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from parity.checker.diagnosis import extras, search
+from parity.checker.diagnosis import extras, gradients, search
 from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off, simplest
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.epsilons import small_fill, small_numbers, value_off
@@ -42,6 +42,7 @@ class Explanation:
     facts: list[str] = field(default_factory=list)
     equals: list[tuple[Found, ...]] = field(default_factory=list)
     survivors: list[Variant] = field(default_factory=list)
+    wrong: gradients.Wrong | None = None
 
     @property
     def found(self) -> tuple[Found, ...]:
@@ -115,6 +116,7 @@ def explain_fine(read: Reader) -> Explanation:
     settle_padding(read, out, tol)
     settle_strict(read, out)
     name_equals(out, every)
+    settle_gradient(read, out, grad_tol)
     return out
 
 
@@ -243,14 +245,26 @@ def settle_flat_rows(read, out, tol, grad_tol):
         out.facts.append("A row without range gives neither equal weights, nor c = 0, nor NaN: unexplained there.")
         return
     out.fine = replace(out.fine, flat=best[0])
-    if not best[1] and out.gradient:
-        out.facts.append("On flat rows the loss is reproduced, its gradient is not.")
     if best[0] == "zero" and read(flat[0]).grads:
         sigma = 1 / MANY if out.fine.sigma == "keys" else out.fine.sigma
         if isinstance(sigma, float) and out.fine.rows == "tokens" and not out.fine.on_weights and not out.fine.eps:
             eps = find_epsilon(read.box, read.which, sigma, samples=2 if out.fine.negatives == "position" else 1)
             if eps:
                 out.also.append(Found("minmax.epsilon", eps))
+
+
+def settle_gradient(read, out, tol):
+    """Gradients that are not those of the loss: whose, and what they are."""
+    if out.gradient is None:
+        return
+    wrong = gradients.Wrong()
+    if not out.gradient:
+        wrong = gradients.explain(read, out.fine, tol, lacking(out))
+    if not lacking(out) and not out.fine.flat.startswith("nan") and not wrong.place:
+        gradients.on_flat_rows(read, out.fine, tol, wrong, named(FLAT))
+    if wrong.found or wrong.place:
+        out.wrong, out.gradient = wrong, wrong.explained
+        out.also += wrong.found
 
 
 def settle_padding(read, out, tol):

@@ -72,6 +72,8 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         text = f"{what} equals {equation}, except that {_join(clauses)}."
     elif clauses:
         text = f"{what} is like {equation}, except that {_join(clauses)}; that does not explain all of it."
+    elif d.stage == "gradient":
+        text = f"{what} differs from {equation} in its gradient, and nothing known explains that."
     else:
         text = f"{what} differs from {equation}, and no known deviation explains it."
     if d.conditions:

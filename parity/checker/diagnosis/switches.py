@@ -56,6 +56,7 @@ class Variant:
     nan_rows: bool = False          # padded rows are all -inf, and the product with the mask keeps their NaN
     nan_zero: str = ""              # zero rows in 0/0: "gradient" | "loss"
     nan_empty: bool = False         # a caption of padding alone is 0/0
+    gates: tuple[tuple[str, float], ...] = ()  # paths of the gradient, and the share of it that takes them; see gradients
     eps: tuple[tuple[str, float], ...] = ()  # small numbers: in denominators range, sum, norm, key_norm; square, log, fill
 
 

@@ -94,6 +94,12 @@ class Part:
 
     def models(self, probe: Probe):
         """model(), and for rows of zeros at padding, where it is NaN on flat rows: padding may have been cut off before."""
+        for value, grads in self._readings(probe):
+            if self.how.wrong is not None:
+                grads = self.how.wrong.applied(probe, grads, self.read(probe).grads)
+            yield value, grads
+
+    def _readings(self, probe):
         yield self.model(probe)
         fine = self.how.fine
         if probe.name in ZERO and fine is not None and fine.flat != "uniform":
@@ -112,9 +118,9 @@ class Part:
     def effects(self, deviations):
         made = []
         for d in deviations:
-            if d.id.startswith("edge."):
+            if d.id.startswith(("edge.", "gradient.")):
                 continue
-            rest = [x for x in deviations if x != d and not x.id.startswith("edge.")]
+            rest = [x for x in deviations if x != d and not x.id.startswith(("edge.", "gradient."))]
             pick = 1 if self.name == "global" else 0
             with_it, without = (variant_of(x)[pick] for x in ([*rest, d], rest))
             if self.name == "global":                     # where it pools by itself, it goes on doing so

@@ -22,9 +22,31 @@ class Result:
     stages: dict = field(default_factory=dict)
 
 
-def unit(x, eps=0.0, square_eps=0.0):
-    """x / |x|, 0 for a zero vector and no gradient there.      (...,D) -> (...,D)"""
+class Gate(torch.autograd.Function):
+    """x forward, k times its gradient backward."""
+
+    @staticmethod
+    def forward(ctx, x, k):
+        ctx.k = k
+        return x.view_as(x)
+
+    @staticmethod
+    def backward(ctx, g):
+        return ctx.k * g, None
+
+
+def through(x, name, o: Variant):
+    """A path that gradients take, by the share of them that o.gates lets pass."""
+    for gate, k in o.gates:
+        if gate == name:
+            x = Gate.apply(x, k)
+    return x
+
+
+def unit(x, eps=0.0, square_eps=0.0, gate="", o=None):
+    """x / |x|, 0 for a zero vector and no gradient there.      (...,D) -> (...,D);  gate: the path through |x|"""
     square = (x * x).sum(-1, keepdim=True) + square_eps
+    square = through(square, gate, o) if o is not None else square
     zero = square == 0
     return torch.where(zero, 0.0, x / (torch.sqrt(torch.where(zero, 1.0, square)) + eps))
 
@@ -42,13 +64,14 @@ def similarity(v, t, mask, scale, o: Variant):
         rows, keys = (
             x.detach() if (x is t) == (o.detach == "tokens") else x for x in (rows, keys)
         )
+    rows, keys = through(rows, "queries", o), through(keys, "keys", o)
     if o.token_norm:
         rows = unit(rows, eps)
     if o.cosine:
-        keys = unit(keys, eps)
+        keys = unit(keys, eps, gate="norm_key", o=o)
     s = rows @ keys.mT
     if o.scaled:
-        s = s * scale
+        s = s * through(scale, "tau_s", o)
     if o.detach == "similarity":
         s = s.detach()
     if o.inf_padding and o.rows == "tokens":
@@ -92,8 +115,10 @@ def align(s, mask, patches, scale, o: Variant, width: int = 1):
             lo, hi = torch.where(empty, 0.0, lo), torch.where(empty, 0.0, hi)
         if o.detach == "range":
             lo, hi = lo.detach(), hi.detach()
+        lo, hi = through(lo, "min", o), through(hi, "max", o)
         flat = (hi == lo) & torch.isfinite(hi)            # infinities at padding: no guard against them
-        width = hi - lo + eps.get("range", 0.0)
+        width = through(hi - lo, "width", o) + eps.get("range", 0.0)
+        lo = through(lo, "shift", o)
         if o.flat == "nan":
             s_hat = (s - lo) / width
         elif o.flat.startswith("nan_gradient"):
@@ -144,7 +169,7 @@ def group(v, t, mask, scale, o: Variant):
     if o.detach == "weights":
         a = a.detach()
     values = t if o.rows == "patches" else v
-    values = values.detach() if o.detach == "values" else values
+    values = through(values.detach() if o.detach == "values" else values, "values", o)
     c = a @ (unit(values) if o.unit_values else values)
     return c, {"similarity": s, **stages, "weights": a, "grouped": c}
 
@@ -157,10 +182,11 @@ def cosines(c, v, t, mask, o: Variant):
     eps = [dict(o.eps).get(name, 0.0) for name in ("norm", "square")]
     q = v if o.rows == "patches" else t
     c, q = c.detach() if o.detach == "c" else c, q.detach() if o.detach == "t" else q
+    q = through(q, "t", o)
     if o.no_norm not in ("both", "c"):
-        c = bare_unit(c) if o.inf_padding else unit(c, *eps)
+        c = bare_unit(c) if o.inf_padding else unit(c, *eps, gate="norm_c", o=o)
     if o.no_norm not in ("both", "t"):
-        q = bare_unit(q) if o.nan_zero else unit(q, *eps)
+        q = bare_unit(q) if o.nan_zero else unit(q, *eps, gate="norm_t", o=o)
     one, two = (q, c) if o.rows == "patches" else (c, q)
     one, two = torch.broadcast_tensors(one, two)
     if o.negatives == "batch":
@@ -214,7 +240,7 @@ def cross_entropy(z, columns, how, o: Variant, shut=None):
         return pair_by_pair(z, eye, o)
     if o.contrast == "decoupled":
         return denominator_of_others(z, eye, o) - own
-    log = torch.logsumexp(z, -1)
+    log, own = through(torch.logsumexp(z, -1), "others", o), through(own, "own", o)
     if dict(o.eps).get("log"):
         return -torch.log(torch.exp(own - log) + dict(o.eps)["log"])
     if o.smoothing:
@@ -252,10 +278,10 @@ def per_row(cosine, mask, patches, scale, o: Variant):
     real, columns = column_mask(mask, patches, o)
     gone = o.special and o.rows == "tokens" and not o.special_rows
     shut = ~column_mask(torch.ones_like(mask) & ~left_out(mask, o), patches, replace(o, special=""))[1] if gone else None
-    z = cosine * scale
+    z = cosine * through(scale, "tau", o)
     losses = []
-    for x, how in ((z, o.open_vt), (z.mT, o.open_tv)):
-        ce = cross_entropy(x, columns, how, o, shut)
+    for x, how, path in ((z, o.open_vt, "vt"), (z.mT, o.open_tv, "tv")):
+        ce = through(cross_entropy(x, columns, how, o, shut), path, o)
         if o.constant_rows:
             ce = ce + constant_of(o, scale[..., 0] if scale.ndim else scale)
         if o.negatives == "batch":
