@@ -132,11 +132,19 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     usual: dict[Any, tuple[Any, ...]] = {"1/P": ("keys",), "none": ("none", "keys"), None: ("keys", "none")}
     tokens = usual.get(threshold.sigma, (threshold.sigma,))
     found: list[Candidate] = []
-    for scaled in ((False,), (True,)) if constant else ((False, True),):
-        found = found or search.first_level(read, first + designed, tokens, "tokens", constant, tol, negatives, scaled=scaled)
-        if not found and threshold.sigma in ("none", None):  # every patch has a gradient: patches may be the rows
+
+    def known(scaled):
+        made = search.first_level(read, first + designed, tokens, "tokens", constant, tol, negatives, scaled=scaled)
+        if not made and threshold.sigma in ("none", None):  # every patch has a gradient: patches may be the rows
             kinds = ("keys", "patches", "none")
-            found = search.first_level(read, first, kinds, "patches", constant, tol, negatives, scaled=scaled)
+            made = search.first_level(read, first, kinds, "patches", constant, tol, negatives, scaled=scaled)
+        return made
+
+    found = known((False,) if constant else (False, True))
+    if not found and constant and samples == 1:           # weights with a number of their own cost less than those that share one
+        found = beside(read, first, designed, tokens, constant, tol, negatives)
+    if not found and constant:
+        found = known((True,))
     if not found and threshold.sigma in ("none", None):
         swapped = find_threshold(box, which, swapped=True)
         if isinstance(swapped.sigma, float):
@@ -145,8 +153,8 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
         found = threshold_by_value(read, first, designed, tol)
     if not found and box.dtype() == "float64" and not constant:
         found = small_numbers(read, first + designed, (*tokens, "keys"), tol, negatives)
-    if not found and samples == 1:
-        found = beside(read, first, [p for p in designed if p not in first], tokens, constant, tol, negatives)
+    if not found and samples == 1 and not constant:
+        found = beside(read, first, designed, tokens, constant, tol, negatives)
     if threshold.note and not found:
         out.facts.append(f"Threshold: {threshold.note}.")
     return found

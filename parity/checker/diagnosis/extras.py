@@ -10,91 +10,106 @@ import numpy as np
 
 from parity.checker.diagnosis import search
 from parity.checker.diagnosis.asking import simplest
-from parity.checker.diagnosis.designs import PAIRS, PARALLEL, parallel
+from parity.checker.diagnosis.designs import ANGLES, LENGTHS, PAIRS, PARALLEL, parallel
 from parity.checker.diagnosis.epsilons import with_epsilon
 from parity.checker.diagnosis.fitting import (
-    BIAS, CONSTANT, FACTOR, GAIN, LOG_SCALE, LOOSE, NOTHING, OUTSIDE, OWN_TAU, PLAIN, SMOOTH_OTHERS, SMOOTHING, TAU, fit,
+    BIAS, CONSTANT, FACTOR, GAIN, LOG_SCALE, LOOSE, NOTHING, OUTSIDE, OWN_TAU, PLAIN, SMOOTHING, TAU, fit,
 )  # fmt: skip
 from parity.checker.diagnosis.matching import Candidate, best_first
-from parity.checker.diagnosis.numbers import cut_of_softmax
+from parity.checker.diagnosis.numbers import SOFTMAX_TAUS, cut_of_softmax
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.probes import PROBES, WIDTH, Probe
 
-TAILS = [{"contrast": "decoupled"}] + [
+CONTRASTS = [{"contrast": "decoupled"}] + [
     {"special": which, "special_rows": rows} for which in ("both", "first", "last") for rows in (False, True)
 ]
-MORE_PARALLEL = (*PARALLEL, parallel("parallel_warm", 4, True, 0.75), parallel("parallel_cold", 5, False, 1.3))
 SIGMOIDS = ("sigmoid", "sigmoid_mean")
+ONE_HOT = (ANGLES[1], PAIRS[3], LENGTHS[2], ANGLES[0], ANGLES[2], ANGLES[3], PAIRS[2])  # each token has one patch: c is known
+ONE_WAY = (*PARALLEL, parallel("parallel_warm", 4, True, 0.75), parallel("parallel_cold", 5, False, 1.3))  # and here its direction
+TAIL = (
+    "tau", "gain", "factor", "constant", "constant_of", "smoothing", "smooth_others", "special", "special_rows", "contrast", "bias",
+)  # fmt: skip
 
 
 def explain(read, probes, sigmas, constant, tol, negatives="caption") -> list[Candidate]:
-    """Settings with something of the kind that give what is read on `probes`.  constant: theta does not show."""
-    front = [o for o in search.fronts(tuple(sigmas), "tokens") if not (constant and o.scaled)]
-    steps = (by_temperature, sigmoids, two_numbers) if constant else (outside, cut_softmax, in_logits, of_softmax, sigmoids, two_numbers)
-    near = []
-    for step in steps:
-        found = step(read, probes, front, tol, negatives)
-        exact = [c for c in found if c.off < tol]
-        if exact:
-            return widths(read, best_first(exact), tol)
-        close = [c for c in found if c.off < 1e-5]        # a usual epsilon moves a loss by no more
-        if made := with_epsilon(read, probes, widths(read, best_first(close), LOOSE), tol):
-            return made
-        near += [c for c in found if c.off >= 1e-5]
-    return with_epsilon(read, probes, widths(read, best_first(near), LOOSE), tol)
+    """Settings with something of the kind that give what is read on `probes`.  constant: theta does not show.
+
+    What follows the groups is found first, where they are known whatever the weights; then the weights.
+    """
+    front = search.fronts(tuple(sigmas), "tokens")
+    near: list[Candidate] = []
+    for family in (ONE_HOT, ONE_WAY):
+        for tail in tails(read, list(family), tol):
+            fields = {name: getattr(tail, name) for name in TAIL}
+            for weights in (known_weights, softmax_weights, cut_softmax):
+                found = weights(read, probes, with_fields(front, **fields), tol, negatives, family is ONE_WAY)
+                exact = [c for c in found if c.off < tol]
+                if exact:
+                    return widths(read, best_first(exact), tol)
+                near += found
+            if made := with_epsilon(read, probes, widths(read, best_first(near), LOOSE), tol):
+                return made
+            near = []
+    found = fit(read, probes, front, tol, NOTHING, (CONSTANT, LOG_SCALE, SMOOTHING), negatives) if not constant else []
+    return widths(read, best_first([c for c in found if c.off < tol]), tol)
 
 
 def with_fields(front, **fields):
     return [replace(o, **fields) for o in front]
 
 
-def outside(read, probes, front, tol, negatives):
-    """A constant, a smoothed label, decoupled denominators, special tokens left out."""
-    found = fit(read, probes, front, tol, NOTHING, (CONSTANT, LOG_SCALE, SMOOTHING, SMOOTH_OTHERS), negatives)
-    for fields in () if found else TAILS:
-        found = found or fit(read, probes, with_fields(front, **fields), tol, NOTHING, OUTSIDE, negatives)
-    return found
+def tails(read, probes, tol) -> list[Variant]:
+    """What follows the groups, on probes where these are known: the simplest kind that gives what is read."""
+    number = TAU if abs(read(PAIRS[1]).value - read(PAIRS[3]).value) < 1e-12 else GAIN  # these differ in theta alone
+    plain = [Variant()]
+    found: list[Candidate] = []
 
+    def ask(front, inside, outside):
+        return [c for c in fit(read, probes, front, tol, inside, outside) if c.off < max(tol, 1e-7)]
 
-def in_logits(read, probes, front, tol, negatives):
-    """A factor beside a learned scale, whatever stands outside."""
-    found = fit(read, probes, front, tol, GAIN, OUTSIDE, negatives)
-    plain = [o for o in front if not o.scaled and o.weights == "sum"]
-    for fields in () if found else TAILS:
-        found = found or fit(read, probes, with_fields(plain, **fields), tol, GAIN, (PLAIN,), negatives)
-    return found
-
-
-def by_temperature(read, probes, front, tol, negatives):
-    """A temperature that is a number, and one of these."""
-    found = fit(read, probes, front, tol, TAU, (CONSTANT, SMOOTHING, SMOOTH_OTHERS), negatives)
-    plain = [o for o in front if o.weights == "sum"]
-    for fields in () if found else TAILS:
-        found = found or fit(read, probes, with_fields(plain, **fields), tol, TAU, (PLAIN,), negatives)
-    return found
-
-
-def softmaxes(front):
-    return [o for o in front if o.weights.startswith("softmax") and not o.scaled]
-
-
-def of_softmax(read, probes, front, tol, negatives):
-    """Softmax weights with a temperature of their own."""
-    return fit(read, probes, softmaxes(front), tol, OWN_TAU, (PLAIN, FACTOR, CONSTANT, LOG_SCALE, SMOOTHING), negatives)
-
-
-def sigmoids(read, probes, front, tol, negatives):
-    found = []
-    constant = abs(read(PAIRS[1]).value - read(PAIRS[3]).value) < 1e-12  # these differ in theta alone
+    if number is GAIN:
+        found = ask(plain, NOTHING, OUTSIDE)
+    found = found or ask(plain, number, OUTSIDE)
+    for fields in CONTRASTS:
+        if not found and number is GAIN:
+            found = ask(with_fields(plain, **fields), NOTHING, OUTSIDE)
+    for fields in CONTRASTS:
+        found = found or ask(with_fields(plain, **fields), number, (PLAIN,))
     for kind in SIGMOIDS:
-        some = with_fields(front, contrast=kind)
-        if not constant:
-            found += fit(read, probes, some, tol, BIAS, (PLAIN, FACTOR), negatives)
-        for fields in sigmoid_by_pairs(read, kind):
-            found += fit(read, probes, with_fields(some, **fields), tol, NOTHING, (PLAIN, FACTOR), negatives)
-        if found:
-            break
-    return found
+        some = with_fields(plain, contrast=kind)
+        if not found and number is GAIN:
+            found = ask(some, BIAS, (PLAIN, FACTOR))
+        for fields in () if found else sigmoid_by_pairs(read, kind):
+            found += ask(with_fields(some, **fields), NOTHING, (PLAIN, FACTOR))
+    return list(dict.fromkeys(replace(c.fine, no_norm="", direction="both") for c in best_first(found)))[:4]
+
+
+def known_weights(read, probes, front, tol, negatives, softmax):
+    return fit(read, probes, front, tol, NOTHING, (PLAIN,), negatives)
+
+
+def softmax_weights(read, probes, front, tol, negatives, softmax):
+    """Softmax weights with a temperature of their own."""
+    if not softmax:
+        return []
+    return fit(read, probes, [o for o in front if o.weights.startswith("softmax") and not o.scaled], tol, OWN_TAU, (PLAIN,), negatives)
+
+
+def cut_softmax(read, probes, front, tol, negatives, softmax):
+    """A softmax over patches, what is below a threshold of it dropped."""
+    base = [replace(o, weights="softmax_cut", sigma="keys") for o in front if o.weights == "softmax"]
+    if not softmax or not base:
+        return []
+    own = [o for o in base if not o.scaled]
+    usual = [replace(o, own_tau=tau) for o in own for tau in (*SOFTMAX_TAUS[1:], "sqrt(D)")]
+    found = fit(read, probes, base + usual, tol, NOTHING, (PLAIN,), negatives)
+    found = found or fit(read, probes, own, tol, OWN_TAU, (PLAIN,), negatives)
+    if found or front[0].tau:
+        return found
+    sigmas = cut_of_softmax(read.box, read.which)
+    some = [replace(o, sigma=sigma, own_tau=None if tau == 1 else tau)
+            for o in base for tau, sigma in sigmas.items() if tau == 1 or not o.scaled]
+    return fit(read, probes, some, tol, NOTHING, (PLAIN,), negatives)
 
 
 def sigmoid_by_pairs(read, kind):
@@ -120,40 +135,6 @@ def sigmoid_by_pairs(read, kind):
     if abs(warmer - five) < 1e-9 * abs(five):
         return [{"tau": tau, "bias": bias}]
     return [{"gain": gain, "bias": bias}]
-
-
-def cut_softmax(read, probes, front, tol, negatives):
-    """A softmax over patches, what is below a threshold of it dropped."""
-    base = [replace(o, weights="softmax_cut", sigma="keys") for o in front if o.weights == "softmax"]
-    found = fit(read, probes, base, tol, NOTHING, (PLAIN, FACTOR), negatives)
-    found = found or fit(read, probes, [o for o in base if not o.scaled], tol, OWN_TAU, (PLAIN,), negatives)
-    if found:
-        return found
-    sigmas = cut_of_softmax(read.box, read.which)
-    some = [replace(o, sigma=sigma, own_tau=None if tau == 1 else tau)
-            for o in base for tau, sigma in sigmas.items() if tau == 1 or not o.scaled]
-    return fit(read, probes, some, tol, NOTHING, (PLAIN, FACTOR), negatives)
-
-
-def two_numbers(read, probes, front, tol, negatives):
-    """Logits with a number of their own beside weights with theirs: parallel patches keep the weights out of play."""
-    found = []
-    for c in tails(read, tol):
-        tail = {name: getattr(c.fine, name) for name in
-                ("no_norm", "direction", "tau", "gain", "factor", "constant", "constant_of", "smoothing", "smooth_others")}
-        some = [o for o in softmaxes(front) if o.weights != "softmax_cut"]
-        some = with_fields(some, **{k: x for k, x in tail.items() if k not in ("no_norm", "direction", "factor")})
-        found += fit(read, probes, some, tol, OWN_TAU, (PLAIN, FACTOR), negatives)
-        if any(c.off < tol for c in found):
-            break
-    return found
-
-
-def tails(read, tol) -> list[Candidate]:
-    """What follows the groups, by probes on which all patches are parallel."""
-    probes = list(MORE_PARALLEL)
-    inside = TAU if abs(read(PAIRS[1]).value - read(PAIRS[3]).value) < 1e-12 else GAIN
-    return best_first(fit(read, probes, [Variant()], tol, inside, (PLAIN, FACTOR)))
 
 
 def wider(probe: Probe) -> Probe:

@@ -166,13 +166,13 @@ def cut_of_softmax(box: Box, which: str) -> dict[float, float]:
         middle, half = 0.5, 0.47                          # of similarities
 
         def similarities():
-            about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), MANY - 22)
-            return np.unique(np.concatenate([np.linspace(0.013, 0.987, 20), about]))
+            about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), 16)
+            return np.unique(np.concatenate([np.linspace(0.013, 0.987, MANY - 18), about]))  # most stay: so does the sum
 
         def total():
             return np.exp((np.concatenate([similarities(), [0.0, 1.0]]) - 1) / temperature).sum()
 
-        for turn in range(8):
+        for turn in range(12):
             wanted = similarities()
             passed = kept(box, which, f"softmax_cut_{temperature}_{turn}", wanted)
             if passed is None or passed.all() or not passed.any():

@@ -254,15 +254,23 @@ def finite_masks(probes, c, settings, wanted, tol):
 
 
 def decoupled(read, probes, candidates, tol):
-    """Where the own pair is left out, a caption of one token has no denominator: 0, or the logarithm of what masks it."""
+    """Where the own pair is left out, a caption of one token has no denominator: 0, or what masks it, or keeps a log from 0."""
     plain = [p for p in probes if p.mask.sum(1).min() > 1]
+    one = next((k for k, p in enumerate(probes) if p not in plain), None)
     wanted, every = (np.array([read(p).value for p in some]) for some in (plain, probes))
     found = []
     for c in candidates:
         settings = second_settings(c.fine)
         off, _ = match(np.stack([second_values(settings, p) for p in plain], 1), wanted, 1.0)
         for i in np.flatnonzero(off < tol):
-            forms = [replace(settings[i], alone=x) for x in ("zero", -math.inf, *SMALL_LOGITS)]
+            numbers = [-math.inf, *SMALL_LOGITS]
+            if one is not None and math.isfinite(every[one]):
+                low, high = second_values([replace(settings[i], alone=x) for x in (-20.0, -40.0)], probes[one])
+                x = float(-20.0 - 20.0 * (every[one] - low) / (high - low)) if high != low else -20.0
+                y = float(simplest(*sorted((math.exp(x) * (1 - 1e-6), math.exp(x) * (1 + 1e-6))))) if -60 < x < 5 else 0.0
+                numbers += [math.log(y) if y > 0 else x, x]  # an epsilon in a logarithm
+            forms = [replace(settings[i], alone="zero")]
+            forms += [replace(settings[i], alone=x, alone_places=places) for x in numbers for places in (False, True)]
             worst, _ = match(np.stack([second_values(forms, p) for p in probes], 1), every, 1.0)
-            found += [Candidate(o, float(x)) for o, x in zip(forms, worst) if x < tol]
+            found += [Candidate(o, float(x)) for o, x in zip(forms, worst) if x < tol][:1]
     return found

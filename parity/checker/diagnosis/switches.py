@@ -43,6 +43,7 @@ class Variant:
     special_rows: bool = False      # as rows alone: they still compete
     contrast: str = "softmax"       # "decoupled": no own pair in the denominator | "sigmoid": sum over pairs | "sigmoid_mean"
     alone: float | str = "zero"     # decoupled: a row without negatives has loss 0 | its denominator is exp of this number
+    alone_places: bool = False      # once for every place, as where masked logits hold that number
     bias: float = 0.0               # sigmoid
     smoothing: float = 0.0          # share of the label spread over the tokens of a caption
     smooth_others: bool = False     # over the others alone
@@ -163,7 +164,8 @@ NUMBERED: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "logits.scaled": lambda value, _: {"gain": value},
     "logits.special_left_out": lambda value, way: {
         "special": next(k for k, words in _LEFT_OUT.items() if words == value), "special_rows": bool(way)},
-    "loss.decoupled": lambda value, _: {"contrast": "decoupled", "alone": "zero" if value is None else float(value)},
+    "loss.decoupled": lambda _, way: {
+        "contrast": "decoupled", "alone": float(way.partition("exp(")[2].rstrip(")")) if "exp" in way else "zero", "alone_places": "L exp" in way},
     "loss.sigmoid": lambda value, way: {"contrast": "sigmoid_mean" if "mean" in way else "sigmoid", "bias": float(value)},
     "loss.smoothing": lambda value, way: {"smoothing": float(value), "smooth_others": bool(way)},
     "loss.constant": _constant,
@@ -273,7 +275,8 @@ def _found_fine(o):
     add("logits.temperature_constant", o.tau, when=o.tau is not None)
     add("logits.scaled", o.gain, when=o.gain != 1)
     add("logits.special_left_out", _LEFT_OUT.get(o.special), "as rows alone" if o.special_rows else "", when=bool(o.special))
-    add("loss.decoupled", None if o.alone == "zero" else o.alone, when=o.contrast == "decoupled")
+    alone = "" if o.alone == "zero" else f"a caption of one token has the denominator {'L ' * o.alone_places}exp({float(o.alone):.12g}"
+    add("loss.decoupled", way=alone and f"{alone})", when=o.contrast == "decoupled")
     add("loss.sigmoid", o.bias, "a mean over pairs" if o.contrast == "sigmoid_mean" else "", when="sigmoid" in o.contrast)
     add("loss.smoothing", o.smoothing, "over the other tokens alone" if o.smooth_others else "", when=o.smoothing != 0)
     add("loss.constant", _said_constant(o), "to every token's loss" if o.constant_rows else "", when=o.constant != 0)

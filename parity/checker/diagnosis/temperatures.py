@@ -70,8 +70,11 @@ def refine(probes, setting, between, wanted, tol, free):
         y = values(tau, probes[:2])
         return np.log(y[0] / y[1] * wanted[1] / wanted[0]) if free else y[0] - wanted[0]
 
-    middle = root(sign, *between)
+    middle = root(sign, *between, enough=1e-4)            # near enough to see whether it is worth more
     if middle is None:
+        return []
+    made = values(middle, probes[:3])
+    if relative(wanted[0] / made[0] * made if free else made, wanted[:3]).max() > 3e-3 or (middle := root(sign, *between)) is None:
         return []
     wide = max(30 * tol, 1e-9)
     for tau in (simplest(middle * (1 - wide), middle * (1 + wide)), middle):

@@ -262,7 +262,8 @@ def denominator_of_others(z, eye, o: Variant):
     empty = ~torch.isfinite(others).any(-1, keepdim=True)
     log = torch.logsumexp(torch.where(empty, 0.0, others), -1)
     own = torch.diagonal(z, dim1=-2, dim2=-1)
-    nothing = own if o.alone == "zero" else torch.full_like(own, float(o.alone) + math.log(z.shape[-1]))
+    places = math.log(z.shape[-1]) if o.alone_places else 0.0
+    nothing = own if o.alone == "zero" else torch.full_like(own, float(o.alone) + places)
     return torch.where(empty[..., 0], nothing, log)
 
 
