@@ -17,7 +17,8 @@ CONDITIONS = (
     "unit-norm patches",
 )  # from mild to strong: where two sets explain the same, the milder is named
 STAGES = (
-    "similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge", "gradient",
+    "similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge",
+    "gradient",
 )
 
 

@@ -12,7 +12,7 @@ from parity.checker.diagnosis import extras, gradients, search
 from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off, simplest
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.epsilons import small_fill, small_numbers, value_off
-from parity.checker.diagnosis.matching import Candidate, best_first, cost, relative
+from parity.checker.diagnosis.matching import Candidate, cost, relative
 from parity.checker.diagnosis.numbers import FEW, MANY, find_epsilon, find_threshold, spread
 from parity.checker.diagnosis.switches import GlobalVariant, Variant, found_in
 from parity.checker.probes import PROBES, Probe, knife_probe, threshold_probe
@@ -141,7 +141,7 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
         return made
 
     found = known((False,) if constant else (False, True))
-    if not found and constant and samples == 1:           # weights with a number of their own cost less than those that share one
+    if not found and constant and samples == 1:           # before weights that share a temperature, which cost most
         found = beside(read, first, designed, tokens, constant, tol, negatives)
     if not found and constant:
         found = known((True,))

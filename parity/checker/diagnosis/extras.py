@@ -13,7 +13,19 @@ from parity.checker.diagnosis.asking import simplest
 from parity.checker.diagnosis.designs import ANGLES, LENGTHS, PAIRS, PARALLEL, parallel
 from parity.checker.diagnosis.epsilons import with_epsilon
 from parity.checker.diagnosis.fitting import (
-    BIAS, CONSTANT, FACTOR, GAIN, LOG_SCALE, LOOSE, NOTHING, OUTSIDE, OWN_TAU, PLAIN, SMOOTHING, TAU, fit,
+    BIAS,
+    CONSTANT,
+    FACTOR,
+    GAIN,
+    LOG_SCALE,
+    LOOSE,
+    NOTHING,
+    OUTSIDE,
+    OWN_TAU,
+    PLAIN,
+    SMOOTHING,
+    TAU,
+    fit,
 )  # fmt: skip
 from parity.checker.diagnosis.matching import Candidate, best_first
 from parity.checker.diagnosis.numbers import SOFTMAX_TAUS, cut_of_softmax
@@ -24,10 +36,12 @@ CONTRASTS = [{"contrast": "decoupled"}] + [
     {"special": which, "special_rows": rows} for which in ("both", "first", "last") for rows in (False, True)
 ]
 SIGMOIDS = ("sigmoid", "sigmoid_mean")
-ONE_HOT = (ANGLES[1], PAIRS[3], LENGTHS[2], ANGLES[0], ANGLES[2], ANGLES[3], PAIRS[2])  # each token has one patch: c is known
-ONE_WAY = (*PARALLEL, parallel("parallel_warm", 4, True, 0.75), parallel("parallel_cold", 5, False, 1.3))  # and here its direction
+# Each token has one patch: c is known.  All patches point one way: its direction is.
+ONE_HOT = (ANGLES[1], PAIRS[3], LENGTHS[2], ANGLES[0], ANGLES[2], ANGLES[3], PAIRS[2])
+ONE_WAY = (*PARALLEL, parallel("parallel_warm", 4, True, 0.75), parallel("parallel_cold", 5, False, 1.3))
 TAIL = (
-    "tau", "gain", "factor", "constant", "constant_of", "smoothing", "smooth_others", "special", "special_rows", "contrast", "bias",
+    "tau", "gain", "factor", "constant", "constant_of", "smoothing", "smooth_others", "special", "special_rows", "contrast",
+    "bias",
 )  # fmt: skip
 
 
@@ -92,7 +106,8 @@ def softmax_weights(read, probes, front, tol, negatives, softmax):
     """Softmax weights with a temperature of their own."""
     if not softmax:
         return []
-    return fit(read, probes, [o for o in front if o.weights.startswith("softmax") and not o.scaled], tol, OWN_TAU, (PLAIN,), negatives)
+    some = [o for o in front if o.weights.startswith("softmax") and not o.scaled]
+    return fit(read, probes, some, tol, OWN_TAU, (PLAIN,), negatives)
 
 
 def cut_softmax(read, probes, front, tol, negatives, softmax):
@@ -142,7 +157,8 @@ def wider(probe: Probe) -> Probe:
     def pad(x):
         return np.concatenate([x, np.zeros((*x.shape[:-1], 25 - WIDTH))], -1)
 
-    return replace(probe, name=f"{probe.name}_wider", v=pad(probe.v), t=pad(probe.t), v_bar=pad(probe.v_bar), t_bar=pad(probe.t_bar))
+    wide = {name: pad(getattr(probe, name)) for name in ("v", "t", "v_bar", "t_bar")}
+    return replace(probe, name=f"{probe.name}_wider", **wide)
 
 
 def widths(read, found, tol) -> list[Candidate]:

@@ -92,7 +92,7 @@ def fit(read, probes, front, tol, inside=NOTHING, outside=OUTSIDE, negatives="ca
     few = 3 if inside is not NOTHING else len(probes)
     a = np.stack([values(front, inside, p, negatives) for p in probes[:few]], -1)  # (T, settings, few)
     settings = Grid(front, negatives).settings()
-    near = {}
+    near: dict[Variant, float] = {}
     for out in outside:
         one, many = _parts(out, a, front, inside, probes[:few], negatives)
         found: dict[Variant, float] = {}

@@ -109,11 +109,12 @@ def of_detached(read, o: Variant, tol, value: str) -> str:
     """Which input's gradient a detached path is missing from, and that the others are right."""
     probes = [p for p in (*(PROBES[name] for name in ASKED), *HELD_OUT.values()) if usable(read, p, o)]
     whole = replace(o, detach="")
-    out, lost = Wrong(), []
+    out, lost = Wrong(), list[str]()
     for leaf in INPUTS:
         if all(leaf in read(p).grads for p in probes):
-            pairs = [(real(p, leaf, read(p).grads[leaf]), real(p, leaf, part(p, whole, leaf))) for p in probes]
-            (out.right if near(probes, *zip(*pairs), o, tol) else lost).append(leaf)
+            given = [real(p, leaf, read(p).grads[leaf]) for p in probes]
+            wanted = [real(p, leaf, part(p, whole, leaf)) for p in probes]
+            (out.right if near(probes, given, wanted, o, tol) else lost).append(leaf)
     if len(lost) == 1 and o.detach in DETACHED:
         out.place = f"The gradient for {INPUTS[lost[0]]} lacks {PATHS[DETACHED[o.detach]]}."
     return sentence(out, value)
@@ -232,11 +233,11 @@ def named(probes, given, leaf, o, tol) -> Iterator[tuple[list[Found], Slope]]:
                 yield [path(leaf, gate, share)], slope
             singles.append((gate, share, terms))
     for gate in gates:                                    # any share, by least squares
-        share = least_squares(probes[:few], given, leaf, o, gated(o, {gate: 0.0}))
-        if share is not None:
-            slope = Slope(leaf, ((share, o), (1 - share, gated(o, {gate: 0.0}))))
+        any_share = least_squares(probes[:few], given, leaf, o, gated(o, {gate: 0.0}))
+        if any_share is not None:
+            slope = Slope(leaf, ((any_share, o), (1 - any_share, gated(o, {gate: 0.0}))))
             if fits(slope):
-                yield [path(leaf, gate, share)], slope
+                yield [path(leaf, gate, any_share)], slope
     for gate, share, terms in singles:
         slope = with_factor(terms)
         if slope is not None:
@@ -254,7 +255,8 @@ def two_paths(one, two, leaf, o, fits, with_factor):
     """Both of two paths, or what takes the one and then the other."""
     open_ = {(a, b): gated(o, {one: a, two: b}) for a, b in itertools.product((1.0, 0.0), repeat=2)}
     for a, b in itertools.product(SHARES, repeat=2):
-        terms = ((a * b, o), (a * (1 - b), open_[1.0, 0.0]), ((1 - a) * b, open_[0.0, 1.0]), ((1 - a) * (1 - b), open_[0.0, 0.0]))
+        shares = {(1.0, 1.0): a * b, (1.0, 0.0): a * (1 - b), (0.0, 1.0): (1 - a) * b, (0.0, 0.0): (1 - a) * (1 - b)}
+        terms = tuple((share, open_[way]) for way, share in shares.items())
         if fits(slope := Slope(leaf, terms)):
             yield [path(leaf, one, a), path(leaf, two, b)], slope
     for share in SHARES:

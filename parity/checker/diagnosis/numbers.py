@@ -160,31 +160,34 @@ def cut_of_softmax(box: Box, which: str) -> dict[float, float]:
 
     All vectors have length 1 and tau is 1: a patch of similarity x weighs exp(x/T) / sum, and the sum is known.
     """
-    found = {}
-    for temperature in SOFTMAX_TAUS:
-        low, high = 0.0, 1.0
-        middle, half = 0.5, 0.47                          # of similarities
+    found = {temperature: _cut_at(box, which, temperature) for temperature in SOFTMAX_TAUS}
+    return {temperature: sigma for temperature, sigma in found.items() if sigma is not None}
 
-        def similarities():
-            about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), 16)
-            return np.unique(np.concatenate([np.linspace(0.013, 0.987, MANY - 18), about]))  # most stay: so does the sum
 
-        def total():
-            return np.exp((np.concatenate([similarities(), [0.0, 1.0]]) - 1) / temperature).sum()
+def _cut_at(box, which, temperature) -> float | None:
+    low, high = 0.0, 1.0
+    middle, half = 0.5, 0.47                              # of similarities
 
-        for turn in range(12):
-            wanted = similarities()
-            passed = kept(box, which, f"softmax_cut_{temperature}_{turn}", wanted)
-            if passed is None or passed.all() or not passed.any():
-                break
-            weight = np.exp((wanted - 1) / temperature) / total()
-            low, high = max(low, weight[~passed].max()), min(high, weight[passed].min())
-            if low >= high:                               # not weights of this temperature
-                break
-            if (high - low) / high < 2e-8:
-                found[temperature] = float(simplest(low, high))
-                break
-            half = max(1.5 * temperature * (high - low) / (high + low), 1e-9)
-            for _ in range(20):                           # where the edge will be among the patches of the next turn
-                middle = min(max(1 + temperature * math.log((low + high) / 2 * total()), 0.002), 0.998)
-    return found
+    def similarities(middle, half):
+        about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), 16)
+        return np.unique(np.concatenate([np.linspace(0.013, 0.987, MANY - 18), about]))  # most stay: so does the sum
+
+    def total(wanted):
+        return np.exp((np.concatenate([wanted, [0.0, 1.0]]) - 1) / temperature).sum()
+
+    for turn in range(12):
+        wanted = similarities(middle, half)
+        passed = kept(box, which, f"softmax_cut_{temperature}_{turn}", wanted)
+        if passed is None or passed.all() or not passed.any():
+            return None
+        weight = np.exp((wanted - 1) / temperature) / total(wanted)
+        low, high = max(low, weight[~passed].max()), min(high, weight[passed].min())
+        if low >= high:                                   # not weights of this temperature
+            return None
+        if (high - low) / high < 2e-8:
+            return float(simplest(low, high))
+        half = max(1.5 * temperature * (high - low) / (high + low), 1e-9)
+        for _ in range(20):                               # where the edge will be among the patches of the next turn
+            edge = 1 + temperature * math.log((low + high) / 2 * total(similarities(middle, half)))
+            middle = min(max(edge, 0.002), 0.998)
+    return None

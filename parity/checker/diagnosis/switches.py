@@ -29,7 +29,8 @@ class Variant:
     strict: bool = False
     on_weights: bool = False        # threshold after eq. 4
     weights: str = "sum"            # "mean" | "softmax" of s | "softmax_all" of s_hat | "softmax_zeros" of s_til |
-    #                                 "softmax_kept" of what passed | "softmax_cut" of s, then eqs. 3-4 | "raw" s | "raw_sum" s / sum s
+    #                                 "softmax_kept" of what passed | "softmax_cut" of s, then eqs. 3-4 | "raw" s |
+    #                                 "raw_sum" s / sum s
     own_tau: float | str | None = None  # temperature of that softmax | "sqrt(D)"
     unit_values: bool = False       # l2-normalised keys are averaged
     no_norm: str = ""               # "both" | "c" | "t"
@@ -165,7 +166,8 @@ NUMBERED: dict[str, Callable[[Any, str], dict[str, Any]]] = {
     "logits.special_left_out": lambda value, way: {
         "special": next(k for k, words in _LEFT_OUT.items() if words == value), "special_rows": bool(way)},
     "loss.decoupled": lambda _, way: {
-        "contrast": "decoupled", "alone": float(way.partition("exp(")[2].rstrip(")")) if "exp" in way else "zero", "alone_places": "L exp" in way},
+        "contrast": "decoupled", "alone": float(way.partition("exp(")[2].rstrip(")")) if "exp" in way else "zero",
+        "alone_places": "L exp" in way},
     "loss.sigmoid": lambda value, way: {"contrast": "sigmoid_mean" if "mean" in way else "sigmoid", "bias": float(value)},
     "loss.smoothing": lambda value, way: {"smoothing": float(value), "smooth_others": bool(way)},
     "loss.constant": _constant,
@@ -275,8 +277,7 @@ def _found_fine(o):
     add("logits.temperature_constant", o.tau, when=o.tau is not None)
     add("logits.scaled", o.gain, when=o.gain != 1)
     add("logits.special_left_out", _LEFT_OUT.get(o.special), "as rows alone" if o.special_rows else "", when=bool(o.special))
-    alone = "" if o.alone == "zero" else f"a caption of one token has the denominator {'L ' * o.alone_places}exp({float(o.alone):.12g}"
-    add("loss.decoupled", way=alone and f"{alone})", when=o.contrast == "decoupled")
+    add("loss.decoupled", way=_said_alone(o), when=o.contrast == "decoupled")
     add("loss.sigmoid", o.bias, "a mean over pairs" if o.contrast == "sigmoid_mean" else "", when="sigmoid" in o.contrast)
     add("loss.smoothing", o.smoothing, "over the other tokens alone" if o.smooth_others else "", when=o.smoothing != 0)
     add("loss.constant", _said_constant(o), "to every token's loss" if o.constant_rows else "", when=o.constant != 0)
@@ -291,6 +292,12 @@ def _found_fine(o):
     for name, value in o.eps:
         add(EPSILONS.get(name), value, when=name not in ("range", "fill"))
     return found
+
+
+def _said_alone(o):
+    if o.alone == "zero":
+        return ""
+    return f"a caption of one token has the denominator {'L ' * o.alone_places}exp({float(o.alone):.12g})"
 
 
 def _said_constant(o):

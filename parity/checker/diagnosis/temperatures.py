@@ -74,7 +74,10 @@ def refine(probes, setting, between, wanted, tol, free):
     if middle is None:
         return []
     made = values(middle, probes[:3])
-    if relative(wanted[0] / made[0] * made if free else made, wanted[:3]).max() > 3e-3 or (middle := root(sign, *between)) is None:
+    if relative(wanted[0] / made[0] * made if free else made, wanted[:3]).max() > 3e-3:
+        return []
+    middle = root(sign, *between)
+    if middle is None:
         return []
     wide = max(30 * tol, 1e-9)
     for tau in (simplest(middle * (1 - wide), middle * (1 + wide)), middle):

@@ -217,7 +217,7 @@ def column_mask(mask, patches, o: Variant):
 
 
 def cross_entropy(z, columns, how, o: Variant, shut=None):
-    """Each row should pick its own place.      z (...,N,N), columns, shut (...,1,N) -> (...,N);  shut: left out however masked"""
+    """Each row should pick its own place.      z (...,N,N), columns (...,1,N) -> (...,N);  shut (...,1,N): never takes part"""
     own = torch.diagonal(z, dim1=-2, dim2=-1)
     eye = torch.eye(z.shape[-1], dtype=torch.bool)
     if how == "open":
