@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from parity.checker.diagnosis import search, variants
+from parity.checker.diagnosis import extras, search, variants
 from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
 from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
 from parity.checker.diagnosis.matching import Candidate
@@ -40,19 +40,27 @@ def locate(read: Reader, how: Explanation) -> Place:
     """The stage at which a fine-grained loss leaves the paper, from values alone."""
     tol, _ = read.box.tolerances()
     if how.reached == "nothing":
-        return one_sample(read, tol)
+        return one_sample(read, max(tol, 1e-7))           # an epsilon beside the unknown must not mislead
     if how.reached == "one sample":
         return batches(read, how, tol)
     return Place("edge", "padded")
 
 
-def fits(read, probes, tau, tol, only=None) -> list[Variant]:
-    """Settings that give the values of these probes.  tau: False: theta's, True: a number to be found, or the number."""
+def fits(read, probes, tau, tol, only=None, **tail) -> list[Variant]:
+    """Settings that give the values of these probes.  tau: False: theta's, True: a number to be found, or the number.
+
+    tail: what is known of the steps after the groups, as fields of Variant
+    """
     for rows in ("tokens", "patches"):
-        found = search.first_level(read, probes, ("keys", "none"), rows, tau, tol, only=only)
+        found = search.first_level(read, probes, ("keys", "none"), rows, tau, tol, only=only, **tail)
         if found:
             return [c.fine for c in found]
     return []
+
+
+def tail_of(o: Variant) -> dict:
+    """What stands after the groups, beside temperature and factor."""
+    return {name: getattr(o, name) for name in extras.TAIL if name not in ("tau", "factor")}
 
 
 def as_in_paper(o: Variant) -> bool:
@@ -68,18 +76,24 @@ def one_sample(read, tol) -> Place:
     settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
     if settings:
         tau = settings[0].tau or False                    # known from here on
-    apart = bool(fits(read, PARALLEL, tau, tol))          # what follows the groups is right by itself
+    tail = {}
+    if not settings:                                      # a number or a term of its own after the groups?
+        after = next(iter(extras.tails(read, list(extras.ONE_HOT), tol)), None)
+        if after is not None:
+            tail, tau = tail_of(after), after.tau or tau
+            settings = fits(read, asked, tau, tol, **tail)
+    apart = bool(fits(read, PARALLEL, tau, tol, **tail))  # what follows the groups is right by itself
     if not settings:
         place = after_logits(read, tol)
         return before_groups(read, tol) if apart and place.stage in ("grouping", "norm", "logits") else place
     asked += SPARE
-    if not fits(read, asked, tau, tol):
+    if not fits(read, asked, tau, tol, **tail):
         return spare_patches(read, tol)
     for stage, family, words in FAMILIES:
         if apart and stage in ("norm", "logits"):
             continue
         asked += family
-        if not (settings := fits(read, asked, tau, tol)):
+        if not (settings := fits(read, asked, tau, tol, **tail)):
             return Place(stage, family[-1].name, words)
     return alignment(read, settings[0], tol)
 
@@ -147,8 +161,9 @@ def spare_patches(read, tol) -> Place:
 def alignment(read, o: Variant, tol) -> Place:
     """Which of eqs. 2-4: measure the weight of one patch against another's, and see what it depends on."""
     designs = [design[0] for design in MIXTURES.values()]
-    if fits(read, designs, o.tau or False, tol, only=as_in_paper):
-        if fits(read, [PROBES["unit_single"], *designs], o.tau or False, tol, only=as_in_paper):
+    tail = tail_of(o)
+    if fits(read, designs, o.tau or False, tol, only=as_in_paper, **tail):
+        if fits(read, [PROBES["unit_single"], *designs], o.tau or False, tol, only=as_in_paper, **tail):
             return Place("similarity", "single", "It agrees where all patches have length 1.")
         return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
     weight = {name: measured(read, o, *design) for name, design in MIXTURES.items()}

@@ -84,13 +84,15 @@ class Grid:
 
 
 def first_level(
-    read, probes, sigmas, rows, constant_tau, tol, negatives="caption", any_factor=True, scaled=(False, True), only=None
+    read, probes, sigmas, rows, constant_tau, tol, negatives="caption", any_factor=True, scaled=(False, True), only=None,
+    **fields,
 ) -> list[Candidate]:
     """Settings of eqs. 2-5, norm, temperature, direction and factor that give the values read on `probes`.
 
     constant_tau  False | True: some number, which is looked for | the number
     scaled        with a constant tau, whether weights that depend on it are tried; they cost most
     only          which settings of eqs. 2-5 are tried: Variant -> bool
+    fields        what is known of the steps after them, as fields of Variant
     """
     wanted = np.array([read(p).value for p in probes])
     if not np.isfinite(wanted).all():
@@ -98,6 +100,7 @@ def first_level(
     front = [o for o in fronts(sigmas, rows) if only is None or only(o)]
     if not front:
         return []
+    front = [replace(o, **fields) for o in front] if fields else front
     if constant_tau is True:
         for some in scaled:
             mine = [o for o in front if o.scaled == some]
@@ -112,12 +115,16 @@ def first_level(
     for factor in (1.0, None) if any_factor else (1.0,):
         off, factors = match(table, wanted, factor)
         found = [
-            Candidate(replace(settings[i], tau=tau, factor=1.0 if factor else simplest_factor(factors[i], tol)), off[i])
+            Candidate(_times(replace(settings[i], tau=tau), 1.0 if factor else simplest_factor(factors[i], tol)), off[i])
             for i in np.flatnonzero(off < tol)
         ]
         if found:
             return best_first(found)
     return []
+
+
+def _times(o: Variant, factor: float) -> Variant:
+    return replace(o, factor=o.factor * factor)
 
 
 def with_gradient(read, probes, candidates, tol, options=DETACHED, lacking=()) -> tuple[list[Candidate], bool]:

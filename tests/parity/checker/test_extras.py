@@ -1,6 +1,6 @@
-"""What people add to the loss: constants, smoothed labels, other contrasts, special tokens, temperatures and factors of their own.
+"""What people add to the loss: constants, smoothed labels, other contrasts, special tokens, temperatures, factors.
 
-Each in at least two codings, alone and beside a deviation that is known; written in plain torch, sharing nothing with the engine.
+Each in at least two codings, alone and beside a known deviation; in plain torch, sharing nothing with the engine.
 """
 
 import pytest
@@ -221,8 +221,8 @@ CASES = {
     "sqrt(D) twice": (lambda v, t, m, s: by_sample(entropies(logits(softened(v, t, 1 / root(v)), t, s / root(v)), m), m),
                       ["weights.softmax", "weights.temperature(sqrt(D))", "logits.scaled(1/sqrt(D))"]),
 }  # fmt: skip
-QUICK = {"constant, epsilons", "log(1/tau)", "softmax by sqrt(D)", "softmax, then 1/P", "smoothing in a loop", "decoupled by exp",
-         "sigmoid, a mean", "special tokens", "logits by 4, cosine, epsilons"}
+QUICK = {"constant, epsilons", "log(1/tau)", "softmax by sqrt(D)", "softmax, then 1/P", "smoothing in a loop",
+         "decoupled by exp", "sigmoid, a mean", "special tokens", "logits by 4, cosine, epsilons"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else SLOW) for x in CASES])

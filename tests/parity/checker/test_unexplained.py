@@ -24,13 +24,6 @@ def top(h, k=3):
     return h * (h >= h.topk(k, 2).values[..., -1:])
 
 
-def smooth(vt, tv):
-    def one(z):
-        p = z.log_softmax(2)
-        p = torch.where(p.isfinite(), p, 0.0)
-        return -0.9 * p.diagonal(dim1=1, dim2=2) - 0.1 * p.mean(2)
-
-    return (one(vt) + one(tv)) / 2
 OUTSIDE = [
     ("similarity", {"like": lambda t, v: (t @ v.mT) ** 3}),
     ("similarity", {"like": lambda t, v: torch.relu(t @ v.mT)}),
@@ -40,7 +33,7 @@ OUTSIDE = [
     ("minmax", {"stretch": torch.sigmoid}),
     ("threshold", {"cut": lambda h: torch.where(h >= 2 / h.shape[2], h, 0.0)}),
     ("threshold", {"cut": top}),
-    ("weights", {"weigh": lambda h: torch.softmax(10 * h, 2)}),
+    ("weights", {"weigh": lambda h: divide(h**3)}),
     ("weights", {"weigh": lambda h: divide(torch.where(h > 0, h, 1.0).sqrt() * (h > 0))}),
     ("grouping", {"average": lambda a, v, t: a @ v + v.mean(1, keepdim=True)}),
     ("norm", {"c_unit": lambda c: F.normalize(c, p=1, dim=2), "t_unit": lambda t: F.normalize(t, p=1, dim=2)}),
@@ -50,7 +43,7 @@ OUTSIDE = [
     ("logits", {"logits": lambda c, u, theta: theta.exp() * torch.relu(c @ u.mT)}),
     ("logits", {"logits": lambda c, u, theta: (2 * theta).exp() * (c @ u.mT)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv) ** 2}),
-    ("loss", {"ce": smooth}),
+    ("loss", {"ce": lambda vt, tv: entropy(vt, tv).exp() - 1}),
     ("reduction", {"mean": lambda each, mask: (torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1).sqrt()).mean()}),
     ("reduction", {"mean": lambda each, mask: torch.where(mask, each, 0.0).sum()}),
 ]  # fmt: skip

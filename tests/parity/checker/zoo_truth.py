@@ -69,14 +69,19 @@ def group(keys, values, dev, sigma):
     return a @ (unit(values) if "grouping.normalised_patches" in dev else values)
 
 
-def cross_entropy(z, keep):
-    """Row j should pick column j among the columns kept; its own column always takes part.      z (N,N), keep (N,) -> (N,)"""
-    z = torch.where(keep | torch.eye(len(z), dtype=torch.bool), z, -math.inf)
-    return torch.logsumexp(z, 1) - torch.diagonal(z)
+def cross_entropy(z, keep, smoothing=0.0):
+    """Row j should pick column j among the columns kept; its own column always takes part.      z (N,N), keep (N,) -> (N,)
+
+    smoothing: the share of the label that is spread over all of them
+    """
+    part = keep | torch.eye(len(z), dtype=torch.bool)
+    spread = torch.where(part, z, 0.0).sum(1) / part.sum(1)
+    z = torch.where(part, z, -math.inf)
+    return torch.logsumexp(z, 1) - (1 - smoothing) * torch.diagonal(z) - smoothing * spread
 
 
 def directions(z, keep, dev, vt="vt", tv="tv"):
-    one, two = cross_entropy(z, keep), cross_entropy(z.T, keep)
+    one, two = (cross_entropy(y, keep, dev.get("loss.smoothing", 0.0)) for y in (z, z.T))
     only = dev.get("loss.one_direction")
     both = (2 * one if only == vt else 2 * two) if only else one + two
     return both / 2 * dev.get("loss.factor", 1.0)

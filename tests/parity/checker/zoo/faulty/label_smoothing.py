@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 EXPECT = {
     "target": "smooth_loss",
-    "verdict": "unexplained",
-    "stage": "loss",
+    "verdict": "explained",
+    "deviations": ["loss.smoothing=0.1"],
     "call": ["v", "t", "lengths", "scale"],
 }
 
