@@ -124,6 +124,7 @@ def cut_softmax(read, probes, front, tol, negatives, softmax):
     sigmas = cut_of_softmax(read.box, read.which)
     some = [replace(o, sigma=sigma, own_tau=None if tau == 1 else tau)
             for o in base for tau, sigma in sigmas.items() if tau == 1 or not o.scaled]
+    probes = [p for p in probes if not p.edge]            # with many patches none may reach it, and then codes differ
     return fit(read, probes, some, tol, NOTHING, (PLAIN,), negatives)
 
 

@@ -158,26 +158,33 @@ SOFTMAX_TAUS = (1.0, 0.1, 0.07, 0.05, 0.2, 0.5, 4.0)
 def cut_of_softmax(box: Box, which: str) -> dict[float, float]:
     """Temperature -> the softmax weight below which patches get no gradient, for each usual temperature that fits.
 
-    All vectors have length 1 and tau is 1: a patch of similarity x weighs exp(x/T) / sum, and the sum is known.
+    Patches have length 1 and tau is 1: one of similarity x weighs exp(x/T) / sum, and the sum is known.  A long token makes
+    weights that reach a threshold of more than 1/P.
     """
-    found = {temperature: _cut_at(box, which, temperature) for temperature in SOFTMAX_TAUS}
-    return {temperature: sigma for temperature, sigma in found.items() if sigma is not None}
+    for length in (1.0, 12.0):
+        found = {temperature: _cut_at(box, which, temperature, length) for temperature in SOFTMAX_TAUS}
+        if known := {temperature: sigma for temperature, sigma in found.items() if sigma is not None}:
+            return known
+    return {}
 
 
-def _cut_at(box, which, temperature) -> float | None:
+def _cut_at(box, which, temperature, length) -> float | None:
+    name = f"softmax_cut_{temperature}_{length}"
+    temperature = temperature / length
     low, high = 0.0, 1.0
     middle, half = 0.5, 0.47                              # of similarities
 
     def similarities(middle, half):
-        about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), 16)
+        few = int(np.clip(0.3 / high, 3, 16))             # near the edge, so that they make no more than a third of the sum
+        about = np.linspace(max(1e-3, middle - half), min(0.999, middle + half), few)
         return np.unique(np.concatenate([np.linspace(0.013, 0.987, MANY - 18), about]))  # most stay: so does the sum
 
     def total(wanted):
         return np.exp((np.concatenate([wanted, [0.0, 1.0]]) - 1) / temperature).sum()
 
-    for turn in range(12):
+    for turn in range(20):
         wanted = similarities(middle, half)
-        passed = kept(box, which, f"softmax_cut_{temperature}_{turn}", wanted)
+        passed = kept(box, which, f"{name}_{turn}", wanted, lengthen=length)
         if passed is None or passed.all() or not passed.any():
             return None
         weight = np.exp((wanted - 1) / temperature) / total(wanted)

@@ -177,6 +177,8 @@ CASES = {
         ["weights.softmax_cut(1/P)"]),
     "softmax, then a number": (lambda v, t, m, s: by_sample(entropies(logits(softened(v, t, least=0.02), t, s), m), m),
                                ["weights.softmax_cut(0.02)"]),
+    "softmax, then a larger number": (
+        lambda v, t, m, s: by_sample(entropies(logits(softened(v, t, least=0.05), t, s), m), m), ["weights.softmax_cut(0.05)"]),
     "softmax, then 1/P, open": (
         lambda v, t, m, s: by_sample(entropies(logits(softened(v, t, 10.0, least=1 / v.shape[1]), t, s), m, False), m),
         ["weights.softmax_cut(1/P)", "weights.temperature(0.1)", "logits.padding_not_masked"]),
