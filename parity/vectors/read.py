@@ -22,6 +22,8 @@ from parity.vectors import budgets, safe_read
 
 HOME = Path(__file__).parent
 FOLDER, SCHEMA, MANIFEST = HOME / "v1", HOME / "manifest.schema.json", "manifest.json"
+# sha256 of FOLDER's manifest, which holds the sha256 of every case.  A writing changes it, and prints the new one.
+DIGEST = "0e4ea01c459dfb1bd926f224e3bebe7f12e1d06d90d2a06526574f80db7ef441"
 
 
 @dataclass(frozen=True)
@@ -66,7 +68,8 @@ class Difference:
 def load(folder: Path | str | None = None, level: str | None = None) -> dict[str, Case]:
     """The cases by id, of one level ("ops", "losses", "encoders", "model", "steps") or of all.
 
-    Raises ValueError, with the file and the reason, for a folder that is not exactly what its manifest says.
+    Raises ValueError, with the file and the reason, for a folder that is not exactly what its manifest says; for the vectors
+    of this package also where the manifest is not the frozen one.  Another folder's manifest is all that vouches for it.
     """
     folder = Path(folder or FOLDER).resolve()
     manifest = read_manifest(folder)
@@ -81,9 +84,12 @@ def load(folder: Path | str | None = None, level: str | None = None) -> dict[str
 
 
 def read_manifest(folder: Path) -> dict:
-    """The manifest, checked against its schema, itself, and the names in the folder."""
+    """The manifest, checked against DIGEST (in FOLDER), its schema, itself, and the names in the folder."""
     present = set(safe_read.list_folder(folder))
     content = safe_read.read_bytes(folder, MANIFEST, safe_read.MANIFEST_LIMIT)
+    if vouched_for(folder) and safe_read.digest(content) != DIGEST:
+        raise ValueError(f"{MANIFEST}: refused: its sha256 is {safe_read.digest(content)[:12]}..., that of the frozen one is "
+                         f"{DIGEST[:12]}... (DIGEST in parity/vectors/read.py); restore the file as it was released")
     manifest = _valid_manifest(content)
     files = {entry["file"] for entry in manifest["cases"]}
     if missing := sorted(files - present):
@@ -91,6 +97,11 @@ def read_manifest(folder: Path) -> dict:
     if extra := sorted(present - files - {MANIFEST}):
         raise ValueError(f"{extra[0]}: refused: no case names this file ({len(extra)} such in all)")
     return manifest
+
+
+def vouched_for(folder: Path) -> bool:
+    """Whether the code holds the digest of this folder's manifest."""
+    return folder.resolve() == FOLDER.resolve()
 
 
 @functools.lru_cache(maxsize=4)
