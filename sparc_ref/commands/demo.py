@@ -86,7 +86,7 @@ def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callab
 
 
 def check_folders(config, folders):
-    """Refuse before anything is written or deleted: a folder that holds other things and no demo, or what no run may replace."""
+    """Refuse before anything is written or deleted: a folder that holds other things and no demo, what no run may replace."""
     from sparc_ref.run.files import kind
     from sparc_ref.run.inventory import entries
     from sparc_ref.run.rundir import check_out

@@ -91,6 +91,15 @@ def check_output(option: str, path: Path | None) -> None:
         raise ValueError(f"{option} {path}: {folder} cannot be written to ({error.strerror}); choose another place") from error
 
 
+def read_bytes(path: Path) -> bytes:
+    """A file's content; an OSError names the file, which read() does not."""
+    try:
+        return path.read_bytes()
+    except OSError as error:
+        remedy = REMEDIES.get(error.errno or 0, "mend that")
+        raise OSError(f"{path}: cannot be read: {error.strerror}; {remedy}") from error
+
+
 def flush(path: Path) -> None:
     """Force a file or directory to disk."""
     if os.name == "nt" and path.is_dir():                 # Windows cannot open a directory

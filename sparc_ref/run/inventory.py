@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from sparc_ref.run import checkpoint
-from sparc_ref.run.files import kind
+from sparc_ref.run.files import kind, read_bytes
 
 CONFIG, METRICS, CHECKPOINTS, TOKENIZER, LOCK, FINAL = (
     "config.json", "metrics.jsonl", "checkpoints", "tokenizer", ".lock", "final.json")
@@ -95,7 +95,7 @@ def is_record(path: Path) -> bool:
     if kind(path) != "file" or path.stat().st_size > checkpoint.MAX_INDEX_BYTES:
         return False
     try:
-        content = json.loads(path.read_bytes())
+        content = json.loads(read_bytes(path))
     except (ValueError, RecursionError):
         return False
     return isinstance(content, dict) and content.keys() >= RECORD
@@ -112,4 +112,4 @@ def is_checkpoint(folder: Path) -> bool:
 
 def trained(metrics: Path) -> bool:
     """Whether metrics were written of any update."""
-    return kind(metrics) == "file" and os.stat(metrics).st_size > 0 and b'"kind": "train"' in metrics.read_bytes()
+    return kind(metrics) == "file" and os.stat(metrics).st_size > 0 and b'"kind": "train"' in read_bytes(metrics)

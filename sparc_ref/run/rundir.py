@@ -21,7 +21,7 @@ from typing import Any
 from sparc_ref.data import Joined, Limited, load_tokenizer
 from sparc_ref.model import SPARCConfig, parameter_shapes
 from sparc_ref.run import checkpoint
-from sparc_ref.run.files import NO_FOLLOW, write_all, write_whole, writing
+from sparc_ref.run.files import NO_FOLLOW, read_bytes, write_all, write_whole, writing
 from sparc_ref.run.inventory import (
     CHECKPOINTS,
     CONFIG,
@@ -75,6 +75,8 @@ def open_run(out, record, tokenizer, resume, overwrite):
     A run that was stopped before its first update is nothing yet: it is started anew, with any settings.
     """
     found, start = check_out(out, resume, overwrite), None
+    with writing(out / CHECKPOINTS):
+        checkpoint.clean(out / CHECKPOINTS)               # what a killed process left
     if found.state == "run" and resume:
         stored = stored_record(out / CONFIG)
 
@@ -187,7 +189,7 @@ class Metrics:
 
 def read_metrics(path: str | os.PathLike) -> list[dict]:
     """The rows of a metrics file; a last line that a kill cut short is left out.   ValueError for any other damage"""
-    lines = Path(path).read_text(encoding="utf-8").splitlines()
+    lines = read_bytes(Path(path)).decode("utf-8", "replace").splitlines()
     rows = []
     for n, line in enumerate(lines, 1):
         try:
@@ -222,7 +224,8 @@ def lock(out):
         with suppress(OSError):
             if not checkpoint.steps(out / CHECKPOINTS) and (before != "run" or not trained(out / METRICS)):
                 remove(out, inventory(out))
-                (out / CONFIG).unlink(missing_ok=True)
+                if before != "run":                       # or else it could not be told from a folder of others
+                    (out / CONFIG).unlink(missing_ok=True)
                 for name in (CHECKPOINTS, TOKENIZER):
                     with suppress(OSError):
                         (out / name).rmdir()
@@ -232,19 +235,29 @@ def lock(out):
                 path.rmdir()                              # only what is empty
 
     try:
-        if sys.platform != "win32":
-            import fcntl
-
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                mine, there = os.fstat(handle), os.stat(out / LOCK)
-            except (BlockingIOError, FileNotFoundError):
-                mine = there = None
-            if not mine or (mine.st_dev, mine.st_ino) != (there.st_dev, there.st_ino):
-                raise ValueError(f"{out}: another process is training here; wait for it or choose another --out")
+        try:
+            with writing(out / LOCK):
+                held = sys.platform == "win32" or hold(handle, out / LOCK)
+        except OSError:
+            undo()
+            raise
+        if not held:
+            raise ValueError(f"{out}: another process is training here; wait for it or choose another --out")
         yield undo
     finally:
         os.close(handle)
+
+
+def hold(handle, path):
+    """Lock an open file, if it is still the one of that name.   -> whether it is locked now"""
+    import fcntl
+
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        mine, there = os.fstat(handle), os.stat(path)
+    except (BlockingIOError, FileNotFoundError):
+        return False
+    return (mine.st_dev, mine.st_ino) == (there.st_dev, there.st_ino)
 
 
 def fingerprint(dataset: Any, most: int = 64) -> dict:

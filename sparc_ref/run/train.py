@@ -119,7 +119,7 @@ def train(
     batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
                        image_size=config.image_size) for i, d in enumerate(datasets)]
     keep_memory()
-    with lock(out) as undo, one_blas_thread(options.shards > 1):
+    with stop_signals() as stop, lock(out) as undo, one_blas_thread(options.shards > 1):
         run = start = None
         try:
             start = open_run(out, record, tokenizer, resume, overwrite)
@@ -133,7 +133,7 @@ def train(
             run.tell(announce(config, options, datasets, tokenizer, out, device, params, step))
             params = to_device(params, device)
             state = {"step": state["step"], "m": to_device(state["m"], device), "v": to_device(state["v"], device)}
-            return run.go(params, state, step, seen)
+            return run.go(params, state, step, seen, stop)
         except BaseException as error:
             if not isinstance(error, Interrupted) and not (run and run.trained):
                 undo()
@@ -162,13 +162,13 @@ class Run:
         self.then = f", then go on with:\n  {again or '--resume'}"
         self.metrics, self.saved, self.trained, self.deaf = Metrics(out / METRICS, self.then), 0, False, False
 
-    def go(self, params, state, step, seen):
+    def go(self, params, state, step, seen, stop):
         o, self.saved = self.options, step
         self.trained = step > 0
         for remark in remarks.at_start(self.config, o.batch):
             self.tell(f"note: {remark}")
         self.metrics.cut(step)
-        with self.metrics, stop_signals() as stop, progress(o.steps, step, self.tell) as bar:
+        with self.metrics, progress(o.steps, step, self.tell) as bar:
             if step == 0 and o.eval_every:
                 self.measure(params, 0)
             while step < o.steps and not stop.asked and not self.deaf:
