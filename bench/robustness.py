@@ -1,6 +1,6 @@
 """Fail and kill training runs at every system call on their folder, and count what is lost.
 
-    python bench/robustness.py [--every N] [--out FILE]
+    python bench/robustness.py [--every N] [--run RUN] [--fault FAULT] [--out FILE]
 
 Three runs: started in a new folder; resumed from a checkpoint; started with --overwrite over an old run, in a folder that
 holds files of others too. Each is repeated once for every system call on its folder (open, read, write, fsync, rename, unlink,
@@ -195,6 +195,8 @@ def one(library, scenario, kept, work, n, fault, expected):
 def main():
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--every", type=int, default=1, help="only every n-th system call")
+    parser.add_argument("--run", choices=SCENARIOS, help="only this run")
+    parser.add_argument("--fault", choices=FAULTS, help="only this fault")
     parser.add_argument("--out", help="also write what was counted as JSON")
     args = parser.parse_args()
     here = Path(__file__).resolve().parent
@@ -213,16 +215,17 @@ def main():
     library.fault_count.restype, library.fault_hit.restype = ctypes.c_long, ctypes.c_char_p
     began = time.perf_counter()
     table, details = [], []
-    with tempfile.TemporaryDirectory() as made:
+    memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # what a call does to the disk is not asked, only its answer
+    with tempfile.TemporaryDirectory(dir=memory) as made:
         work = Path(made).resolve()
         import threadpoolctl  # noqa: F401  here once, not in every fork
 
         import sparc_ref.run.train  # noqa: F401
-        for scenario in SCENARIOS:
+        for scenario in [args.run] if args.run else SCENARIOS:
             kept, whole = work / scenario, work / "whole"
             status, _, error = forked(lambda tell, s=scenario, k=kept: prepared(s, k))
             assert status == 0, error
-            for fault in FAULTS:
+            for fault in [args.fault] if args.fault else FAULTS:
                 shutil.rmtree(whole, ignore_errors=True)
                 shutil.copytree(kept, whole)
                 status, told, error = forked(lambda tell, s=scenario, f=fault, w=whole: counted(library, s, w / "run", f, tell))

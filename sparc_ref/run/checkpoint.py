@@ -197,7 +197,8 @@ def contents(path: Path) -> tuple[list[Path], list[Path]]:
     listed: set[str] = set()
     with suppress(CheckpointError, OSError):
         listed = set(read_index(path)["files"])
-    ours, theirs = [], []
+    ours: list[Path] = []
+    theirs: list[Path] = []
     for folder, subfolders, files in os.walk(path):
         for name in [*subfolders, *files]:
             file = Path(folder, name)

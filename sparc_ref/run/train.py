@@ -8,6 +8,7 @@ of positions that the checkpoint holds, sums are taken in a fixed order, and wit
 the number of cores does not matter. (With shards = 1, BLAS may split a product differently on a machine with other cores.)
 """
 
+import functools
 import inspect
 import json
 import os
@@ -201,6 +202,7 @@ class Run:
                 where = f"{self.out} holds everything up to update {step} of {o.steps}"
                 raise Interrupted(f"stopped; {where}. Continue with:\n  {self.again or '--resume'}")
             self.metrics.check()
+            checkpoint.prune(self.out / CHECKPOINTS, o.keep)  # where the disk refused it before
         for remark in remarks.at_end(seen, self.config.max_tokens):
             self.tell(f"note: {remark}")
         self.tell(f"done: {o.steps} updates. Checkpoint {self.out / CHECKPOINTS / f'step_{step:08d}'}, "
@@ -401,6 +403,7 @@ def announce(config, options, datasets, tokenizer, out, device, params, step):
     return "\n".join(lines)
 
 
+@functools.cache
 def reasons(cls):
     """The comment behind each field of a dataclass, from its source."""
     names = "|".join(f.name for f in fields(cls))
