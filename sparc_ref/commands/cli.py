@@ -143,7 +143,7 @@ def run(argv: list[str]) -> int:
         extra = getattr(command, "needs", "run")
         print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[{extra}]'", file=sys.stderr)
         return 2
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ArithmeticError) as error:
         print(f"sparc-ref: {error or type(error).__name__}", file=sys.stderr)
         return 2
     return 0

@@ -166,7 +166,7 @@ class Run:
     def go(self, params, state, step, seen, stop):
         o, self.saved = self.options, step
         self.trained = step > 0
-        for remark in remarks.at_start(self.config, o.batch):
+        for remark in remarks.at_start(self.config, o.batch) if step == 0 else ():
             self.tell(f"note: {remark}")
         self.metrics.cut(step)
         with self.metrics, progress(o.steps, step, self.tell) as bar:
