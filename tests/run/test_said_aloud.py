@@ -399,3 +399,14 @@ def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
 
 def test_types_of_every_field_are_what_a_sound_configuration_has():
     assert checkpoint.from_json(SPARCConfig, json.loads(json.dumps(SPARCConfig().__dict__)), "here") == SPARCConfig()
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_signal_while_a_run_starts_is_an_interruption_too(tmp_path, monkeypatch, number):
+    """The configuration is being written: nothing is half there, and the printed command starts the run."""
+    real, once = rundir.write_whole, [number]
+    monkeypatch.setattr(rundir, "write_whole", lambda *a: (once and os.kill(os.getpid(), once.pop()), real(*a))[1])
+    with pytest.raises(Interrupted, match="everything up to update 0 of 6"):
+        go(tmp_path / "run", eval_every=0)
+    monkeypatch.setattr(rundir, "write_whole", real)
+    same(go(tmp_path / "run", resume=True, eval_every=0)[0], go(tmp_path / "want", eval_every=0)[0])
