@@ -35,7 +35,6 @@ def no_work(monkeypatch):
     (["evaluate", "--checkpoint", "x", "--data", "drawn", "--split", "tset"], "did you mean test?"),
     (["evaluate", "--checkpoint", "x", "--data", "drawn", "--split", "heldout"], "expected train, validation, test, unseen"),
     (["evaluate", "--checkpoint", "x", "--data", "pictures:a.zip", "--split", "unseen"], "heldout"),
-    (["evaluate", "--checkpoint", "x", "--data", "captions:a", "--split", "dev"], "expected train, validation"),
     (["evaluate", "--checkpoint", "x", "--json", "/nowhere/at/all.json"], "there is no folder /nowhere/at"),
     (["evaluate", "--checkpoint", "x", "--json", "/"], "expected a file, got the folder /"),
     (["evaluate", "--checkpoint", "x", "--json", "/proc/numbers.json"], "/proc cannot be written to"),
