@@ -1,7 +1,7 @@
 """train() against a loop written by hand on the oracle: every option off its default, two data sets, every logged field.
 
 The hand-written loop is torch autograd through parity.oracle and the oracle's own clipping, schedule and AdamW; of sparc_ref it
-takes the initial weights and the batches alone. Measured: parameters agree to 6e-14 after five updates, losses and norms to 1e-14.
+takes the initial weights and the batches alone. Measured: after five updates parameters agree to 6e-14, losses to 1e-15.
 """
 
 import shutil
@@ -22,7 +22,7 @@ from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import TIMING, read_metrics
 from sparc_ref.run.train import TrainConfig, train
 
-WORDS = "a red green blue big small dog cat box on by".split()
+WORDS = ["a", "red", "green", "blue", "big", "small", "dog", "cat", "box", "on", "by"]
 
 
 class Clock:
@@ -116,10 +116,11 @@ def by_hand(sets):
         p = oracle.clamp_theta(p)
         after.append({n: x.numpy() for n, x in p.items()})
         before = logged[-1] if logged else {"examples": 0, "tokens_truncated": 0}
+        first, second = (float(loss.detach()) for loss in losses)
         logged.append({
-            "kind": "train", "step": step + 1, "loss": sum(float(x.detach()) for x in losses) / 2, "loss_global": np.mean(parts, 0)[0],
-            "loss_fine": np.mean(parts, 0)[1], "zeroed": np.mean(zeroed), "loss/0:first": float(losses[0].detach()),
-            "loss/1:second": float(losses[1].detach()), "grad_norm": norm, "lr": lr, "temperature": float(torch.exp(-p["theta"])),
+            "kind": "train", "step": step + 1, "loss": (first + second) / 2, "loss_global": np.mean(parts, 0)[0],
+            "loss_fine": np.mean(parts, 0)[1], "zeroed": np.mean(zeroed), "loss/0:first": first, "loss/1:second": second,
+            "grad_norm": norm, "lr": lr, "temperature": float(torch.exp(-p["theta"])),
             "examples": before["examples"] + 2 * OPTIONS.batch, "tokens_truncated": before["tokens_truncated"] + cut,
             "seconds": 2.0 * OPTIONS.batch, "examples_per_second": 1.0,
         })
