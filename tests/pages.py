@@ -41,7 +41,7 @@ class Tables(HTMLParser):
 
 def numbers_in(text):
     """Values with their units and spreads ("1.0 ± 0.5 % (3)"), in order."""
-    return re.findall(r"\d[\d.]* ± [\d.]*(?: %)? \(\d\)|-?\d[\d.]* (?:%|nats|s)(?!\w)", text)
+    return re.findall(r"-?\d[\d.]* ± [\d.]*(?: %)? \(\d\)|-?\d[\d.]* (?:%|nats|s)(?!\w)", text)
 
 
 def unit(key):
