@@ -320,6 +320,18 @@ def test_the_grounding_gap_of_all_pictures(plain):
     assert abs(got["fine_loss_shuffled"] - np.mean(shifted)) < 5 * spread / 4**0.5 and 0 < got["grounding_gap_sd"] < 4 * spread
 
 
+def test_batches_change_nothing_but_what_is_drawn_for_them(plain, other):
+    """Batches hold unequal numbers of captions and tokens, and some classes are named in one of them alone."""
+    drawn = {f"miou{c}{f}_chance" for c in ("", "_caption") for f in ("", "_foreground")}
+    params, got, _ = plain
+    agree(evaluate(params, PLAIN, DATA, TOKENIZER, batch=4, shards=3), {k: x for k, x in got.items() if k not in drawn})
+    params, config = other[0], replace(OTHER, text_positions="learned")
+    params = params | {"text.positions": np.random.default_rng(5).standard_normal((config.max_tokens, config.text_width))}
+    got = evaluate(params, config, DATA, TOKENIZER, batch=4)
+    agree(got, {"fine_loss": fine_losses(embedded(params, config, range(13)), config, 13)(range(13))})
+    agree(got, {k: x for k, x in evaluate(params, config, DATA, TOKENIZER).items() if k not in drawn})
+
+
 def test_the_grounding_gap_of_three_pictures_over_three_shuffles(other):
     """Three pictures can be shuffled in two ways, so the mean over shuffles is one of four numbers; both ways occurred."""
     _, got, e = other
