@@ -177,10 +177,24 @@ def test_presets_have_the_papers_sizes():
     assert 195e6 < count["vit_b_16"] < 199e6
     assert 3.5e6 < count["small"] - 2048 * 192 < 3.9e6
     assert [PRESETS[n].grid for n in ("vit_b_32", "vit_b_16", "vit_l_14")] == [(7, 7), (14, 14), (16, 16)]
-    for name in ("vit_b_32", "vit_b_16", "vit_l_14"):
-        c = PRESETS[name]
-        assert (c.text_width, c.text_depth, c.text_heads) == (768, 12, 12)
-        assert (c.vocab_size, c.max_tokens, c.embed_dim) == (32000, 55, 512)
+
+
+# image, patch; width, depth, heads of the vision tower, of the text tower; vocabulary, tokens, D: the paper's, and ours below
+TEXT = (768, 12, 12, 32000, 55, 512)
+SIZES = {
+    "vit_b_32": (224, 32, 768, 12, 12, *TEXT), "vit_b_16": (224, 16, 768, 12, 12, *TEXT),
+    "vit_l_14": (224, 14, 1024, 24, 16, *TEXT),
+    "tiny": (64, 8, 64, 2, 4, 64, 2, 4, 2048, 32, 64), "small": (64, 8, 192, 4, 3, 192, 4, 3, 2048, 32, 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_size_of_every_preset(name):
+    """Heads change no shape and no count: nothing else would tell. Whatever is no size is the default's."""
+    names = ["image_size", "patch_size", *(f"{tower}_{n}" for tower in ("vision", "text") for n in ("width", "depth", "heads")),
+             "vocab_size", "max_tokens", "embed_dim"]
+    assert SIZES[name] == tuple(getattr(PRESETS[name], n) for n in names)
+    assert PRESETS[name] == SPARCConfig(**dict(zip(names, SIZES[name]))) and PRESETS[name].mlp_ratio == 4
 
 
 def test_initial_parameters(rng):
