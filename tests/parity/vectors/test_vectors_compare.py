@@ -199,7 +199,14 @@ def test_a_planted_fault_is_seen_where_it_is(module, right, wrong, id, tensor):
 def test_a_planted_fault_is_seen_in_float32_too(module, right, wrong, id, tensor):
     id = "fine_range_small" if "1e-10" in wrong else id       # too small for float32 elsewhere
     with planted((module, right, wrong)) as faulty:
-        assert first_wrong(faulty, CASES[id], "float32") is not None
+        found = first_wrong(faulty, CASES[id], "float32")
+    assert hasattr(found, "name"), f"seen as a wrong number, not because the fault breaks the code: {found}"
+
+
+@pytest.mark.parametrize("fault", [("alignment", "this is nowhere", ""), ("nowhere", "c = a @ v", "c = a")])
+def test_what_cannot_be_planted_says_so(fault):
+    with pytest.raises(AssertionError, match="move the fault to where it went"), planted(fault):
+        pass
 
 
 def test_what_cancels_does_not_fail_a_loss():
