@@ -178,6 +178,7 @@ def test_settings_data_and_files_stand_in_their_columns(drawn):
     assert ["", *NAMES] in heads and ["", "training", "evaluation"] in heads
     assert rows["lambda_f"] == ["0.25", "1.25"] and rows["width"] == ["64", "64"]
     assert rows["name"] == ["trained-on", "tested-on"] and rows["count"] == ["11", "22"] and rows["python"] == ["3.99"]
+    assert "on 50 pictures and 70 captions of tested-on" in drawn[0] and "3 steps on trained-on" in drawn[0]
     for name in NAMES:
         assert rows[f"{name}: metrics"] == [f"{name}/m.jsonl"] and rows[f"{name}: checkpoint"] == [f"{name}/c"]
 
