@@ -126,6 +126,25 @@ def test_encoders_agree_with_forward(rng):
     close(one_patch["segment"][:, 0], one_patch["v_bar"], "h_v and g_v on a single patch are the pooled embedding")
 
 
+@pytest.mark.parametrize("name", ["default", "erf", "no text positions", "pool all", "no h_v", "larger picture, linear"])
+def test_encoders_against_the_oracle(rng, name):
+    """What evaluation reads and no loss does is under the model's options too: every patch through h_v."""
+    config, shape = variant(name)
+    params, images, tokens, mask = make(rng, config, **shape)
+    p = {n: torch.tensor(x) for n, x in params.items()}
+    f_v, ids, real = oracle.vision(p, torch.tensor(images), config), torch.tensor(tokens), torch.tensor(mask)
+    f_t = oracle.text(p, ids, real, config)
+    pooled = oracle.masked_mean(f_t, None if config.text_pool == "all" else real)
+    wanted = {"v": oracle.linear(f_v, p["g_v.weight"], p["g_v.bias"]), "v_bar": oracle.image_head(p, f_v.mean(1), config),
+              "segment": oracle.image_head(p, f_v, config), "t": oracle.linear(f_t, p["g_t.weight"], p["g_t.bias"]),
+              "t_bar": oracle.linear(pooled, p["g_t.weight"], p["g_t.bias"])}
+    for shards in (1, 2):
+        ours = encode_images(params, images, config, shards) | encode_texts(params, tokens, mask, config, shards)
+        assert ours.keys() == wanted.keys()
+        for n, x in wanted.items():
+            close(ours[n], x.numpy(), n)
+
+
 def test_padding_is_inert_in_the_whole_model(rng):
     params, images, tokens, mask = make(rng, TOY)
     loss, _, back = forward(params, images, tokens, mask, TOY)
