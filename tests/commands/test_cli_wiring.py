@@ -1,5 +1,6 @@
 """What the command line hands on: which data, split, tokenizer and options; which numbers it prints under which name."""
 
+import inspect
 import json
 import re
 from dataclasses import replace
@@ -13,7 +14,7 @@ from PIL import Image
 from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, load_image
 from sparc_ref.model import PRESETS
-from sparc_ref.run import sources
+from sparc_ref.run import measure, sources
 from sparc_ref.run import train as loop
 from sparc_ref.run.examples import explain_caption
 from sparc_ref.run.measure import evaluate
@@ -138,13 +139,39 @@ def test_evaluate_measures_the_split_and_the_sets_that_are_named(run, tmp_path, 
             assert data.name in name and close(got, numbers), name
         parts = re.split(r"^(?=.* on drawn-)", printed.out, flags=re.M)[-2:]
         for part, numbers, data in zip(parts, content["results"].values(), sets):
-            assert f"on {data.name}, 7 examples" in part.splitlines()[0]
-            lines = [re.match(r"\s*(\w+)\s+(-?[\d.]+)(?:.*chance (-?[\d.]+))?", line) for line in part.splitlines()[1:]]
-            shown = {m[1]: (m[2], m[3]) for m in lines if m}
-            assert {k for k in numbers if not k.endswith("_chance")} <= shown.keys()
+            assert data.name in part.splitlines()[0] and numbers["images"] == 7
+            lines = [re.match(rf"\s*(\w+)\s+{NUMBER}(?:\s+\(?(?:chance )?{NUMBER})?", line) for line in part.splitlines()[1:]]
+            shown = {m[1]: m.groups()[1:] for m in lines if m and m[1] in numbers}
+            assert {"i2t_r1", "t2i_r1", "t2i_r10", "miou", "pointing", "mass", "fine_loss", "grounding_gap"} <= shown.keys()
             for name, (value, chance) in shown.items():
-                assert value == f"{numbers[name]:.4f}"
-                assert chance == (f"{numbers[name + '_chance']:.4f}" if name + "_chance" in numbers else None), name
+                assert says(value, numbers[name]), name
+                known = numbers.get(f"{name}_chance", 0.0 if name == "grounding_gap" else None)
+                assert chance is None if known is None else says(chance, known) or name == "grounding_gap", name
+
+
+NUMBER = r"(-?[\d.]+(?: %| nats| s)?)"
+
+
+def says(text, x):
+    """Whether a printed number, "12.3 %" or "0.123 nats", is x as far as its digits go."""
+    digits, _, share = (text or "").partition(" ")
+    places = len(digits.rstrip(".").partition(".")[2])
+    return bool(digits) and abs(float(digits) - x * (100 if share == "%" else 1)) <= 0.501 * 10.0**-places
+
+
+def test_evaluate_hands_on_how_to_go_about_it(run, monkeypatch):
+    """The batch and its parts change no number, only time and memory."""
+    given, how = [], inspect.signature(evaluate)
+
+    def watched(*args, **options):
+        given.append(how.bind(*args, **options).arguments)
+        return evaluate(*args, **options)
+
+    for module in (cli, measure):
+        monkeypatch.setattr(module, "evaluate", watched, raising=False)
+    argv = ["--checkpoint", str(run), "--data", "drawn", "--limit", "5", "--batch", "2", "--shards", "1"]
+    assert cli.run(["evaluate", *argv]) == 0
+    assert [(call["limit"], call["batch"], call["shards"]) for call in given] == [(5, 2, 1)]
 
 
 def test_explain_draws_the_words_of_the_caption_over_the_picture(run, tmp_path, capsys):

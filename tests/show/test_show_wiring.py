@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -57,8 +58,9 @@ def explained(run, i):
     s, m, w = (rng.random((3, 6)) for _ in range(3))
     truth = np.full((8, 12), -1)
     truth[2:6, 1 + i:5 + i] = 1
+    more = {"pieces": (1, 1, 1)} if "pieces" in {f.name for f in fields(Explained)} else {}
     return Explained(rng.integers(0, 256, (8, 12, 3), np.uint8), f"caption {i}", ("a", "red", f"box{i}"), s - 0.5, m, w, w,
-                     (2, 3), np.array([-1, 0, 0]), str(i), rng.integers(0, 3, (8, 12)), truth, ("k0", "k1", "k2"))
+                     (2, 3), np.array([-1, 0, 0]), str(i), rng.integers(0, 3, (8, 12)), truth, ("k0", "k1", "k2"), **more)
 
 
 def report():
@@ -204,6 +206,13 @@ def test_every_panel_of_the_curves():
         }.get(key, "nats")
 
 
+def test_names_stand_in_the_order_of_the_ends_of_their_lines():
+    series = {name: [{"step": s, "pointing": x, "pointing_chance": 0.5} for s in (0, 1)]
+              for name, x in (("one", 0.2), ("two", 0.8))}
+    (ax,) = plots.curves(series).axes
+    assert [t.get_text() for t in sorted(ax.texts, key=lambda t: t.get_position()[1])] == ["one", "chance", "two"]
+
+
 def places(figure):
     """Axes by row from the top and column from the left, those of a size with the most of them."""
     by_size = {}
@@ -226,12 +235,14 @@ def test_every_map_of_a_caption():
     e = explained(0, 1)
     figure = plots.explain(e.image, e.words, e.similarity, e.minmax, e.weights, e.grid, objects=e.objects)
     grid = places(figure)
-    stages = (("similarity", e.similarity), ("min-max", e.minmax), ("sparse weights", e.weights))
+    stages = (("similarity", e.similarity, (e.similarity.min(), e.similarity.max())), ("min-max", e.minmax, (0, 1)),
+              ("sparse weights", e.weights, (0, e.weights.max())))
     assert [len(row) for row in grid] == [3] * 4
-    for row, (label, x) in zip(grid, stages, strict=False):
+    for row, (label, x, limits) in zip(grid, stages, strict=False):
         for l, ax in enumerate(row):
             assert beside(figure, ax).startswith(label)
             assert np.array_equal(ax.images[0].get_array(), x[l].reshape(2, 3)), (label, l)
+            assert ax.images[0].get_clim() == pytest.approx(limits), "one scale for all words"
     for l, ax in enumerate(grid[0]):
         assert ax.get_title() == e.words[l]
         assert ax.title.get_fontweight() == ("bold" if e.objects[l] >= 0 else "normal")
@@ -262,7 +273,7 @@ def test_the_words_table_counts_rows_and_columns_from_the_top_left():
     e.weights[:] = 0.05
     for l, p in enumerate((1, 5, 3)):
         e.weights[l, p] = 0.4 + 0.1 * l
-    lines = [line.split(maxsplit=1) for line in words_table(e).splitlines()[-3:]]
-    for (word, rest), l, place in zip(lines, range(3), ("(1, 2)", "(2, 3)", "(2, 1)")):
-        assert word == e.words[l] and rest.split("  ")[0].strip() == place
-        assert [float(x) for x in rest.split(")")[1].split()] == pytest.approx([0.4 + 0.1 * l] * 2)
+    lines = re.findall(r"^(\S+) +(\(\d, \d\)) +([\d.]+) +([\d.]+)$", words_table(e), re.M)
+    places = {word: (place, f"{0.4 + 0.1 * l:.3f}", f"{0.4 + 0.1 * l:.3f}")
+              for l, (word, place) in enumerate(zip(e.words, ("(1, 2)", "(2, 3)", "(2, 1)")))}
+    assert {word: tuple(rest) for word, *rest in lines} == places
