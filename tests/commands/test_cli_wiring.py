@@ -11,7 +11,7 @@ import pytest
 from pages import figures_asked_for
 from PIL import Image
 
-from sparc_ref.commands import cli
+from sparc_ref.commands import cli, demo
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, load_image
 from sparc_ref.model import PRESETS
 from sparc_ref.run import measure, sources
@@ -51,6 +51,22 @@ def test_options_of_model_and_training_are_handed_on(handed_on):
                                  vocab_size=WordTokenizer(words).vocab_size)
     assert got.options == TrainConfig(steps=7, lr=0.5, seed=9, final_lr=0.01, batch=5, eval_limit=6)
     assert got.datasets == [DrawnScenes("train", size=32, count=30)] and got.tokenizer.words == WordTokenizer(words).words
+
+
+@pytest.mark.parametrize("flag", [None, "resume", "overwrite"])
+def test_going_on_and_starting_anew_are_not_confused(handed_on, tmp_path, flag):
+    got = handed_on("--data", "drawn", *([f"--{flag}"] if flag else []))
+    assert (got.resume, got.overwrite) == (flag == "resume", flag == "overwrite") and got.out == tmp_path / "run"
+    assert "--resume" in got.again
+
+
+def test_options_of_the_demo_are_handed_on(monkeypatch, tmp_path):
+    given = []
+    for module in (cli, demo):
+        monkeypatch.setattr(module, "demo", lambda config, **how: given.append(config), raising=False)
+    argv = ["--seed", "3", "--seeds", "2", "--steps", "5", "--examples", "9", "--checkpoint-every", "4", "--resume"]
+    assert cli.run(["demo", "--out", str(tmp_path), *argv]) == 0
+    assert given == [demo.DemoConfig(tmp_path, seed=3, seeds=2, steps=5, examples=9, checkpoint_every=4, resume=True)]
 
 
 def test_scenes_are_validated_on_scenes_that_are_not_trained_on(handed_on):
@@ -171,7 +187,9 @@ def test_evaluate_hands_on_how_to_go_about_it(run, monkeypatch):
         monkeypatch.setattr(module, "evaluate", watched, raising=False)
     argv = ["--checkpoint", str(run), "--data", "drawn", "--limit", "5", "--batch", "2", "--shards", "1"]
     assert cli.run(["evaluate", *argv]) == 0
-    assert [(call["limit"], call["batch"], call["shards"]) for call in given] == [(5, 2, 1)]
+    (call,) = given
+    assert (call["limit"], call["batch"], call["shards"]) == (5, 2, 1)
+    assert call["dataset"] == DrawnScenes("test", size=16), "test scenes, where no split is named"
 
 
 def test_explain_draws_the_words_of_the_caption_over_the_picture(run, tmp_path, capsys):

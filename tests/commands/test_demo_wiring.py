@@ -23,7 +23,7 @@ from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, read_metrics
 from sparc_ref.show.results import NUMBERS
 
-SEEDS, STEPS, EXAMPLES = (4, 5), 3, 9
+SEEDS, STEPS, EXAMPLES = (4, 5), 4, 9
 NAMES = {"sparc": "SPARC", "global": "global loss only"}
 
 
@@ -160,6 +160,7 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
     assert rows["steps"] == [str(STEPS)] * 2 and rows["lr"] == ["0.02"] * 2
     assert rows["split"] == ["train", "test"] and rows["count"] == ["10000", str(EXAMPLES)]
     assert f"{STEPS} steps on drawn-train" in ran.page and "of drawn-test" in ran.page
+    assert f"sparc-ref demo --seed {SEEDS[0]} " in ran.page and f"--steps {STEPS} --examples {EXAMPLES}" in ran.page
     files = {key: rows[f"{name}: numbers"] for key, name in NAMES.items()}
     for key, (file,) in files.items():
         assert json.loads((ran.out / file).read_text()) == ran.finals[SEEDS[0], key]

@@ -26,6 +26,10 @@ LABELS = {
     "miou_caption": "mean IoU, names as in captions", "miou_caption_foreground": "….*object pixels",
     "grounding_gap": "grounding gap", "fine_loss": "fine-grained loss, true pictures", "seconds": "training time",
 }  # fmt: skip
+GROUPS = {"Retrieval": ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10"),
+          "Localisation": ("pointing", "mass", "iou", "choice"), "Cost": ("seconds",),
+          "Grounding": ("grounding_gap", "fine_loss"),
+          "Segmentation": ("miou", "miou_foreground", "miou_caption", "miou_caption_foreground")}  # fmt: skip
 SAID = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
         "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}  # fmt: skip
 PANELS = {"Global loss": ("loss_global", None), "Fine-grained loss": ("loss_fine", None),
@@ -93,6 +97,7 @@ def test_labels_say_what_their_keys_are():
     for n in NUMBERS:
         assert re.search(LABELS[n.key], n.label), (n.key, n.label)
         assert n.kind == unit(n.key) and n.better == {"fine_loss": "lower", "seconds": None}.get(n.key, "higher")
+    assert {group: tuple(n.key for n in NUMBERS if n.group == group) for group in GROUPS} == GROUPS
     for key in keys:                                              # "…" needs its own row above it
         for end in ("_r5", "_r10", "_foreground"):
             if key.endswith(end):
@@ -181,6 +186,7 @@ def test_settings_data_and_files_stand_in_their_columns(drawn):
     assert rows["lambda_f"] == ["0.25", "1.25"] and rows["width"] == ["64", "64"]
     assert rows["name"] == ["trained-on", "tested-on"] and rows["count"] == ["11", "22"] and rows["python"] == ["3.99"]
     assert "on 50 pictures and 70 captions of tested-on" in drawn[0] and "3 steps on trained-on" in drawn[0]
+    assert f"which took {written('seconds', value('seconds', 0))} and {written('seconds', value('seconds', 1))}" in drawn[0]
     for name in NAMES:
         assert rows[f"{name}: metrics"] == [f"{name}/m.jsonl"] and rows[f"{name}: checkpoint"] == [f"{name}/c"]
 
@@ -243,6 +249,12 @@ def test_every_map_of_a_caption():
             assert beside(figure, ax).startswith(label)
             assert np.array_equal(ax.images[0].get_array(), x[l].reshape(2, 3)), (label, l)
             assert ax.images[0].get_clim() == pytest.approx(limits), "one scale for all words"
+    narrow = [ax for ax in figure.axes if ax.get_position().width < grid[0][0].get_position().width / 4]
+    bars = sorted(narrow, key=lambda ax: -ax.get_position().y0)
+    for bar, (label, _, limits) in zip(bars, stages, strict=True):
+        ends = [t.get_text() for t in bar.get_yticklabels()]
+        assert [ends[0], ends[-1]] == [f"{x:.2g}" for x in limits], label
+        assert beside(figure, bar).startswith(label)
     for l, ax in enumerate(grid[0]):
         assert ax.get_title() == e.words[l]
         assert ax.title.get_fontweight() == ("bold" if e.objects[l] >= 0 else "normal")
