@@ -114,7 +114,7 @@ def one_model(config, key, folder, again, say):
     params = train(model, training, [scenes], tokenizer, folder / key, validation={"validation": validation},
                    resume=config.resume, overwrite=config.overwrite, again=again, say=say)
     file = folder / key / "final.json"
-    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl", training.log_every)}
+    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl")}
     with one_blas_thread(training.shards > 1):
         for split, prefix in (("test", ""), ("unseen", "unseen_")):
             held_out = replace(scenes, split=split, count=config.examples)
@@ -124,11 +124,12 @@ def one_model(config, key, folder, again, say):
     return numbers
 
 
-def training_seconds(metrics, log_every):
-    """Seconds of all updates, from those that were logged (one in log_every); evaluation and checkpoints are not in it."""
+def training_seconds(metrics):
+    """Seconds of all updates, from the mean of those that were logged; evaluation and checkpoints are not in it."""
     from sparc_ref.run.rundir import read_metrics
 
-    return float(sum(r["seconds"] for r in read_metrics(metrics) if r["kind"] == "train") * log_every)
+    rows = [r for r in read_metrics(metrics) if r["kind"] == "train"]
+    return float(np.mean([r["seconds"] for r in rows]) * max(r["step"] for r in rows))
 
 
 def recipe_of(config):
