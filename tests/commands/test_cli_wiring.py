@@ -12,7 +12,7 @@ from pages import figures_asked_for
 from PIL import Image
 
 from sparc_ref.commands import cli, demo
-from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, load_image
+from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, load_image, open_captions
 from sparc_ref.model import PRESETS
 from sparc_ref.run import measure, sources
 from sparc_ref.run import train as loop
@@ -99,8 +99,8 @@ def test_a_saved_tokenizer_is_the_one_that_is_used(handed_on, tmp_path):
     assert got.tokenizer.hash == saved.hash and got.config.vocab_size == 5
 
 
-def test_pieces_are_learned_from_every_caption_of_every_set():
-    """Each caption has letters of its own, so that one that was left out is unknown."""
+def test_pieces_are_learned_from_every_caption_of_every_set(tmp_path):
+    """Each caption has letters of its own, so that one that was left out is unknown; of files and of anything else."""
     class Told:
         def __init__(self, letters):
             self.letters = letters
@@ -113,10 +113,22 @@ def test_pieces_are_learned_from_every_caption_of_every_set():
                 raise IndexError(i)
             return SimpleNamespace(captions=tuple(f"{self.letters[2 * i + k]} " * 40 for k in range(2)))
 
-    tokenizer = sources.make_tokenizer([Told("abcd"), Told("efgh")], 16)
+    with open(tmp_path / "captions.jsonl", "w") as file:
+        for n, letters in enumerate(("ij", "kl")):
+            Image.fromarray(np.zeros((8, 8, 3), np.uint8)).save(tmp_path / f"{n}.png")
+            file.write(json.dumps({"image": f"{n}.png", "captions": [f"{letter} " * 40 for letter in letters]}) + "\n")
+    files = open_captions(tmp_path, size=8, progress=False)
+    tokenizer = sources.make_tokenizer([Told("abcd"), Told("efgh"), files], 24)
     assert isinstance(tokenizer, UnigramTokenizer)
-    for letter in "abcdefgh":
+    for letter in "abcdefghijkl":
         assert tokenizer.unk_id not in tokenizer.encode(letter).ids, letter
+
+
+@pytest.mark.parametrize("flags, eos, lower", [((), True, True), (("--no-eos",), False, True), (("--no-lower",), True, False)])
+def test_a_sentencepiece_model_is_read_as_asked(handed_on, tmp_path, flags, eos, lower):
+    UnigramTokenizer.train(["red circle", "blue square"] * 20, 20).save(tmp_path)
+    got = handed_on("--tokenizer", str(tmp_path / "tokenizer.model"), *flags)
+    assert (got.tokenizer.kind, got.tokenizer.eos, got.tokenizer.lower) == ("unigram", eos, lower)
 
 
 # ------------------------------------------------------------------------------------------------- evaluate and explain

@@ -95,6 +95,7 @@ def test_the_spread_is_that_of_the_model(ran):
             values = [ran.finals[s, key][name] for s in SEEDS]
             assert (mean, sd, n) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 2), name
     assert f"--seed {SEEDS[0]} --seeds 2 --steps {STEPS}" in measured["command"]
+    assert measured["recipe"]["examples"] == EXAMPLES, "a spread is that of so many examples"
 
 
 def cells(ran):

@@ -23,7 +23,7 @@ from sparc_ref.run.measure import evaluate
 H, W, PATCH = 16, 24, 4
 GRID = (H // PATCH, W // PATCH)
 P = GRID[0] * GRID[1]
-COLOURS = ("red", "green", "blue", "white", "grey", "black")
+COLOURS = ("red", "grey", "green", "blue", "white", "black")
 CLASSES = tuple(f"{c} box" for c in COLOURS[:5])              # "black box" is no class; nothing is ever called a grey box
 SIZES = ("big", "small", "old", "new", "thin", "wide")
 TOKENIZER = WordTokenizer(["a", "left", "of", "box", *SIZES, *COLOURS])

@@ -199,6 +199,17 @@ def test_evaluation_gets_the_validation_sets_and_the_weights_of_the_update(whole
         assert said.split(": ")[1] == ", ".join(f"{label} {numbers[key]:.3f}" for label, key in shown.items())
 
 
+def test_every_setting_is_printed_under_its_title(whole):
+    """At the start, with the reason for it; data and their order too."""
+    first, _, rest = "\n".join(whole.said).partition("\nmodel:")
+    model, _, training = rest.partition("\ntraining:")
+    assert str(whole.out) in first and "float64" in first
+    for given, text in ((CONFIG, model), (OPTIONS, training)):
+        for f in fields(given):
+            assert re.search(rf"^ +{f.name} +{re.escape(str(getattr(given, f.name)))}( |$)", text, re.M), f.name
+    assert 0 < training.index('"first"') < training.index('"second"')
+
+
 def test_what_is_printed_of_an_update_is_its_own(whole, hand):
     said = [line for line in whole.said if line.startswith("update ") and "loss" in line]
     assert [re.match(r"update (\d)/5, loss ([\d.]+)", line).groups() for line in said] == [

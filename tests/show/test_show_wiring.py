@@ -155,6 +155,15 @@ def test_sentences_name_the_run_that_is_ahead_with_its_numbers():
     assert all((words in low) == (key not in ("choice", "grounding_gap")) for key, words in SAID.items())
 
 
+@pytest.mark.parametrize("wide", [0, 1])
+def test_a_difference_is_measured_by_the_spreads_of_both(wide):
+    """0.1 apart, where one of the two moves by 0.2 from seed to seed."""
+    runs = [Run(name, final={"pointing": 0.5 + 0.1 * r}, spread={"pointing": (0.5, 0.2 if r == wide else 0.001, 5)})
+            for r, name in enumerate(NAMES)]
+    (said, _) = findings(DemoReport("t", runs))
+    assert said == "Within the spread over seeds: pointing (60.0 % against 50.0 %, two ahead)."
+
+
 def test_heat_maps_are_those_of_their_run(drawn):
     wanted = [(r, i) for i in (0, 1) for r in (0, 1)]
     for call, (r, i) in zip(drawn[2]["explain"], wanted, strict=True):
@@ -205,6 +214,7 @@ def test_every_panel_of_the_curves():
             assert lines[name].get_ydata().tolist() == [value_over_time(key, r, s) for s in range(4)], (title, name)
             (end,) = [t for t in ax.texts if t.get_text() == name]
             assert end.get_color() == lines[name].get_color()
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 2
         flat = [line.get_ydata()[0] for line in ax.lines if line.get_label() not in NAMES]
         assert flat == ([] if base is None else [base if base == 0.0 else pytest.approx(chance(key, 0))])
         assert "step" in ax.get_xlabel() and ax.get_ylabel() == {
@@ -273,6 +283,7 @@ def test_every_row_of_the_masks():
     figure = plots.masks(images, truths, said, ("k0", "k1"))
     grid = places(figure)
     assert [beside(figure, row[0]) for row in grid] == ["picture", "true", *NAMES]
+    assert [t.get_text() for t in figure.texts if t.get_text().startswith("1 ")] == ["1 k1"] * 2
     for i in (0, 1):
         assert np.array_equal(grid[0][i].images[0].get_array(), images[i])
         for row, labels in zip(grid[1:], (truths, *said.values()), strict=True):

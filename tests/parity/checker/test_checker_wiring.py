@@ -8,15 +8,15 @@ import pytest
 import parity
 from parity.checker.diagnosis.behaviour import behaviour
 from parity.checker.diagnosis.diagnose import Diagnosis, diagnose
-from parity.checker.probes import Answer
+from parity.checker.probes import HELD_OUT, Answer
 from sparc_ref import fine_grained_loss
 
 
-def asked(dtype="float64", change=lambda probe, loss, grads: (loss, grads)):
+def asked(dtype="float64", change=lambda probe, loss, grads: (loss, grads), **options):
     """The reference as a black box, its answers changed after the fact; a folder of answers rather than something to call."""
     def ask(probe):
         v, t, theta = (np.asarray(x, dtype) for x in (probe.v, probe.t, probe.theta))
-        loss, _, back = fine_grained_loss(v, t, probe.mask, theta)
+        loss, _, back = fine_grained_loss(v, t, probe.mask, theta, **options)
         grads = {name: np.asarray(g, dtype) for name, g in zip(("v", "t", "theta"), back(1.0))}
         loss, grads = change(probe, float(loss), grads)
         return Answer({"fine": loss}, {"fine": grads}, dtype=dtype)
@@ -42,6 +42,17 @@ def test_the_reference_equals_eq_6_in_either_precision(dtype):
 @pytest.mark.parametrize("name, factor", [("v", 1.1), ("t", 0.9), ("theta", 1.1), ("v", 1.02), ("loss", 1.01)])
 def test_in_float32_a_wrong_gradient_is_wrong_too(name, factor):
     assert diagnose(asked("float32", scaled(name, factor))).verdict not in ("eq6", "listing1")
+
+
+def test_an_explanation_has_to_hold_on_probes_that_the_search_did_not_use():
+    """Sigma is 0.3, but not where the explanation is put to the test."""
+    held_out = set(HELD_OUT)
+
+    def elsewhere(probe, loss, grads):
+        return (loss * 1.01 if probe.name in held_out else loss), grads
+
+    assert diagnose(asked(sigma=0.3)).verdict == "explained"
+    assert diagnose(asked(change=elsewhere, sigma=0.3)).verdict == "unexplained"
 
 
 # each change is seen by one test of behaviour, which has to be run
