@@ -53,6 +53,13 @@ def test_options_of_model_and_training_are_handed_on(handed_on):
     assert got.datasets == [DrawnScenes("train", size=32, count=30)] and got.tokenizer.words == WordTokenizer(words).words
 
 
+@pytest.mark.parametrize("name", PRESETS)
+def test_a_preset_is_the_one_that_is_named(handed_on, name):
+    got = handed_on("--preset", name, "--data", "drawn?count=30")
+    assert got.config == replace(PRESETS[name], vocab_size=got.tokenizer.vocab_size)
+    assert got.datasets[0].size == PRESETS[name].image_size
+
+
 @pytest.mark.parametrize("flag", [None, "resume", "overwrite"])
 def test_going_on_and_starting_anew_are_not_confused(handed_on, tmp_path, flag):
     got = handed_on("--data", "drawn", *([f"--{flag}"] if flag else []))

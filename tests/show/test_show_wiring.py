@@ -60,6 +60,7 @@ def explained(run, i):
     """An example whose arrays are its own; the grid is not square."""
     rng = np.random.default_rng(10 * run + i)
     s, m, w = (rng.random((3, 6)) for _ in range(3))
+    w[0, 1] = w[1, 3] = w[1, 5] = 0
     truth = np.full((8, 12), -1)
     truth[2:6, 1 + i:5 + i] = 1
     more = {"pieces": (1, 1, 1)} if "pieces" in {f.name for f in fields(Explained)} else {}
@@ -259,6 +260,9 @@ def test_every_map_of_a_caption():
             assert beside(figure, ax).startswith(label)
             assert np.array_equal(ax.images[0].get_array(), x[l].reshape(2, 3)), (label, l)
             assert ax.images[0].get_clim() == pytest.approx(limits), "one scale for all words"
+            crosses = [tuple(at) for line in ax.lines for at in line.get_xydata().tolist()]
+            removed = np.argwhere(x[l].reshape(2, 3) == 0).tolist() if label.startswith("sparse") else []
+            assert sorted(crosses) == sorted((column, row) for row, column in removed)
     narrow = [ax for ax in figure.axes if ax.get_position().width < grid[0][0].get_position().width / 4]
     bars = sorted(narrow, key=lambda ax: -ax.get_position().y0)
     for bar, (label, _, limits) in zip(bars, stages, strict=True):
@@ -272,23 +276,35 @@ def test_every_map_of_a_caption():
         assert beside(figure, ax).startswith("grouped region")
         share = np.kron(e.weights[l].reshape(2, 3) / e.weights[l].max(), np.ones((4, 4)))[..., None]
         assert np.abs(ax.images[0].get_array() - (255 + share * (e.image - 255.0))).max() <= 1
+        strong = np.argwhere(np.kron(e.weights[l].reshape(2, 3) >= e.weights[l].max() / 2, np.ones((4, 4))))
+        ends = np.concatenate([segment for lines in ax.collections for segment in lines.get_segments()])
+        assert ends.min(0).tolist() == (strong.min(0)[::-1] - 0.5).tolist()
+        assert ends.max(0).tolist() == (strong.max(0)[::-1] + 0.5).tolist()
+    shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert any(x.shape == e.image.shape and np.array_equal(x, e.image) for x in shown), "the picture itself"
 
 
 def test_every_row_of_the_masks():
-    """White is where a model says nothing: it shows whose row it is."""
-    images = [explained(0, i).image for i in (0, 1)]
-    truths = [explained(0, i).truth for i in (0, 1)]
-    said = {name: [np.where(np.arange(12)[None] + np.arange(8)[:, None] < 6 + 3 * r + i, 1, -1) for i in (0, 1)]
+    """White is where a model says nothing: it shows whose row it is. A class has one colour and one number in its column."""
+    classes, images = ("k0", "k1", "k2", "k3"), [explained(0, i).image for i in (0, 1)]
+    truths = [np.where(np.arange(12) < 5, 3, np.where(np.arange(12) < 9, 1, -1)) * np.ones((8, 1), int) for _ in (0, 1)]
+    said = {name: [np.where(np.arange(12)[None] + np.arange(8)[:, None] < 12 + 2 * r + i, x, -1) for i, x in enumerate(truths)]
             for r, name in enumerate(NAMES)}
-    figure = plots.masks(images, truths, said, ("k0", "k1"))
+    figure = plots.masks(images, truths, said, classes)
     grid = places(figure)
     assert [beside(figure, row[0]) for row in grid] == ["picture", "true", *NAMES]
-    assert [t.get_text() for t in figure.texts if t.get_text().startswith("1 ")] == ["1 k1"] * 2
+    assert [t.get_text() for t in figure.texts if t.get_text().startswith("1 ")] == ["1 k1\n2 k3"] * 2
     for i in (0, 1):
         assert np.array_equal(grid[0][i].images[0].get_array(), images[i])
+        colours = {}
         for row, labels in zip(grid[1:], (truths, *said.values()), strict=True):
-            white = (np.asarray(row[i].images[0].get_array()) == 255).all(-1)
-            assert np.array_equal(white, labels[i] == -1)
+            drawn = np.asarray(row[i].images[0].get_array())
+            assert np.array_equal((drawn == 255).all(-1), labels[i] == -1)
+            for number, k in (("1", 1), ("2", 3)):
+                colours.setdefault(k, set()).update(map(tuple, drawn[labels[i] == k].tolist()))
+                (text,) = [t for t in row[i].texts if t.get_text() == number]
+                assert labels[i][int(text.get_position()[1]), int(text.get_position()[0])] == k
+        assert all(len(each) == 1 for each in colours.values()) and colours[1] != colours[3]
 
 
 def test_the_words_table_counts_rows_and_columns_from_the_top_left():
