@@ -85,6 +85,13 @@ def test_scenes_are_validated_on_scenes_that_are_not_trained_on(handed_on):
     assert second == DrawnScenes("validation", 16, 6, seed=3, style="short")
 
 
+def test_measuring_on_what_was_trained_on_is_called_so(handed_on):
+    got = handed_on("--image-size", "16", "--data", "drawn?split=train&count=30", "drawn?count=20")
+    same = {name: any(data == trained for trained in got.datasets) for name, data in got.checks.items()}
+    assert sorted(same.values()) == [False, True]
+    assert all(("trained on" in name) == trained for name, trained in same.items())
+
+
 def test_validation_that_is_named_is_the_one_that_is_used(handed_on):
     got = handed_on("--image-size", "16", "--data", "drawn?count=30", "--validation", "drawn?count=5&seed=9",
                     "drawn?split=unseen&count=4")

@@ -14,7 +14,7 @@ from sparc_ref.run.examples import Explained
 from sparc_ref.show import plots
 from sparc_ref.show.explain import table as words_table
 from sparc_ref.show.report import DemoReport, Run, page, print_results, results_table
-from sparc_ref.show.results import NUMBERS, findings
+from sparc_ref.show.results import NUMBERS, Number, findings
 
 NAMES = ("one", "two")
 # what a label has to say for a key; "…" continues the row above it
@@ -141,6 +141,15 @@ def test_every_number_in_the_terminal(monkeypatch):
     for n in NUMBERS:
         assert re.search(rf"{re.escape(n.label)} +│ +{re.escape(written(n.key, value(n.key, 0)))} ", lines), n.key
     assert re.search(r"one +┃ +two +┃ +chance", lines)
+
+
+def test_a_number_has_the_chance_of_its_own_key():
+    numbers = (Number("pointing", "seen", "Seen"), Number("unseen_pointing", "unseen", "Unseen"))
+    final = {"pointing": 0.5, "pointing_chance": 0.1, "unseen_pointing": 0.4, "unseen_pointing_chance": 0.2}
+    one = DemoReport("t", [Run("one", final=final)], numbers=numbers)
+    assert numbers_in(results_table(one).partition("\n\n")[0]) == ["50.0 %", "10.0 %", "40.0 %", "20.0 %"]
+    assert [row for row in Tables(page(one)).tables[0][1:] if len(row) > 1] == [
+        ["seen", "50.0 %", "10.0 %"], ["unseen", "40.0 %", "20.0 %"]]
 
 
 def test_sentences_name_the_run_that_is_ahead_with_its_numbers():

@@ -102,8 +102,22 @@ def test_every_test_of_behaviour_is_run(change, wanted):
     assert wanted in found
 
 
-def test_sound_answers_have_no_findings():
-    assert behaviour(asked(), Diagnosis("eq6")).findings == ()
+def leaks_a_little(probe, loss, grads):
+    return loss * float(np.float32(1 + 0.05 * np.sin(probe.t[~probe.mask].sum()))), grads
+
+
+def leaks_a_little_in_a_gradient(probe, loss, grads):
+    return loss, grads | {"v": grads["v"] * np.float32(1 + 0.2 * np.sin(probe.t[~probe.mask].sum()))}
+
+
+@pytest.mark.parametrize("change", [leaks_a_little, leaks_a_little_in_a_gradient])
+def test_in_float32_a_few_per_cent_are_no_rounding(change):
+    assert "edge.padding_leak" in {x.found.id for x in behaviour(asked("float32", change), Diagnosis("eq6")).findings}
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float64"])
+def test_sound_answers_have_no_findings(dtype):
+    assert behaviour(asked(dtype), Diagnosis("eq6")).findings == ()
 
 
 def test_the_report_holds_what_behaviour_found(tmp_path):
