@@ -137,7 +137,8 @@ def to_images(images: Sequence[np.ndarray]) -> np.ndarray:
 def word_regions(offsets: Sequence[tuple[int, int]], regions: Sequence[Region], caption_index: int, length: int) -> np.ndarray:
     """Which region each token names.   offsets of one Encoding -> (length,) int64, -1 = names nothing (EOS, padding, relations)
 
-    A token that touches the spans of several regions belongs to the one that it shares most characters with.
+    A token that touches the spans of several regions belongs to the one that it shares most characters with, the
+    first of equals.
     """
     out = np.full(length, -1, np.int64)
     best = np.zeros(length, np.int64)

@@ -92,6 +92,18 @@ def test_measuring_on_what_was_trained_on_is_called_so(handed_on):
     assert all(("trained on" in name) == trained for name, trained in same.items())
 
 
+def test_pasted_pictures_are_validated_on_other_scenes(handed_on, tmp_path):
+    (tmp_path / "stickers").mkdir()
+    for n in range(8):
+        pixels = np.zeros((9, 9, 4), np.uint8)
+        pixels[2:7, 2:7] = (30 * n, 200, 100, 255)
+        Image.fromarray(pixels).save(tmp_path / "stickers" / f"thing{n}.png")
+    got = handed_on("--image-size", "16", "--data", f"pictures:{tmp_path / 'stickers'}?objects=1,1&seed=2", "--eval-limit", "6")
+    ((name, scenes),) = got.checks.items()
+    assert (got.datasets[0].split, scenes.split, scenes.seed, len(scenes)) == ("train", "validation", 2, 6)
+    assert "trained on" not in name and not np.array_equal(scenes[0].image, got.datasets[0][0].image)
+
+
 def test_validation_that_is_named_is_the_one_that_is_used(handed_on):
     got = handed_on("--image-size", "16", "--data", "drawn?count=30", "--validation", "drawn?count=5&seed=9",
                     "drawn?split=unseen&count=4")

@@ -167,6 +167,7 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
     for key, (file,) in files.items():
         assert json.loads((ran.out / file).read_text()) == ran.finals[SEEDS[0], key]
     for key, name in NAMES.items():
-        for what in ("configuration", "metrics", "checkpoint"):
+        for what, end in (("configuration", "config.json"), ("metrics", "metrics.jsonl"), ("checkpoint", f"step_{STEPS:08d}")):
             (file,) = rows[f"{name}: {what}"]
             assert (ran.out / file).exists() and (ran.out / file).is_relative_to(ran.folders[SEEDS[0], key])
+            assert file.endswith(end)

@@ -233,8 +233,8 @@ def test_every_panel_of_the_curves():
 
 
 def test_names_stand_in_the_order_of_the_ends_of_their_lines():
-    series = {name: [{"step": s, "pointing": x, "pointing_chance": 0.5} for s in (0, 1)]
-              for name, x in (("one", 0.2), ("two", 0.8))}
+    series = {name: [{"step": s, "pointing": x, "pointing_chance": 0.5} for s, x in enumerate((1 - end, end))]
+              for name, end in (("one", 0.2), ("two", 0.8))}
     (ax,) = plots.curves(series).axes
     assert [t.get_text() for t in sorted(ax.texts, key=lambda t: t.get_position()[1])] == ["one", "chance", "two"]
 

@@ -55,6 +55,25 @@ def test_an_explanation_has_to_hold_on_probes_that_the_search_did_not_use():
     assert diagnose(asked(change=elsewhere, sigma=0.3)).verdict == "unexplained"
 
 
+def test_float64_is_judged_as_float64(tmp_path):
+    """A gradient off by 1e-5 would be rounding in float32."""
+    path = tmp_path / "nearly.py"
+    path.write_text('''
+from sparc_ref import fine_grained_loss
+
+def loss(patches, tokens, mask, theta):
+    value, trace, back = fine_grained_loss(patches, tokens, mask, theta)
+
+    def nearly(dloss=1.0):
+        dv, dt, dtheta = back(dloss)
+        return dv, dt * (1 + 1e-5), dtheta
+
+    return value, trace, nearly
+''')
+    report = parity.check(str(path))
+    assert report.convention.dtype == "float64" and report.verdict not in ("eq6", "cannot_run")
+
+
 # each change is seen by one test of behaviour, which has to be run
 def lost(probe, loss, grads):
     return loss, grads | {"t": 0 * grads["t"]}
