@@ -16,9 +16,10 @@ def round_to(x: np.ndarray, bits: int) -> np.ndarray:
 
 
 class Rounded(np.ndarray):
-    """A float32 array; what is computed from it is one too.  Only np.matmul differs.
+    """A float32 array; what is computed from it is one too.  Only np.matmul differs, and under "every" all results.
 
     "bfloat16": operands and result are rounded, as under autocast.  "tf32": operands alone; sums are float32.
+    "every": the result of each operation is rounded to bfloat16, as that of arrays in bfloat16 is.
     """
 
     kind = "bfloat16"
@@ -29,11 +30,16 @@ class Rounded(np.ndarray):
     def __array_ufunc__(self, ufunc, method, *inputs, out=None, **keywords):
         base = [np.asarray(x) if isinstance(x, Rounded) else x for x in inputs]
         kind = next((x.kind for x in (*inputs, *(out or ())) if isinstance(x, Rounded)), self.kind)
-        if ufunc is np.matmul and all(x.dtype == np.float32 for x in base):
+        if ufunc is np.matmul and kind in BITS and all(x.dtype == np.float32 for x in base):
             base = [round_to(x, BITS[kind]) for x in base]
         if out is not None:
             keywords["out"] = tuple(np.asarray(x) if isinstance(x, Rounded) else x for x in out)
         y = getattr(ufunc, method)(*base, **keywords)
+        if kind == "every" and isinstance(y, np.ndarray | np.floating) and y.dtype == np.float32:
+            if out is not None:
+                keywords["out"][0][...] = round_to(y, 7)
+            else:
+                y = round_to(y, 7)
         if out is not None:
             return out[0] if len(out) == 1 else out
         if ufunc is np.matmul and kind == "bfloat16" and y.dtype == np.float32:
@@ -42,7 +48,7 @@ class Rounded(np.ndarray):
 
 
 def rounded(x: np.ndarray, kind: str) -> Rounded:
-    """x as an array whose products round.      kind: "bfloat16" | "tf32" """
+    """x as an array whose products round.      kind: one of BITS, or "every" """
     y = np.asarray(x).view(Rounded)
     y.kind = kind
     return y
