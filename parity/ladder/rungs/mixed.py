@@ -269,6 +269,9 @@ def replay(
             answers.heads(run, drawn.mask[at])
         answers.loss(runs, drawn.mask, dloss, said)
     else:
+        for tower, name in (("vision", "image_features"), ("text", "text_features")):
+            f = np.concatenate([run.value(f"{tower}.norm.out") for run in runs])
+            answers.at(name, np.where(drawn.mask[..., None], f, 0) if tower == "text" else f, said[name])
         for tower, d in zip(("vision", "text"), dloss):
             got = np.concatenate([run.grad(f"{tower}.norm.out") for run in runs])
             answers.at(f"losses, backward: {tower} features", d, got)
@@ -280,7 +283,7 @@ class Trained:
     """What one run of the trainer left."""
 
     passes: Sequence[Pass]
-    said: Mapping[str, np.ndarray]                        # the losses that it reported, and the norm before clipping
+    said: Mapping[str, np.ndarray]                        # what it reported: losses, the norm before clipping; towers' features
     grads: Mapping[str, np.ndarray]                       # "grad.NAME"
 
 

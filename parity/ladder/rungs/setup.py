@@ -34,8 +34,8 @@ class Row:
 
     @property
     def ok(self) -> bool:
-        """Within the budget; NaN never is, on either side."""
-        return self.budget < self.error < math.inf if self.must_leave else 0 <= self.error <= self.budget
+        """Within the budget; NaN never is, on either side, nor is what is infinite."""
+        return math.isfinite(self.error) and (self.error > self.budget if self.must_leave else self.error <= self.budget)
 
     @property
     def proves(self) -> bool:

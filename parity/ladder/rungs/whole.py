@@ -208,7 +208,7 @@ def step_by_step(
         passes: list[Pass] = []
         found = run(setup, drawn, dtype, record=passes)
         passes = [each for each in passes if each.grads]  # those without are embeddings that were made again
-        return mixed.Trained(passes, {name: found[name] for name in LOSSES if name in found},
+        return mixed.Trained(passes, {name: found[name] for name in (*LOSSES, *FEATURES) if name in found},
                              {name: g for name, g in found.items() if name.startswith("grad.")})
 
     for attempt in range(20):
