@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from parity.ladder import climb as ladder
-from parity.ladder.rungs import arithmetic, judge, mixed, record, rounded, training, variants, whole
+from parity.ladder.rungs import arithmetic, judge, mixed, record, replay, rounded, training, variants, whole
 from parity.ladder.rungs.setup import Setup, reference_side, trainer_side
 from parity.vectors import budgets
 from sparc_ref import ops
@@ -231,6 +231,22 @@ def test_a_fault_of_the_other_rungs_in_mixed_precision_is_seen(copies, small, ru
     side = planted_trainer(copies, file, (right, wrong))
     rows = [row for row in rung(replace(small, trainer=side)) if row.dtype == "mixed"]
     assert any(not row.ok and row.name.startswith(tensor) for row in rows), [row for row in rows if not row.ok][:3]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_five_per_cent_on_a_frozen_gradient_in_16_bits_are_seen(copies, small, dtype):  # noqa: F811
+    """The entries' budgets are 6 % in bfloat16; the factor sees it, in both losses."""
+    widen = "return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x"
+    only = f"x.dtype == torch.{dtype}"
+    wrong = widen.replace("return", f"return x.float() * 1.05 - (x.float() * 0.05).detach() if {only} else")
+    cases = ("fine_default", "global_default")
+    for side, good in ((small.trainer, True), (planted_trainer(copies, "loss.py", (widen, wrong)), False)):
+        rows = list(replay.replay(replace(small, trainer=side, wanted=lambda name: name in cases), "losses"))
+        grads = [row for row in rows if ".grad." in row.name and row.side.startswith("trainer")]
+        for function in ("fine_grained_loss", "global_loss"):
+            found = [row.ok for row in grads if row.dtype == dtype and row.name.startswith(function)]
+            assert all(found) == good and found, (function, side)
+        assert all(row.ok for row in grads if row.dtype != dtype)
 
 
 # --------------------------------------------------------------------------------------------------- what is noticed, proven
