@@ -344,7 +344,7 @@ def page(results: Mapping[str, Any]) -> str:
 <p>{e(facts(results))}</p>
 {table}
 <p>Each cell is the tensor that came closest to its budget: its largest error and the budget, both as fractions of the tensor's
-scale. {charts.LEGEND}</p>
+scale, or of a gradient's length where its factor came closer. {charts.LEGEND}</p>
 {seen}
 {f"<ul>{said}</ul>" if said else ""}
 {"".join(sections)}

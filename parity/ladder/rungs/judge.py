@@ -9,6 +9,8 @@ import numpy as np
 from parity.ladder.rungs.setup import Row, worst
 from parity.vectors import budgets
 
+BY_FACTOR = "held by its factor alone"
+
 
 def judge(
     name: str, dtype: str, side: str, got: Any, want: np.ndarray, scale: float, budget: float, along: float | None = None, *,
@@ -31,7 +33,7 @@ def judge(
     failing = [x for x in found if not x[0] <= x[1]]
     error, allowed, words = max(failing or proving or found[:1], key=lambda x: x[0] / x[1] if x[1] > 0 else math.inf)
     if found[0][1] >= budgets.PROVES and proving and not failing:
-        note = note or f"the budget of the entries, {found[0][1]:.2g} of the scale, proves nothing; that of the factor does"
+        note = note or f"{BY_FACTOR}: the budget of the entries, {found[0][1]:.2g} of the scale, proves nothing"
     seen = notices(got, want, scale, budget, along, length) if is_gradient(name) else None
     return Row(name, dtype, side, error, allowed, where=words, note=note, again=again, notices=seen)
 

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from parity import vectors
-from parity.ladder.rungs.judge import is_gradient, judge
+from parity.ladder.rungs.judge import BY_FACTOR, is_gradient, judge
 from parity.ladder.rungs.reconverge import harmless
 from parity.ladder.rungs.rounded import rounded
 from parity.ladder.rungs.setup import NotRun, Row, Setup, worst
@@ -37,6 +37,7 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
     if not cases:
         raise NotRun(f"no vector of level {level} was asked for")
     remarks: dict[str, list[str]] = {}
+    by_factor = 0
     for i, case in enumerate(cases):
         setup.tick(i / len(cases))
         lengths: dict[str, Any] = {}
@@ -46,12 +47,15 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
                     if dtype not in lengths:
                         lengths[dtype] = factor_twin(setup, case, dtype)
                     for row in one(case, side, dtype, call, lengths[dtype]):
-                        if row.note and not row.note.startswith("as "):
+                        by_factor += row.note.startswith(BY_FACTOR)
+                        if row.note and not row.note.startswith(("as ", BY_FACTOR)):
                             remarks.setdefault(f"{row.name} ({row.side}) {row.note}", []).append(case.id)
                         yield row
     for remark, ids in remarks.items():
         ids = list(dict.fromkeys(ids))
         setup.note(f"{remark}; in {len(ids)} case{'s' if len(ids) > 1 else ''}, such as {ids[0]}")
+    if by_factor:
+        setup.note(f"{by_factor} comparisons in 16 bits: {BY_FACTOR}, for the budget of the entries proves nothing")
     too = sum(case.function in CALLS for case in cases)
     setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
 
@@ -118,8 +122,8 @@ def factor_twin(setup: Setup, case: vectors.Case, dtype: str) -> dict[str, tuple
     In 16 bits: the float64 gradient of inputs that are rounded as the answer's are.  The budget of a frozen 16-bit vector holds
     what rounding the inputs does and is too wide to see a per cent; a gradient's length along this one is not.  What may be off
     is measured by the reference's own run on other arrays than those on trial: losses, which are float32 inside, in float32
-    with their results rounded; what is not widened on torch's float16, and for bfloat16 on NumPy arrays that round after
-    every operation.  In float32 and float64: torch's arrays in float32, and float64 with inputs nudged by float32's rounding.
+    with their results rounded; what is not widened on NumPy arrays that round after every operation, and in float16 on
+    torch's arrays too.  In float32 and float64: torch's arrays in float32, and float64 with inputs nudged by float32's rounding.
     """
     names = [name for name in case.budget if name.startswith("grad.")]
     if not names:
@@ -145,20 +149,19 @@ def factor_twin(setup: Setup, case: vectors.Case, dtype: str) -> dict[str, tuple
     exact = by_reference(setup, case, "float64", lambda x, _: narrow(x, np.float64))
     if case.level == "losses" and case.function != "align_patches":
         own = by_reference(setup, case, "float32", lambda x, _: narrow(x, np.float32))
-        own = {name: budgets.to_float64(runs.cast(np.asarray(x), "torch", dtype)) for name, x in own.items()}
-    elif dtype == "float16":
-        own = by_reference(setup, case, dtype, lambda x, _: runs.cast(x, "torch", dtype))
+        owns = [{name: budgets.to_float64(runs.cast(np.asarray(x), "torch", dtype)) for name, x in own.items()}]
     else:
-        own = by_reference(setup, case, dtype, lambda x, _: every(narrow(x, np.float32)))
-    exact, own = ({n: budgets.to_float64(x) for n, x in each.items() if n.startswith("grad.")} for each in (exact, own))
-    if not all(np.all(np.isfinite(x)) for each in (exact, own) for x in each.values()):
+        owns = [by_reference(setup, case, dtype, lambda x, _: everywhere(narrow(x, np.float32), dtype))]
+        owns += [by_reference(setup, case, dtype, lambda x, _: runs.cast(x, "torch", dtype))] if dtype == "float16" else []
+    exact, *owns = ({n: budgets.to_float64(x) for n, x in each.items() if n.startswith("grad.")} for each in (exact, *owns))
+    if not all(np.all(np.isfinite(x)) for each in (exact, *owns) for x in each.values()):
         return {}
-    allowed = budgets.factor_budgets(exact, [own], budgets.EPS[dtype] / 2)
+    allowed = budgets.factor_budgets(exact, owns, budgets.EPS[dtype] / 2)
     return {name: (x, allowed[name]) for name, x in exact.items()}
 
 
-def every(x: np.ndarray) -> np.ndarray:
-    return rounded(x, "every") if x.dtype == np.float32 else x
+def everywhere(x: np.ndarray, dtype: str) -> np.ndarray:
+    return rounded(x, f"{dtype} everywhere") if x.dtype == np.float32 else x
 
 
 def one(

@@ -4,6 +4,8 @@ import numpy as np
 
 BITS = {"bfloat16": 7, "tf32": 10}  # of the mantissa, beside the leading 1
 
+EVERYWHERE = {"bfloat16 everywhere": 7, "float16 everywhere": 10}
+
 
 def round_to(x: np.ndarray, bits: int) -> np.ndarray:
     """float32 rounded to the nearest number with so many mantissa bits, ties to even.      x (...) float32 -> (...) float32"""
@@ -16,10 +18,10 @@ def round_to(x: np.ndarray, bits: int) -> np.ndarray:
 
 
 class Rounded(np.ndarray):
-    """A float32 array; what is computed from it is one too.  Only np.matmul differs, and under "every" all results.
+    """A float32 array; what is computed from it is one too.  Only np.matmul differs, or every operation.
 
     "bfloat16": operands and result are rounded, as under autocast.  "tf32": operands alone; sums are float32.
-    "every": the result of each operation is rounded to bfloat16, as that of arrays in bfloat16 is.
+    "bfloat16 everywhere", "float16 everywhere": the result of each operation is rounded, as that of such arrays is.
     """
 
     kind = "bfloat16"
@@ -35,11 +37,10 @@ class Rounded(np.ndarray):
         if out is not None:
             keywords["out"] = tuple(np.asarray(x) if isinstance(x, Rounded) else x for x in out)
         y = getattr(ufunc, method)(*base, **keywords)
-        if kind == "every" and isinstance(y, np.ndarray | np.floating) and y.dtype == np.float32:
+        if kind in EVERYWHERE and isinstance(y, np.ndarray | np.floating) and y.dtype == np.float32:
+            y = round_to(y, EVERYWHERE[kind])
             if out is not None:
-                keywords["out"][0][...] = round_to(y, 7)
-            else:
-                y = round_to(y, 7)
+                keywords["out"][0][...] = y
         if out is not None:
             return out[0] if len(out) == 1 else out
         if ufunc is np.matmul and kind == "bfloat16" and y.dtype == np.float32:
@@ -48,7 +49,7 @@ class Rounded(np.ndarray):
 
 
 def rounded(x: np.ndarray, kind: str) -> Rounded:
-    """x as an array whose products round.      kind: one of BITS, or "every" """
+    """x as an array whose products round.      kind: one of BITS or of EVERYWHERE"""
     y = np.asarray(x).view(Rounded)
     y.kind = kind
     return y
