@@ -61,9 +61,9 @@ def proving() -> str:
             for dtype, allowed in budget.items() if name.startswith("grad.") else ():
                 frozen.setdefault((case.level, dtype), []).append(allowed)
     lines = ["| level | dtype | gradients | median budget | prove nothing |", "| --- | --- | --- | --- | --- |"]
-    for (level, dtype), allowed in frozen.items():
-        blind = sum(x >= PROVES for x in allowed)
-        lines.append(f"| {level} | {dtype} | {len(allowed)} | {np.median(allowed):.2g} | {blind} |")
+    for (level, dtype), found in frozen.items():
+        blind = sum(x >= PROVES for x in found)
+        lines.append(f"| {level} | {dtype} | {len(found)} | {np.median(found):.2g} | {blind} |")
     return "\n".join(lines)
 
 

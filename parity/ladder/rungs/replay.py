@@ -123,7 +123,7 @@ def factor_twin(setup: Setup, case: vectors.Case, dtype: str) -> dict[str, tuple
     what rounding the inputs does and is too wide to see a per cent; a gradient's length along this one is not.  What may be off
     is measured by the reference's own run on other arrays than those on trial: losses, which are float32 inside, in float32
     with their results rounded; what is not widened on NumPy arrays that round after every operation, and in float16 on
-    torch's arrays too.  In float32 and float64: torch's arrays in float32, and float64 with inputs nudged by float32's rounding.
+    torch's arrays too.  In float32 and float64: torch's arrays in float32, and float64 with inputs nudged by its rounding.
     """
     names = [name for name in case.budget if name.startswith("grad.")]
     if not names:
