@@ -82,6 +82,15 @@ def test_budgets_are_a_rounding_and_an_order_of_sums(small):
             assert budget < 0.1 and (along is None or along < 0.05), name  # measured up to 0.08 and 0.04
 
 
+def test_budgets_do_not_follow_the_trainers_gradients(small):
+    """Gradients three times as large are judged by the same budgets, entries and factors."""
+    drawn = whole.draw(small, whole.TOY, 5, 7)
+    trained = recorded_run(small, drawn, "mixed")
+    other = replace(trained, grads={name: 3 * g for name, g in trained.grads.items()})
+    one, two = ([x[4:] for x in mixed.compared(small, drawn, each, "mixed", whole.UPSTREAM)] for each in (trained, other))
+    assert one == two and len(one) > 150
+
+
 def test_fused_attention_loses_digits_and_nothing_else(rng):
     """With nothing rounded it is the reference's; with bfloat16 it is off by what that may cost."""
     qkv, dy, mask = rng.standard_normal((2, 5, 18)), rng.standard_normal((2, 5, 6)), np.arange(5) < np.array([[3], [5]])
