@@ -70,6 +70,8 @@ class Check:
     time_limit: float = 30.0        # seconds for one call
     budget: float = 300.0           # seconds for all calls
     memory_limit: float = 4.0       # GiB beyond what it holds once loaded
+    env: tuple[str, ...] = ()       # environment variables that its code may see beside PATH, HOME and their like
+    network: bool = False           # leave its code the network
     json: Path | None = None        # write the report here, as parity/checker/check.schema.json says
     html: Path | None = None        # the page with figures [runs/check/NAME.html]; "none" writes none
     export: Path | None = None      # write the batches into this folder, for a program in any language to answer
@@ -96,7 +98,8 @@ class Check:
                   "set": pairs("set", False)}
         return {
             "accept": self.accept, "device": self.device, "time_limit": self.time_limit, "budget": self.budget,
-            "memory_limit": self.memory_limit, **{name: x for name, x in given.items() if x is not None},
+            "memory_limit": self.memory_limit, "env": self.env, "network": self.network,
+            **{name: x for name, x in given.items() if x is not None},
         }
 
     def run(self) -> int:

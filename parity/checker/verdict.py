@@ -40,6 +40,8 @@ def check(
     budget: float = 300.0,
     memory_limit: float = 4.0,
     device: str = "cpu",
+    env: tuple[str, ...] = (),
+    network: bool = False,
     **overrides: Any,
 ) -> "Report":
     """Say what an implementation computes.
@@ -49,6 +51,8 @@ def check(
     accept        "listing1": that reading of the paper is as good
     time_limit    seconds for one call; budget: seconds for all of them; memory_limit: GiB beyond what it holds once loaded
     device        "cpu" | "cuda"
+    env           names of environment variables that it may see beside PATH, HOME and their like
+    network       leave it the network; else its code has none, where the system allows that
     overrides     what inference should not decide:
         call        words in calling order: "v,t,mask,scale", "text=t,image=v_bdhw,temperature=tau"; see caller.SHOWN
         patches, mask, scale   one word each: v_cls, padding, tau ...; mask="none", scale="fixed"
@@ -81,7 +85,8 @@ def check(
         from parity.checker.page.sheet import Report
 
         return Report(name, Diagnosis("cannot_run", note="not checked: this is already inside a check"), **common)
-    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget) as worker:
+    limits: dict[str, Any] = {"budget": budget, "env": env, "network": network}
+    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, **limits) as worker:
         if worker.how == "process":
             worker.launch()                               # its imports and ours, side by side
         from parity.checker.calling.convention import infer
@@ -112,7 +117,8 @@ def check(
             notes = (*notes, "it ran in this process, without limits of time and memory: it has no name to import it by")
         elif worker.how == "fork":
             notes = (*notes, "it ran in a fork of this process: it has no name to import it by")
-        return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how, **common)
+        return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how,
+                       network=worker.network, **common)
 
 
 @contextlib.contextmanager

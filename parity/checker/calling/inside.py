@@ -32,6 +32,7 @@ MOST = 1 << 16                                            # entries of an output
 def serve(reader, writer, target=None, device="cpu") -> None:
     """Answer requests until the other end hangs up.  target: an object in a forked process, else it is loaded on request."""
     state: dict[str, Any] = {"target": target, "made": {}, "device": device}
+    word = reader.readline(100).strip()                   # before their code is loaded; see `worker`
     while True:
         line = reader.readline(1 << 20)
         if not line:
@@ -47,12 +48,14 @@ def serve(reader, writer, target=None, device="cpu") -> None:
         except BaseException as error:                    # also SystemExit: their code may call sys.exit
             reply, sent = {"error": told(error, state)}, {}
         body = pack(sent)
-        writer.write(json.dumps(reply | {"bytes": len(body)}, default=repr).encode() + b"\n" + body)
+        writer.write(word + b" " + json.dumps(reply | {"bytes": len(body)}, default=repr).encode() + b"\n" + body)
         writer.flush()
 
 
 def answer(state, request, arrays):
     """One request.      -> JSON reply, arrays"""
+    if request["do"] == "ready":
+        return {}, {}
     if request["do"] == "load":
         sys.argv = [request.get("file") or request.get("module") or "check"]
         sys.path[:0] = [p for p in request.get("path", []) if p not in sys.path]

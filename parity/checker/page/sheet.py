@@ -29,6 +29,7 @@ class Report:
     """verdict: see diagnose.VERDICTS.  error: for cannot_run, type, message, lines of their code and the call.
 
     stages: theirs beside ours on one probe, as check.schema.json has them.  runs_in: "process" | "fork" | "here" | "folder".
+    network: whether its code could reach others.
     """
 
     target: str
@@ -40,6 +41,7 @@ class Report:
     seconds: float = 0.0
     calls: int = 0
     runs_in: str = "process"
+    network: bool = False
     device: str = "cpu"
     accept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -259,6 +261,7 @@ def show(report: Report, console) -> None:
     reached = f", reproduced to {d.reproduced_to:.0e}" if d.reproduced_to is not None else ""
     where = {"process": "a process of its own", "fork": "a fork of this process", "here": "this process, without limits",
              "folder": "another program"}[report.runs_in]
+    where += ", the network open to it" if report.network and report.runs_in in ("process", "fork") else ""
     line(f"{report.calls} calls in {where}, {report.seconds:.1f} s{reached}", style="dim")
 
 

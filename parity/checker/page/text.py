@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parity.checker.calling.packing import visible
+
 
 def number(x: Any) -> float | None:
     """A number, also one that JSON had to write as text; None for anything else."""
@@ -52,7 +54,3 @@ def capital(text):
 def safe(text: Any) -> str:
     """Text for HTML, quotes included; control characters made visible, and those that turn the text around."""
     return html.escape(visible(text), quote=True)
-
-
-def visible(text: Any) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))
