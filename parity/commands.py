@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import tyro
 
-Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "none"]
+Patches = Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp", "v_pbd", "v_pbd_cls"]
+Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "mask_lb",
+               "mask_lb_float", "padding_lb", "none"]
 
 
 @dataclass(frozen=True)
@@ -54,8 +56,9 @@ class Check:
     target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
     call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau
-    patches: Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp"] | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W) ...
-    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); none: it takes none
+    patches: Patches | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W), (B,H,W,D), (B,D,P), (P,B,D), with [CLS]
+    tokens: Literal["t", "t_bdl", "t_lbd"] | None = None  # layout of text: (B,L,D), (B,D,L), (L,B,D)
+    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); _lb: (L,B); none
     scale: Literal["theta", "scale", "tau", "log_tau", "fixed"] | None = None  # log(1/tau), 1/tau, tau, log tau, hard-coded
     sigma: str | None = None        # for an argument of that kind: default, 1/P or a number
     returns: str | None = None      # fine, global or total; or of several outputs: loss_a=fine,loss_b=global
@@ -92,7 +95,7 @@ class Check:
                     found[key] = value
             return found or None
 
-        names = ("call", "patches", "mask", "scale", "sigma", "returns", "method", "framework", "dtype")
+        names = ("call", "patches", "tokens", "mask", "scale", "sigma", "returns", "method", "framework", "dtype")
         given = {name: getattr(self, name) for name in names}
         given |= {"attributes": pairs("attributes", True), "isolate": pairs("isolate", True), "init": pairs("init", False),
                   "set": pairs("set", False)}

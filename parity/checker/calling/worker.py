@@ -112,7 +112,7 @@ class Worker:
         from parity.checker.calling import inside
 
         if self.here is None:
-            self.here = {"target": self.target["object"], "made": {}, "device": self.device}
+            self.here = inside.state_of(self.target["object"], self.device)
         try:
             told = Visible(sys.stderr)
             with contextlib.redirect_stdout(told), contextlib.redirect_stderr(told), random_state():
