@@ -88,7 +88,7 @@ def gradient_off(given: dict, wanted: dict, v: np.ndarray | None = None) -> floa
     """Largest difference of any entry, relative to the largest entry of that input's gradient.  None: nothing to compare.
 
     v (B,P,D): compare gradients of patches in the tangent of the unit sphere, where v is given.
-    Patches or tokens without any gradient, while the other has one, count as a gradient of zero.
+    A gradient that was not given is not compared; one that is zero because there is no path to it is given as zeros.
     """
     if not given:
         return None
@@ -101,10 +101,8 @@ def gradient_off(given: dict, wanted: dict, v: np.ndarray | None = None) -> floa
     worst = 0.0
     for name, want in wanted.items():
         got = given.get(name)
-        if got is None:
-            if name not in ("v", "t"):                    # not an input, or a gradient that nobody asked for
-                continue
-            got = np.zeros_like(want)
+        if got is None:                                   # not an input, or a gradient that nobody gave: not known
+            continue
         got = np.reshape(got, np.shape(want))
         scale = max(np.abs(want).max(initial=0.0), 1e-3 * top, 1e-6)
         worst = max(worst, float(np.abs(got - want).max(initial=0.0) / scale))
