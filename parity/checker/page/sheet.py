@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling.caller import Convention
+from parity.checker.calling.packing import visible
 from parity.checker.diagnosis.behaviour import Behaviour
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found, words
 from parity.checker.diagnosis.diagnose import Diagnosis
@@ -148,6 +149,15 @@ class Report:
         write_page(self.to_dict(), path)
         return path
 
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own: as the last line of a notebook's cell."""
+        import html
+
+        from parity.checker.page.page import page
+
+        return (f'<iframe sandbox srcdoc="{html.escape(page(self.to_dict()), quote=True)}" title="{html.escape(self.summary)}" '
+                'style="width: 100%; height: 40em; border: 0"></iframe>')
+
     def __str__(self) -> str:
         from rich.console import Console
 
@@ -191,11 +201,11 @@ def show(report: Report, console) -> None:
     from rich.table import Table
 
     def line(text="", indent=2, style=None):
-        console.print(Padding(escape(text), (0, 0, 0, indent)), style=style)
+        console.print(Padding(escape(visible(text)), (0, 0, 0, indent)), style=style)
 
     def code(text, indent):
         for row in text.splitlines():
-            console.print(" " * indent + escape(row), style="cyan", soft_wrap=True)
+            console.print(" " * indent + escape(visible(row)), style="cyan", soft_wrap=True)
 
     console.print()
     line(WORDS[report.verdict].format(base=report.base).upper()
@@ -212,7 +222,7 @@ def show(report: Report, console) -> None:
         line(f"{report.convention}", 4)
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
         for item in report.convention.items:
-            table.add_row(escape(item.what), escape(item.value), item.sure, escape(item.why))
+            table.add_row(*(escape(visible(x)) for x in (item.what, item.value, item.sure, item.why)))
         console.print(Padding(table, (0, 0, 0, 4)))
     d = report.diagnosis
     effects = {e.id: e for e in d.effects}
