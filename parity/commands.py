@@ -55,6 +55,7 @@ class Check:
 
     target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
+    edges: Literal["loose", "strict"] = "loose"  # strict: what shows on exact ties alone, such as > for >=, is a difference
     call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau
     patches: Patches | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W), (B,H,W,D), (B,D,P), (P,B,D), with [CLS]
     tokens: Literal["t", "t_bdl", "t_lbd"] | None = None  # layout of text: (B,L,D), (B,D,L), (L,B,D)
@@ -100,8 +101,8 @@ class Check:
         given |= {"attributes": pairs("attributes", True), "isolate": pairs("isolate", True), "init": pairs("init", False),
                   "set": pairs("set", False)}
         return {
-            "accept": self.accept, "device": self.device, "time_limit": self.time_limit, "budget": self.budget,
-            "memory_limit": self.memory_limit, "env": self.env, "network": self.network,
+            "accept": self.accept, "edges": self.edges, "device": self.device, "time_limit": self.time_limit,
+            "budget": self.budget, "memory_limit": self.memory_limit, "env": self.env, "network": self.network,
             **{name: x for name, x in given.items() if x is not None},
         }
 

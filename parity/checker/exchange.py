@@ -265,7 +265,7 @@ def _json(header) -> bytes:
     return json.dumps(header).encode()
 
 
-def judge(folder: Path):
+def judge(folder: Path, edges: bool = False):
     """The report on a folder of answers.  Raises ValueError where the folder itself is at fault."""
     start = time.monotonic()
     ask = Table(folder)
@@ -274,12 +274,12 @@ def judge(folder: Path):
             f"{folder}: the batch 'padded' of this version of sparc-ref is not there or has no answer: export again with "
             f"sparc-ref check --export NEW_FOLDER"
         )
-    diagnosis, notes = diagnose(ask), []
+    diagnosis, notes = diagnose(ask, edges), []
     if diagnosis.verdict == "unexplained" and (seen := between(ask)):
         low, high = seen
         for sigma in dict.fromkeys((simplest(low, high), (low + high) / 2, 0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high)):
             ask.sigma = float(sigma)                      # one value of the interval, to see whether it explains the rest
-            if (again := diagnose(ask)).verdict != "unexplained":
+            if (again := diagnose(ask, edges)).verdict != "unexplained":
                 diagnosis = again
                 notes.append(f"sigma lies between {low:.6g} and {high:.6g}; a folder cannot be asked again to narrow it down")
                 break

@@ -56,6 +56,7 @@ def check(
     device: str = "cpu",
     env: tuple[str, ...] = (),
     network: bool = False,
+    edges: str = "loose",
     **overrides: Any,
 ) -> "Report | DumpReport":
     """Say what an implementation computes.
@@ -67,6 +68,7 @@ def check(
     device        "cpu" | "cuda"
     env           names of environment variables that it may see beside PATH, HOME and their like
     network       leave it the network; else its code has none, where the system allows that
+    edges         "strict": what shows only where numbers are exactly equal, such as > for >=, counts as a difference
     overrides     what inference should not decide:
         call        words in calling order: "v,t,mask,scale", "text=t,image=v_bdhw,temperature=tau"; see caller.SHOWN
         patches, tokens, mask, scale   one word each: v_cls, t_bdl, padding, tau ...; mask="none", scale="fixed"
@@ -86,13 +88,15 @@ def check(
     accept = (accept,) if isinstance(accept, str) else tuple(accept)
     if bad := set(accept) - {"listing1"}:
         raise ValueError(f"accept: expected listing1, got {', '.join(sorted(bad))}")
+    if edges not in ("loose", "strict"):
+        raise ValueError(f'edges: expected "loose" or "strict", got {edges!r}')
     if device not in ("cpu", "cuda"):
         raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
     if isinstance(target, str | Path) and Path(target).is_dir():
         from parity.checker.exchange import judge
 
         with one_thread():
-            return replace(judge(Path(target)), accept=accept)
+            return replace(judge(Path(target), edges == "strict"), accept=accept)
     if isinstance(target, str | Path) and Path(target).suffix in (".npz", ".safetensors"):
         from parity.checker.dump import judge as judge_dump
 
@@ -125,7 +129,7 @@ def check(
         common |= {"versions": versions()}
         try:
             with one_thread():
-                report = best_of(worker, infer(chosen(worker, name), overrides), name)
+                report = best_of(worker, infer(chosen(worker, name), overrides), name, edges == "strict")
         except Stopped as stop:
             error = {"type": stop.kind, "message": str(stop), "lines": [], "call": ""}
             return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
@@ -175,13 +179,13 @@ def chosen(worker: Worker, name: str) -> Worker:
     return worker
 
 
-def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Report":
+def best_of(worker: Worker, conventions: "list[Convention]", name: str, edges: bool = False) -> "Report":
     """Diagnose under each convention that is left, and keep the one that explains most with least."""
     from parity.checker.calling.trial import Unclear
 
     reports, callers = [], {}
     for convention in conventions:
-        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name)
+        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name, edges)
         reports.append(report)
         if report.verdict != "unexplained" and len({c.written for c in conventions}) == 1:
             break
@@ -201,14 +205,14 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Repo
     return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
 
 
-def judged(worker, convention, name) -> "tuple[Report, Caller]":
+def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":
     from parity.checker.calling.caller import Caller
     from parity.checker.diagnosis.diagnose import diagnose
     from parity.checker.page.sheet import Report
 
     ask = Caller(worker, convention)
     try:
-        diagnosis = diagnose(ask)
+        diagnosis = diagnose(ask, edges)
     except (ArithmeticError, ValueError, LookupError, TypeError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckerFault(

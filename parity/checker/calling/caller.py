@@ -201,7 +201,13 @@ class Caller:
                 own = {"fine": {"v", "t", "theta"}, "global": {"v_bar", "t_bar", "theta"} & given or {"v", "t", "theta"}}
                 for leaf in own.get(name, given) & given if leaves and self.convention.framework in AUTOGRAD else ():
                     grads.setdefault(name, {}).setdefault(leaf, np.zeros_like(arrays[leaf]))  # no path to it: detached
-        return Answer(losses, grads, dtype="float32" if single(losses, grads) else "float64")
+        return Answer(losses, grads, dtype="float32" if single(losses) else "float64")
+
+    def again(self, probe: Probe, upstream: float = 1.0, dtype: str | None = None) -> Answer:
+        """The same batch with the loss multiplied before its gradient is taken, or in another precision; not remembered."""
+        if dtype is not None:
+            return Caller(self.worker, replace(self.convention, dtype=dtype)).call(probe)
+        return self.call(probe, upstream=upstream)
 
     def stages(self, probe: Probe) -> list[tuple[str, np.ndarray]] | None:
         """The arrays that it makes on the way, in order; None where it cannot be traced."""
@@ -212,12 +218,10 @@ class Caller:
         return [(where, sent[f"stage/{i}"]) for i, where in enumerate(reply["stages"])] if "stages" in reply else None
 
 
-def single(losses, grads) -> bool:
-    """Whether every number fits float32 exactly: then it was computed in float32 whatever came in."""
-    values = [x for x in losses.values() if math.isfinite(x) and x] + [g for part in grads.values() for g in part.values()]
-    with np.errstate(over="ignore", invalid="ignore"):
-        same = [np.array_equal(np.float32(x), np.asarray(x), equal_nan=True) for x in values]
-    return bool(same) and all(same)
+def single(losses) -> bool:
+    """Whether every loss fits float32 exactly: then it was computed in float32 whatever came in."""
+    values = [x for x in losses.values() if math.isfinite(x) and x]
+    return bool(values) and all(abs(x) < 1e38 and float(np.float32(x)) == x for x in values)
 
 
 def number(value: str | None) -> float:

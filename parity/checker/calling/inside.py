@@ -145,7 +145,7 @@ def call(state, request, arrays):
     elif fw.name == "jax":
         outputs, losses, grads = jax_call(state, fn, request, arrays, dtype, passed)
     elif request.get("grads", True):
-        outputs, losses, grads = fw.differentiate(run, leaves)
+        outputs, losses, grads = fw.differentiate(run, leaves, request.get("upstream", 1.0))
     else:
         (outputs, losses, _), grads = run(leaves), {}
     flat = bridges.flatten(outputs)
@@ -159,6 +159,8 @@ def call(state, request, arrays):
                 sent[f"out/{i}"] = value
         reply["outputs"].append(what)
     own = own_grads(request, flat, arrays) if not any(grads.values()) and request.get("grads", True) else None
+    if own and "upstream" in request:                     # it gave its gradient; nobody can scale the loss before that
+        own = None
     reply["losses"], reply["paths"] = {}, {}
     for name, loss in losses.items():
         value = bridges.to_numpy(loss)
@@ -209,7 +211,7 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     try:
         outputs, losses, grads = bridge_jax.call(
             fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
-            request.get("grads", True))
+            request.get("grads", True), request.get("upstream", 1.0))
     finally:
         undo()
     by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}

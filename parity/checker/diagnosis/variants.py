@@ -154,7 +154,7 @@ def cosines(c, v, t, mask, o: Variant):
     q = v if o.rows == "patches" else t
     c, q = c.detach() if o.detach == "c" else c, q.detach() if o.detach == "t" else q
     if o.no_norm not in ("both", "c"):
-        c = bare_unit(c) if o.inf_padding else unit(c, *eps)
+        c = bare_unit(c) if o.inf_padding and o.flat != "zero" else unit(c, *eps)
     if o.no_norm not in ("both", "t"):
         q = bare_unit(q) if o.nan_zero else unit(q, *eps)
     one, two = (q, c) if o.rows == "patches" else (c, q)

@@ -37,6 +37,8 @@ def percent(x):
     value = number(x)
     if value is None or not math.isfinite(value):
         return "NaN" if value is None or math.isnan(value) else "∞"
+    if value >= 10:
+        return f"{value:.2g} times"
     return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
 
 
