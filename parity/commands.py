@@ -6,7 +6,9 @@ from typing import Any, Literal
 
 import tyro
 
-Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "none"]
+Patches = Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp", "v_pbd", "v_pbd_cls"]
+Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "mask_lb",
+               "mask_lb_float", "padding_lb", "none"]
 
 
 @dataclass(frozen=True)
@@ -53,9 +55,11 @@ class Check:
 
     target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
+    edges: Literal["loose", "strict"] = "loose"  # strict: what shows on exact ties alone, such as > for >=, is a difference
     call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau
-    patches: Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp"] | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W) ...
-    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); none: it takes none
+    patches: Patches | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W), (B,H,W,D), (B,D,P), (P,B,D), with [CLS]
+    tokens: Literal["t", "t_bdl", "t_lbd"] | None = None  # layout of text: (B,L,D), (B,D,L), (L,B,D)
+    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); _lb: (L,B); none
     scale: Literal["theta", "scale", "tau", "log_tau", "fixed"] | None = None  # log(1/tau), 1/tau, tau, log tau, hard-coded
     sigma: str | None = None        # for an argument of that kind: default, 1/P or a number
     returns: str | None = None      # fine, global or total; or of several outputs: loss_a=fine,loss_b=global
@@ -70,6 +74,8 @@ class Check:
     time_limit: float = 30.0        # seconds for one call
     budget: float = 300.0           # seconds for all calls
     memory_limit: float = 4.0       # GiB beyond what it holds once loaded
+    env: tuple[str, ...] = ()       # environment variables that its code may see beside PATH, HOME and their like
+    network: bool = False           # leave its code the network
     json: Path | None = None        # write the report here, as parity/checker/check.schema.json says
     html: Path | None = None        # the page with figures [runs/check/NAME.html]; "none" writes none
     export: Path | None = None      # write the batches into this folder, for a program in any language to answer
@@ -90,13 +96,14 @@ class Check:
                     found[key] = value
             return found or None
 
-        names = ("call", "patches", "mask", "scale", "sigma", "returns", "method", "framework", "dtype")
+        names = ("call", "patches", "tokens", "mask", "scale", "sigma", "returns", "method", "framework", "dtype")
         given = {name: getattr(self, name) for name in names}
         given |= {"attributes": pairs("attributes", True), "isolate": pairs("isolate", True), "init": pairs("init", False),
                   "set": pairs("set", False)}
         return {
-            "accept": self.accept, "device": self.device, "time_limit": self.time_limit, "budget": self.budget,
-            "memory_limit": self.memory_limit, **{name: x for name, x in given.items() if x is not None},
+            "accept": self.accept, "edges": self.edges, "device": self.device, "time_limit": self.time_limit,
+            "budget": self.budget, "memory_limit": self.memory_limit, "env": self.env, "network": self.network,
+            **{name: x for name, x in given.items() if x is not None},
         }
 
     def run(self) -> int:

@@ -5,10 +5,10 @@ B batch, L tokens, P patches, D joint width.  t (B,L,D) tokens, v (B,P,D) patche
 
 from collections.abc import Callable
 
-from array_api_compat import array_namespace
+from array_api_compat import array_namespace, size
 
 from sparc_ref import ops
-from sparc_ref.backend import Array
+from sparc_ref.backend import Array, dtype_name, in_one_dtype
 
 CHOICES = {
     "similarity": ("dot", "cosine"),
@@ -46,10 +46,14 @@ def align_patches(
     flat          rows where every patch is alike and eq. 2 is 0/0 (and rows where no weight reaches sigma):
                   "uniform": a = 1/P, no gradient through s | "zero": c = 0 | "nan": the literal 0/0
     ties          the gradient of a tied minimum or maximum: "share" it evenly | "first" takes it all
-    Returns c, trace, back; back(dc) -> dt, dv.  Raises ValueError for an unknown option and for sigma outside [0, 1].
+    Returns c, trace, back; back(dc) -> dt, dv in the dtypes of t and v.  float16 and bfloat16 are computed in float32.
+    Raises ValueError for wrong shapes and dtypes, an unknown option and sigma outside [0, 1]; ArithmeticError for NaN or
+    infinity in a real token or a patch, and where similarities leave the range of the dtype.
     """
     check_options(similarity=similarity, align=align, threshold_on=threshold_on, flat=flat, ties=ties)
+    check_shapes(t, v, mask)
     xp = array_namespace(t, v)
+    (t, v), (narrow_t, narrow_v) = in_one_dtype(t=t, v=v)
     T = xp.matrix_transpose
     patches = v.shape[1]
     sigma = 1 / patches if sigma is None else sigma
@@ -64,15 +68,21 @@ def align_patches(
     )
     s = key_t @ T(key_v)                                  # (B,L,P)
     if align == "softmax":
+        check_finite("similarity", s, v=v, t=t)
         a, back_a = ops.softmax(s)
         stages = {}
     else:
-        a, stages, back_a = sparse_weights(s, sigma, threshold_on, flat, ties, mask)
+        lo, hi = xp.min(s, axis=-1, keepdims=True), xp.max(s, axis=-1, keepdims=True)  # (B,L,1)
+        check_range(lo, hi, key_t, key_v, v=v, t=t)
+        a, stages, back_a = sparse_weights(s, lo, hi, sigma, threshold_on, flat, ties, mask)
     if mask is not None:
         a = xp.where(mask[..., None], a, 0.0)
     c = a @ v                                             # (B,L,D)
+    if flat != "nan":
+        check_finite("c", c, v=v, t=t)
 
     def back(dc):
+        dc = xp.astype(dc, v.dtype, copy=False)
         da = dc @ T(v)                                    # (B,L,P)
         if mask is not None:
             da = xp.where(mask[..., None], da, 0.0)
@@ -80,15 +90,16 @@ def align_patches(
         dt = back_key_t(ds @ key_v)
         if mask is not None:
             dt = xp.where(mask[..., None], dt, 0.0)
-        return dt, back_key_v(T(ds) @ key_t) + T(a) @ dc  # v is used twice, as key and as value
+        dv = back_key_v(T(ds) @ key_t) + T(a) @ dc        # v is used twice, as key and as value
+        return narrow_t(dt), narrow_v(dv)
 
     return c, {"similarity": s, **stages, "weights": a}, back
 
 
-def sparse_weights(s, sigma, threshold_on, flat, ties, mask=None):
-    """Eqs. 2-4.      s (B,L,P) -> a (B,L,P), {minmax, sparse}, back; back(da) -> ds"""
+def sparse_weights(s, lo, hi, sigma, threshold_on, flat, ties, mask=None):
+    """Eqs. 2-4.      s (B,L,P), its rows' extrema (B,L,1) -> a (B,L,P), {minmax, sparse}, back; back(da) -> ds"""
     xp = array_namespace(s)
-    s_hat, flat_rows, back_minmax = min_max(s, ties)
+    s_hat, flat_rows, back_minmax = min_max(s, lo, hi, ties)
     x, back_first = normalize_rows(s_hat) if threshold_on == "weights" else (s_hat, _same)
     keep = x >= sigma
     s_til = xp.where(keep, x, 0.0)
@@ -100,18 +111,17 @@ def sparse_weights(s, sigma, threshold_on, flat, ties, mask=None):
         if mask is not None:
             undefined = undefined & mask[..., None]
         a = xp.where(undefined, 0.0 if flat == "zero" else xp.nan, a)
+    shown = s_til if threshold_on == "minmax" else xp.where(flat_rows, 1.0, s_til)
 
     def back(da):
         return back_minmax(back_first(xp.where(keep, back_second(da), 0.0)))
 
-    return a, {"minmax": s_hat, "sparse": s_til}, back
+    return a, {"minmax": s_hat, "sparse": shown}, back
 
 
-def min_max(s, ties="share"):
+def min_max(s, lo, hi, ties="share"):
     """Eq. 2, each row stretched to [0, 1]; a flat row becomes ones.      s (...,P) -> s_hat, flat (...,1) bool, back"""
     xp = array_namespace(s)
-    lo = xp.min(s, axis=-1, keepdims=True)
-    hi = xp.max(s, axis=-1, keepdims=True)
     flat = hi == lo
     width = xp.where(flat, 1.0, hi - lo)
     s_hat = xp.where(flat, 1.0, (s - lo) / width)
@@ -153,6 +163,60 @@ def check_options(**options: str) -> None:
     for name, value in options.items():
         if value not in CHOICES[name]:
             raise ValueError(f"{name}: expected one of {', '.join(CHOICES[name])}; got {value!r}")
+
+
+def check_shapes(t: Array, v: Array, mask: Array | None) -> None:
+    """ValueError that names the first of v, t, mask that is not (B,P,D), (B,L,D), (B,L) bool."""
+    if v.ndim != 3 or 0 in v.shape:
+        raise ValueError(f"v: expected (B,P,D) with at least one of each, got {tuple(v.shape)}")
+    batch, _, width = v.shape
+    if t.ndim != 3 or (t.shape[0], t.shape[2]) != (batch, width) or 0 in t.shape:
+        raise ValueError(f"t: expected (B,L,D) with B={batch}, D={width}, got {tuple(t.shape)}")
+    if mask is None:
+        return
+    if tuple(mask.shape) != tuple(t.shape[:2]):
+        raise ValueError(f"mask: expected (B,L) with B={batch}, L={t.shape[1]}, got {tuple(mask.shape)}")
+    if mask.dtype != array_namespace(mask).bool:
+        raise ValueError(f"mask: expected bool, true = real token, got {mask.dtype}")
+
+
+def check_finite(what: str, x: Array, **inputs: Array) -> None:
+    """ArithmeticError that says which input is to blame, if x (of any shape) holds NaN or infinity."""
+    xp = array_namespace(x)
+    if not bool(xp.all(xp.isfinite(x))):
+        blame(what, "not finite", x.dtype, inputs)
+
+
+def check_range(lo, hi, key_t, key_v, **inputs):
+    """ArithmeticError unless the rows of s = key_t key_v' have a width that the dtype holds.      lo, hi (B,L,1)
+
+    Beyond the largest number, and below the smallest normal one, eq. 2 would give some other finite answer.
+    """
+    xp = array_namespace(lo, hi)
+    T = xp.matrix_transpose
+    width = hi - lo
+    check_finite("similarity", width, **inputs)
+    smallest = xp.finfo(width.dtype).smallest_normal
+    if bool(xp.any((width < smallest) & (width > 0))):
+        blame("similarity", "too small to be told apart", width.dtype, inputs)
+    none = (hi == 0) & (lo == 0) & xp.any(key_t != 0, axis=-1, keepdims=True)
+    if bool(xp.any(none)):                                # truly 0, or did the products vanish?
+        unit_t, unit_v = (x / xp.where(top == 0, 1.0, top) for x, top in (
+            (key_t, xp.max(xp.abs(key_t), axis=-1, keepdims=True)), (key_v, xp.max(xp.abs(key_v)))))
+        s = unit_t @ T(unit_v)
+        if bool(xp.any(none & (xp.max(s, axis=-1, keepdims=True) != xp.min(s, axis=-1, keepdims=True)))):
+            blame("similarity", "0 where it is not", width.dtype, inputs)
+
+
+def blame(what, how, dtype, inputs):
+    """Raise ArithmeticError with the input that is not finite, or else with how large each of them is."""
+    for name, x in inputs.items():
+        xp = array_namespace(x)
+        if bad := int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64))):
+            raise ArithmeticError(f"{what} is {how}: {bad} of the {size(x)} numbers of {name} are NaN or infinite")
+    largest = ", ".join(f"|{name}| up to {float(array_namespace(x).max(array_namespace(x).abs(x))):.3g}"
+                        for name, x in inputs.items())
+    raise ArithmeticError(f"{what} is {how}: it left the range of {dtype_name(dtype)}{'; ' * bool(largest)}{largest}")
 
 
 def _same(d):

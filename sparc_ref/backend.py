@@ -3,13 +3,18 @@
 import ctypes
 import math
 import os
+from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from typing import Any
 
 import array_api_compat as aac
 import numpy as np
 
 Array = Any  # anything with an array API namespace: NumPy, CuPy, torch, array_api_strict
+
+FLOATS = ("float16", "bfloat16", "float32", "float64")
+BEYOND = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}  # what rounds to infinity
 
 NO_GPU = """{what}
 To run on a GPU you need an NVIDIA driver and the CuPy that matches it:
@@ -68,6 +73,39 @@ def like(x: np.ndarray, other: Array, dtype: Any = None) -> Array:
     """A host array as an array of `other`'s kind, on its device, in `dtype` (None: other's)."""
     xp = aac.array_namespace(other)
     return xp.asarray(x, dtype=dtype or other.dtype, device=aac.device(other))
+
+
+def dtype_name(x: Any) -> str:
+    """"float32", "bfloat16", ... of an array or a dtype, whatever kind it is."""
+    dtype = getattr(x, "dtype", x)
+    return getattr(dtype, "name", None) or str(dtype).rpartition(".")[2]
+
+
+def in_one_dtype(**inputs: Array) -> tuple[tuple[Array, ...], tuple[Callable, ...]]:
+    """The inputs in the widest dtype among them, at least float32, and for each the way back of its gradient to its own.
+
+    float16, bfloat16 (torch's and ml_dtypes'), float32, float64; ValueError names an input of another dtype.
+    """
+    kinds = {name: dtype_name(x) for name, x in inputs.items()}
+    if wrong := next((name for name, kind in kinds.items() if kind not in FLOATS), None):
+        raise ValueError(f"{wrong}: expected {', '.join(FLOATS)}, got {kinds[wrong]}")
+    xp = aac.array_namespace(*inputs.values())
+    wide = xp.float64 if "float64" in kinds.values() else xp.float32
+    return (tuple(xp.astype(x, wide, copy=False) for x in inputs.values()),
+            tuple(partial(narrow, dtype=x.dtype, name=name) for name, x in inputs.items()))
+
+
+def narrow(dy: Array, dtype: Any, name: str) -> Array:
+    """A gradient in its input's dtype; ArithmeticError where it does not fit, instead of an infinity that nobody announced."""
+    if dy.dtype == dtype:
+        return dy
+    xp = aac.array_namespace(dy)
+    kind = dtype_name(dtype)
+    largest = float(xp.max(xp.abs(dy)))
+    if largest >= BEYOND.get(kind, math.inf):
+        raise ArithmeticError(f"gradient of {name}: up to {largest:.3g}, it left the range of {kind}: call back() with a "
+                              f"smaller dloss, or pass {name} in float32")
+    return xp.astype(dy, dtype)
 
 
 def scatter_add(ids: Array, rows: Array, count: int) -> Array:

@@ -1,15 +1,16 @@
 """SPARC's two losses: global (eq. 1) and fine-grained (eq. 6).
 
-B batch, L tokens, P patches, D joint width.  theta = log(1/tau), a 0-d array.  d<name> is dLoss/d<name>.
+B batch, L tokens, P patches, D joint width.  theta = log(1/tau), a number or a 0-d array, used in the embeddings' dtype.
+Gradients come back in the dtype of what they belong to (a number's in the embeddings').  d<name> is dLoss/d<name>.
 """
 
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, device, size
+from array_api_compat import array_namespace, device, is_array_api_obj
 
 from sparc_ref import ops
-from sparc_ref.alignment import align_patches
-from sparc_ref.backend import Array
+from sparc_ref.alignment import align_patches, check_finite, check_shapes
+from sparc_ref.backend import Array, in_one_dtype, narrow
 
 REDUCTIONS = ("sample", "token")
 
@@ -19,16 +20,16 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
 
     v_bar, t_bar (B,D) need not be normalised.  L_g = 1/2 [CE(z) + CE(z')], z_ij = phi(v_bar_i, t_bar_j) / tau, mean over B.
     Returns loss (), trace, back; back(dloss) -> dv_bar, dt_bar, dtheta.
-    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Raises ValueError on wrong shapes, ArithmeticError when
-    the loss is not finite.
+    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Raises ValueError on wrong shapes and dtypes,
+    ArithmeticError when the loss or a gradient is not finite.
     """
     xp = array_namespace(v_bar, t_bar)
-    if v_bar.ndim != 2 or v_bar.shape[0] == 0:
-        raise ValueError(f"v_bar: expected (B,D) with B >= 1, got {tuple(v_bar.shape)}")
-    _expect("t_bar", t_bar, v_bar.shape, "(B,D) as v_bar")
-    v_bar, narrow_v = ops.at_least_float32(v_bar)
-    t_bar, narrow_t = ops.at_least_float32(t_bar)
-    theta, narrow_theta = ops.at_least_float32(theta)
+    if v_bar.ndim != 2 or 0 in v_bar.shape:
+        raise ValueError(f"v_bar: expected (B,D) with at least one of each, got {tuple(v_bar.shape)}")
+    if tuple(t_bar.shape) != tuple(v_bar.shape):
+        raise ValueError(f"t_bar: expected (B,D) as v_bar, got {tuple(t_bar.shape)}")
+    (v_bar, t_bar), (narrow_v, narrow_t) = in_one_dtype(v_bar=v_bar, t_bar=t_bar)
+    theta, narrow_theta = temperature(theta, v_bar)
 
     v_hat, back_v = ops.l2_normalize(v_bar)
     t_hat, back_t = ops.l2_normalize(t_bar)
@@ -37,14 +38,17 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
     loss_image, back_image = diagonal_cross_entropy(logits)
     loss_text, back_text = diagonal_cross_entropy(logits.T)
     loss = xp.mean(loss_image + loss_text) / 2
-    _finite("global loss", loss, v_bar=v_bar, t_bar=t_bar, theta=theta)
+    check_finite("global loss", loss, v_bar=v_bar, t_bar=t_bar, theta=theta)
 
     def back(dloss=1.0):
         each = xp.ones_like(loss_image) * (float(dloss) / (2 * v_bar.shape[0]))
         dlogits = back_image(each) + back_text(each).T
         dtheta = xp.sum(dlogits * logits)
         dcosine = xp.exp(theta) * dlogits
-        return narrow_v(back_v(dcosine @ t_hat)), narrow_t(back_t(dcosine.T @ v_hat)), narrow_theta(dtheta)
+        dv_bar, dt_bar = back_v(dcosine @ t_hat), back_t(dcosine.T @ v_hat)
+        for name, d in (("v_bar", dv_bar), ("t_bar", dt_bar), ("theta", dtheta)):
+            check_finite(f"gradient of {name}", d, dloss=each, v_bar=v_bar, t_bar=t_bar, theta=theta)
+        return narrow_v(dv_bar), narrow_t(dt_bar), narrow_theta(dtheta)
 
     return loss, {"logits": logits, "loss_image": loss_image, "loss_text": loss_text}, back
 
@@ -68,16 +72,9 @@ def fine_grained_loss(
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
     xp = array_namespace(v, t)
     T = xp.matrix_transpose
-    if v.ndim != 3 or 0 in v.shape:
-        raise ValueError(f"v: expected (B,P,D) with at least one of each, got {tuple(v.shape)}")
-    batch, _, width = v.shape
-    _expect("t", t, (batch, t.shape[1] if t.ndim == 3 else "L", width), f"(B,L,D) with B={batch}, D={width}")
-    _expect("mask", mask, t.shape[:2], f"(B,L) with B={batch}, L={t.shape[1]}")
-    if mask.dtype != xp.bool:
-        raise ValueError(f"mask: expected bool, true = real token, got {mask.dtype}")
-    v, narrow_v = ops.at_least_float32(v)
-    t, narrow_t = ops.at_least_float32(t)
-    theta, narrow_theta = ops.at_least_float32(theta)
+    check_shapes(t, v, mask)
+    (v, t), (narrow_v, narrow_t) = in_one_dtype(v=v, t=t)
+    theta, narrow_theta = temperature(theta, v)
 
     t_real = xp.where(mask[..., None], t, 0.0)
     c, trace, back_align = align_patches(t_real, v, mask, **options)
@@ -89,9 +86,9 @@ def fine_grained_loss(
     loss_tv, back_tv = diagonal_cross_entropy(T(logits), columns)
     share = token_shares(mask, reduction, logits.dtype)   # (B,L)
     loss = xp.sum(share * xp.where(mask, loss_vt + loss_tv, 0.0)) / 2
-    may_be_nan = options.get("flat") == "nan"
-    if not may_be_nan:
-        _finite("fine-grained loss", loss, v=v, t=t_real, theta=theta)
+    undefined = options.get("flat") == "nan" and bool(xp.isnan(loss))
+    if not undefined:
+        check_finite("fine-grained loss", loss, v=v, t=t_real, theta=theta)
 
     def back(dloss=1.0):
         each = share * (float(dloss) / 2)
@@ -102,9 +99,10 @@ def fine_grained_loss(
         dc = back_c(dcosine @ t_hat)
         dt, dv = back_align(dc)
         dt = dt + back_t(T(dcosine) @ c_hat)
-        if not may_be_nan:
-            _finite("gradient of the fine-grained loss", xp.sum(xp.abs(dt)) + xp.sum(xp.abs(dv)), v=v, t=t_real, theta=theta)
-        return narrow_v(dv), narrow_t(xp.where(mask[..., None], dt, 0.0)), narrow_theta(dtheta)
+        dt = xp.where(mask[..., None], dt, 0.0)
+        for name, d in (("v", dv), ("t", dt), ("theta", dtheta)) if not undefined else ():
+            check_finite(f"gradient of {name}", d, dloss=each, v=v, t=t_real, theta=theta)
+        return narrow_v(dv), narrow_t(dt), narrow_theta(dtheta)
 
     named = {"grouped": c, "logits_vt": logits, "logits_tv": T(logits)}
     zero = xp.zeros_like(loss_vt)
@@ -140,19 +138,19 @@ def token_shares(mask, reduction, dtype):
     return real / xp.where(length == 0, 1.0, length) / mask.shape[0]
 
 
-def _expect(name, x, shape, words):
-    if tuple(x.shape) != tuple(shape):
-        raise ValueError(f"{name}: expected {words}, got {tuple(x.shape)}")
-
-
-def _finite(what, value, **inputs):
-    """Raise ArithmeticError that says which input is to blame, if `value` () is not finite."""
-    xp = array_namespace(value)
-    if bool(xp.isfinite(value)):
-        return
-    for name, x in inputs.items():
-        bad = int(xp.sum(xp.astype(~xp.isfinite(x), xp.int64)))
-        if bad:
-            raise ArithmeticError(f"{what} is {float(value)}: {bad} of the {size(x)} numbers of {name} are NaN or infinite")
-    largest = ", ".join(f"|{name}| up to {float(xp.max(xp.abs(x))):.3g}" for name, x in inputs.items())
-    raise ArithmeticError(f"{what} is {float(value)}: it left the range of {value.dtype}; {largest}")
+def temperature(theta, like):
+    """theta as a 0-d array of the embeddings' dtype, and the way back of its gradient.   ValueError, ArithmeticError"""
+    xp = array_namespace(like)
+    own = like.dtype
+    if isinstance(theta, int | float) and not isinstance(theta, bool):
+        theta = xp.asarray(float(theta), dtype=own, device=device(like))
+    else:
+        if not is_array_api_obj(theta) or array_namespace(theta) != xp:
+            raise ValueError(f"theta: expected a number or a 0-d array like the embeddings, got {type(theta)}")
+        if theta.ndim != 0:
+            raise ValueError(f"theta: expected a number or a 0-d array, log(1/tau), got the shape {tuple(theta.shape)}")
+        own = theta.dtype
+        (theta,), _ = in_one_dtype(theta=theta)           # refuses what is no float
+        theta = xp.astype(theta, like.dtype, copy=False)
+    check_finite("theta", theta, theta=theta)
+    return theta, lambda d: narrow(d, own, "theta")

@@ -11,7 +11,7 @@ import numpy as np
 from array_api_compat import array_namespace
 
 from sparc_ref import losses, ops
-from sparc_ref.alignment import CHOICES, check_options
+from sparc_ref.alignment import CHOICES, check_finite, check_options
 from sparc_ref.backend import Array
 from sparc_ref.encoders import in_shards, part, text_tower, vision_tower
 
@@ -167,7 +167,8 @@ def forward(
     """Eq. 7: L = lambda_g L_g + lambda_f L_f, and everything on the way to it.
 
     images (B,3,H,W) float, normalised; tokens (B,L) int; mask (B,L) bool, true = real token.  Padding may hold any id.
-    Returns loss (), trace, back; back(dloss) -> one gradient for every parameter, under the same names.
+    Returns loss (), trace, back; back(dloss) -> one gradient for every parameter, under the same names.  ValueError names an
+    input that does not fit; ArithmeticError where the loss or a gradient is not finite (but for flat="nan").
     trace: image_features f_v (B,P,C), text_features f_t (B,L,C), v (B,P,D), t (B,L,D), v_bar, t_bar (B,D), loss_global,
     loss_fine and both losses' own stages.  shards > 1 runs the towers on that many parts of the batch, in threads.
     """
@@ -197,6 +198,9 @@ def forward(
             dv, dt, dtheta_fine = back_fine(config.lambda_f * dloss)
         thetas = {"theta": dtheta, "theta_fine": dtheta_fine} if "theta_fine" in params else {"theta": dtheta + dtheta_fine}
         g = back_towers(dv, dv_bar, dt, dt_bar) | thetas
+        if not bool(xp.all(xp.stack([xp.all(xp.isfinite(x)) for x in g.values()]))) and bool(xp.isfinite(loss)):
+            for name, x in g.items():
+                check_finite(f"gradient of {name}", x)
         return {name: g[name] for name in params}
 
     return loss, trace, back

@@ -16,9 +16,8 @@ from sparc_ref.backend import Array
 
 def at_least_float32(x: Array) -> tuple[Array, Callable]:
     """Widen float16 and bfloat16 to float32.      x -> x, back; the gradient returns in x's own dtype"""
-    xp = array_namespace(x)
-    narrow = xp.finfo(x.dtype).bits < 32
-    return xp.astype(x, xp.float32) if narrow else x, lambda dy: xp.astype(dy, x.dtype) if narrow else dy
+    (wide,), (narrow,) = backend.in_one_dtype(x=x)
+    return wide, narrow
 
 
 def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, Callable]:
@@ -159,17 +158,19 @@ def _exp_rows(xp, z, mask):
 def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Callable]:
     """y = x / max(|x|, eps) over the last axis; right for any finite x, also where the sum of squares would overflow.
 
-    x (...,D) -> (...,D); back -> dx
+    x (...,D) -> (...,D); back -> dx.  A vector of zeros has no direction: it stays as it is and gets no gradient.
     """
     xp = array_namespace(x)
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
-    top = xp.where(top == 0, 1.0, top)                    # |x| = top |x/top|
+    zero = top == 0
+    top = xp.where(zero, 1.0, top)                        # |x| = top |x/top|
     y = x / top
     length = xp.sqrt(xp.vecdot(y, y))[..., None]
     least = eps / top
     long = length > least
     length = xp.where(long, length, least)
     y /= length
+    length = xp.where(zero, xp.inf, length)               # from here on: no direction, no gradient
 
     def back(dy):
         along = xp.where(long, xp.vecdot(y, dy)[..., None], 0.0)

@@ -3,8 +3,10 @@
 A fault is a change of source text.  The module is compiled anew with it, so nothing can be patched halfway.
 """
 
+import ast
 import re
 import types
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -217,3 +219,22 @@ def test_gradients_are_checked_with_upstream_gradients_that_can_tell():
     assert np.allclose(faulty.softmax(z)[1](np.ones((3, 4))), ops.softmax(z)[1](np.ones((3, 4))))
     with pytest.raises(AssertionError):
         agree(faulty.softmax, {"z": z}, np.random.default_rng(0), lambda z: F.softmax(z, -1))
+
+
+def test_what_cannot_be_planted_says_so():
+    with pytest.raises(AssertionError, match="move the fault to where it went"):
+        planted(ops, "this is nowhere", "")
+
+
+def test_nothing_is_planted_inside_an_expectation():
+    """There the error of a fault whose text has moved would pass for the fault being seen."""
+    plants = re.compile(r"\b(?:planted\w*|copy|setattr|setitem|delattr|write_text|write_bytes|exec)\(|\.replace\(['\"]")
+    looked = 0
+    for path in sorted(Path(__file__).parent.rglob("test_*.py")):
+        tests = [node for node in ast.walk(ast.parse(path.read_text())) if isinstance(node, ast.FunctionDef)]
+        for node in (node for test in tests if not test.name.endswith("says_so") for node in ast.walk(test)):
+            if isinstance(node, ast.With) and any("raises(" in ast.unparse(item) for item in node.items):
+                body = "\n".join(map(ast.unparse, node.body))
+                looked += 1
+                assert not plants.search(body), f"{path.name}:{node.lineno} plants inside pytest.raises: {body}"
+    assert looked > 100

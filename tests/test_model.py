@@ -126,6 +126,25 @@ def test_encoders_agree_with_forward(rng):
     close(one_patch["segment"][:, 0], one_patch["v_bar"], "h_v and g_v on a single patch are the pooled embedding")
 
 
+@pytest.mark.parametrize("name", ["default", "erf", "no text positions", "pool all", "no h_v", "larger picture, linear"])
+def test_encoders_against_the_oracle(rng, name):
+    """What evaluation reads and no loss does is under the model's options too: every patch through h_v."""
+    config, shape = variant(name)
+    params, images, tokens, mask = make(rng, config, **shape)
+    p = {n: torch.tensor(x) for n, x in params.items()}
+    f_v, ids, real = oracle.vision(p, torch.tensor(images), config), torch.tensor(tokens), torch.tensor(mask)
+    f_t = oracle.text(p, ids, real, config)
+    pooled = oracle.masked_mean(f_t, None if config.text_pool == "all" else real)
+    wanted = {"v": oracle.linear(f_v, p["g_v.weight"], p["g_v.bias"]), "v_bar": oracle.image_head(p, f_v.mean(1), config),
+              "segment": oracle.image_head(p, f_v, config), "t": oracle.linear(f_t, p["g_t.weight"], p["g_t.bias"]),
+              "t_bar": oracle.linear(pooled, p["g_t.weight"], p["g_t.bias"])}
+    for shards in (1, 2):
+        ours = encode_images(params, images, config, shards) | encode_texts(params, tokens, mask, config, shards)
+        assert ours.keys() == wanted.keys()
+        for n, x in wanted.items():
+            close(ours[n], x.numpy(), n)
+
+
 def test_padding_is_inert_in_the_whole_model(rng):
     params, images, tokens, mask = make(rng, TOY)
     loss, _, back = forward(params, images, tokens, mask, TOY)
@@ -177,10 +196,24 @@ def test_presets_have_the_papers_sizes():
     assert 195e6 < count["vit_b_16"] < 199e6
     assert 3.5e6 < count["small"] - 2048 * 192 < 3.9e6
     assert [PRESETS[n].grid for n in ("vit_b_32", "vit_b_16", "vit_l_14")] == [(7, 7), (14, 14), (16, 16)]
-    for name in ("vit_b_32", "vit_b_16", "vit_l_14"):
-        c = PRESETS[name]
-        assert (c.text_width, c.text_depth, c.text_heads) == (768, 12, 12)
-        assert (c.vocab_size, c.max_tokens, c.embed_dim) == (32000, 55, 512)
+
+
+# image, patch; width, depth, heads of the vision tower, of the text tower; vocabulary, tokens, D: the paper's, and ours below
+TEXT = (768, 12, 12, 32000, 55, 512)
+SIZES = {
+    "vit_b_32": (224, 32, 768, 12, 12, *TEXT), "vit_b_16": (224, 16, 768, 12, 12, *TEXT),
+    "vit_l_14": (224, 14, 1024, 24, 16, *TEXT),
+    "tiny": (64, 8, 64, 2, 4, 64, 2, 4, 2048, 32, 64), "small": (64, 8, 192, 4, 3, 192, 4, 3, 2048, 32, 128),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PRESETS)
+def test_every_size_of_every_preset(name):
+    """Heads change no shape and no count: nothing else would tell. Whatever is no size is the default's."""
+    names = ["image_size", "patch_size", *(f"{tower}_{n}" for tower in ("vision", "text") for n in ("width", "depth", "heads")),
+             "vocab_size", "max_tokens", "embed_dim"]
+    assert SIZES[name] == tuple(getattr(PRESETS[name], n) for n in names)
+    assert PRESETS[name] == SPARCConfig(**dict(zip(names, SIZES[name]))) and PRESETS[name].mlp_ratio == 4
 
 
 def test_initial_parameters(rng):

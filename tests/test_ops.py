@@ -1,5 +1,8 @@
 """Every primitive, by three witnesses."""
 
+import math
+import sys
+
 import numpy as np
 import pytest
 import torch
@@ -8,6 +11,7 @@ from witness import agree, close
 
 from parity import oracle
 from sparc_ref import encoders, ops
+from sparc_ref.backend import erf, to_numpy
 
 
 def draw(rng, *shape):
@@ -50,6 +54,20 @@ def test_gelu_kinds_differ(rng):
     assert 1e-5 < np.max(np.abs(ops.gelu(x, "tanh")[0] - ops.gelu(x, "erf")[0])) < 1e-3
     with pytest.raises(ValueError, match='expected "tanh" or "erf", got \'relu\''):
         ops.gelu(x, "relu")
+
+
+@pytest.mark.parametrize("dtype", ["float64", "float32"])
+def test_erf_without_scipy(rng, array, monkeypatch, dtype):
+    """SciPy is no requirement: math.erf, number by number, in the dtype that came."""
+    x = np.concatenate([np.linspace(-7, 7, 141), draw(rng, 20), [0.0, 1e-300, np.inf, -np.inf]]).astype(dtype)
+    for missing in ("scipy", "scipy.special"):
+        monkeypatch.setitem(sys.modules, missing, None)
+    wanted = np.array([math.erf(float(each)) for each in x]).astype(dtype)
+    ours = to_numpy(erf(array(x.reshape(-1, 3))))
+    assert ours.shape == (55, 3) and ours.dtype == dtype
+    np.testing.assert_allclose(ours.ravel(), wanted, rtol=0, atol=2 * np.finfo(dtype).eps)
+    assert float(to_numpy(erf(array(np.asarray(0.5, dtype))))) == pytest.approx(math.erf(0.5), rel=1e-6)
+    agree(ops.gelu, {"x": draw(rng, 9, 3) * 3}, rng, lambda x, kind: F.gelu(x), {"kind": "erf"})
 
 
 def masks(rng, batch, length):

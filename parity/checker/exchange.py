@@ -19,6 +19,7 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling.caller import Convention, Item, arrays_of
+from parity.checker.calling.packing import visible
 from parity.checker.diagnosis import variants
 from parity.checker.diagnosis.asking import Box, simplest
 from parity.checker.diagnosis.behaviour import behaviour
@@ -136,7 +137,7 @@ class Table:
         self.known = self.answers
         items = (
             Item("out.*", ", ".join(k for k in LOSSES if k in kinds), "given", "their names"),
-            Item("grad.*", ", ".join(leaves) or "none: values alone are compared", "given", "their names"),
+            Item("grad.*", given_gradients(leaves, kinds), "given", "their names"),
         )
         self.convention = Convention(folder.name, "folder", (), losses={k: ((k,), (1.0,)) for k in LOSSES if k in kinds},
                                      items=items)
@@ -154,6 +155,15 @@ class Table:
             return Answer(error="the folder has no such batch")
         self.asked[key] = probe
         return self.answers[key]
+
+
+def given_gradients(leaves: list[str], kinds: set[str]) -> str:
+    """Which gradients are there; of those that are not, nothing is said."""
+    if not leaves:
+        return "none: values alone are compared"
+    wanted = ["v", "t", "theta"] if kinds & {"fine", "total"} else ["v_bar", "t_bar", "theta"]
+    missing = [leaf for leaf in wanted if leaf not in leaves]
+    return ", ".join(leaves) + (f"; not given, and not compared: {', '.join(missing)}" if missing else "")
 
 
 def read_folder(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
@@ -201,7 +211,7 @@ def read_answer(folder, name, arrays, names) -> Answer:
 def inputs_expected(file: str, header: dict[str, Any]) -> None:
     """Refuse a batch whose names or shapes do not belong together."""
     if set(header) != {*LEAVES, "mask"}:
-        raise ValueError(f"{file}: expected v, t, mask, theta, v_bar, t_bar; got {', '.join(sorted(header))[:100]}")
+        raise ValueError(f"{file}: expected v, t, mask, theta, v_bar, t_bar; got {visible(', '.join(sorted(header))[:100])}")
     shapes = {name: tuple(x["shape"]) for name, x in header.items()}
     if len(shapes["v"]) != 3 or len(shapes["t"]) != 3:
         raise ValueError(f"{file}: expected v (B,P,D) and t (B,L,D), got {shapes['v']} and {shapes['t']}")
@@ -226,9 +236,10 @@ def only(file: str, header: dict[str, Any], allowed: dict[str, list]) -> None:
             raise ValueError(f"{file}: {name}: expected shape {wanted}, got {shape}")
 
 
-def read_arrays(folder: Path, file: str, expect: Callable[[str, dict], None]) -> dict[str, np.ndarray]:
+def read_arrays(folder: Path, file: str, expect: Callable[[str, dict], None], limit: int = LIMIT,
+                dtypes: tuple[str, ...] = ("F64", "F32", "U8", "BOOL")) -> dict[str, np.ndarray]:
     """The tensors of one file, its header checked before anything is believed."""
-    content = read_bytes(folder, file, LIMIT)
+    content = read_bytes(folder, file, limit)
     size = int.from_bytes(content[:8], "little")
     if len(content) < 8 or size > len(content) - 8:
         raise ValueError(f"{file}: cut short: {len(content)} bytes, and its header claims {size}")
@@ -240,7 +251,7 @@ def read_arrays(folder: Path, file: str, expect: Callable[[str, dict], None]) ->
         shape = entry.get("shape") if isinstance(entry, dict) else None
         if not isinstance(shape, list) or not all(type(n) is int and 0 <= n < 1 << 20 for n in shape):
             raise ValueError(f"{file}: {name[:60]!r}: expected dtype, shape and data_offsets")
-        if entry.get("dtype") not in ("F64", "F32", "U8", "BOOL"):
+        if entry.get("dtype") not in dtypes:
             raise ValueError(f"{file}: {name[:60]!r}: expected F64 or F32, got {entry.get('dtype')!r}")
     expect(file, header)
     as_bool = {name: {**entry, "dtype": "BOOL"} if entry["dtype"] == "U8" else entry for name, entry in header.items()}
@@ -254,7 +265,7 @@ def _json(header) -> bytes:
     return json.dumps(header).encode()
 
 
-def judge(folder: Path):
+def judge(folder: Path, edges: bool = False):
     """The report on a folder of answers.  Raises ValueError where the folder itself is at fault."""
     start = time.monotonic()
     ask = Table(folder)
@@ -263,12 +274,12 @@ def judge(folder: Path):
             f"{folder}: the batch 'padded' of this version of sparc-ref is not there or has no answer: export again with "
             f"sparc-ref check --export NEW_FOLDER"
         )
-    diagnosis, notes = diagnose(ask), []
+    diagnosis, notes = diagnose(ask, edges), []
     if diagnosis.verdict == "unexplained" and (seen := between(ask)):
         low, high = seen
         for sigma in dict.fromkeys((simplest(low, high), (low + high) / 2, 0.9 * low + 0.1 * high, 0.1 * low + 0.9 * high)):
             ask.sigma = float(sigma)                      # one value of the interval, to see whether it explains the rest
-            if (again := diagnose(ask)).verdict != "unexplained":
+            if (again := diagnose(ask, edges)).verdict != "unexplained":
                 diagnosis = again
                 notes.append(f"sigma lies between {low:.6g} and {high:.6g}; a folder cannot be asked again to narrow it down")
                 break

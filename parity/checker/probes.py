@@ -93,15 +93,19 @@ def threshold_probe(name, wanted, *, swapped=False, lengthen=1.0, lift=None, sam
     return Probe(name, v, t, np.ones(t.shape[:2], dtype=bool), 0.0, pool[0], pool[1], shows, edge=True)
 
 
-def knife_probe(sigma, samples=1) -> Probe:
-    """threshold_probe for P = 4 with one similarity that is sigma exactly, also after patches are l2-normalised."""
+def knife_probe(sigma, samples=1, lengthen=1.0) -> Probe:
+    """threshold_probe for P = 4 with one similarity that is sigma exactly, also after patches are l2-normalised.
+
+    lengthen: the range of its row, a power of 2.
+    """
     for attempt in range(400):
-        probe = threshold_probe(f"knife_{attempt}", (sigma, (1 + sigma) / 2), samples=samples)
+        probe = threshold_probe(f"knife_{attempt}", (sigma, (1 + sigma) / 2), samples=samples, lengthen=lengthen)
         squares = probe.v[0] * probe.v[0]
         sums = squares.sum(-1), squares.cumsum(-1)[:, -1], squares[:, ::-1].cumsum(-1)[:, -1]
         if all((x == 1).all() for x in sums):
             break
-    return replace(probe, name="knife", shows="a similarity that is exactly the threshold: > or >=")
+    name = "knife" if lengthen == 1 else "knife_long"
+    return replace(probe, name=name, shows="a similarity that is exactly the threshold: > or >=")
 
 
 def draw(name, lengths, columns, patches, *, unit=False, flat=False, zero=False, shows="", tries=200) -> Probe:

@@ -34,6 +34,18 @@ class Differs(Exception):
         self.report = report
 
 
+def missing_torch(error: BaseException) -> bool:
+    return isinstance(error, ModuleNotFoundError) and error.name == "torch"
+
+
+def told(target: str, summary: str, text: str) -> Any:
+    """A failure that reads as `text`, with `summary` in pytest's last lines."""
+    from _pytest._code.code import ReprEntryNative, ReprExceptionInfo, ReprFileLocation, ReprTraceback
+
+    lines = ReprTraceback([ReprEntryNative([f"{line}\n" for line in text.splitlines()])], None, "native")
+    return ReprExceptionInfo(lines, ReprFileLocation(target, 0, summary.splitlines()[0]))
+
+
 class SparcItem(pytest.Item):
     """One implementation as one test."""
 
@@ -46,9 +58,9 @@ class SparcItem(pytest.Item):
 
     def repr_failure(self, excinfo: pytest.ExceptionInfo, style: Any = None) -> Any:
         if isinstance(excinfo.value, Differs):
-            return str(excinfo.value.report)
-        if isinstance(excinfo.value, ValueError):         # usage: one line
-            return f"{self.target}: {excinfo.value}"
+            return told(self.target, excinfo.value.report.summary, str(excinfo.value.report))
+        if isinstance(excinfo.value, ValueError) or missing_torch(excinfo.value):  # usage: one line
+            return told(self.target, str(excinfo.value), f"{self.target}: {excinfo.value}")
         return super().repr_failure(excinfo, style)
 
     def reportinfo(self) -> tuple[Any, None, str]:
@@ -65,7 +77,11 @@ def sparc_check(request: pytest.FixtureRequest) -> Any:
         try:
             return checked(target, **(given | overrides))
         except Differs as differs:
-            pytest.fail(str(differs.report), pytrace=False)
+            pytest.fail(f"{differs.report.summary}\n{differs.report}", pytrace=False)
+        except ModuleNotFoundError as error:
+            if not missing_torch(error):
+                raise
+            pytest.fail(str(error), pytrace=False)
 
     return check
 

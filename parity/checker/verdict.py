@@ -8,6 +8,7 @@ Exit codes of the command: 0 equals eq. 6 (or Listing 1 with --accept listing1),
 """
 
 import contextlib
+import importlib.util
 import os
 import sys
 import time
@@ -17,15 +18,28 @@ from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from parity.checker.calling.packing import visible
 from parity.checker.calling.target import target_of
 from parity.checker.calling.worker import INSIDE, Stopped, Worker
 
 if TYPE_CHECKING:
     from parity.checker.calling.caller import Caller, Convention
+    from parity.checker.dump import DumpReport
     from parity.checker.page.sheet import Report
 
-OVERRIDES = ("call", "patches", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework", "method",
-             "isolate", "dtype")
+OVERRIDES = ("call", "patches", "tokens", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework",
+             "method", "isolate", "dtype")
+
+
+NO_TORCH = "the check needs torch, of which a CPU build is enough: pip install 'sparc_ref[parity]'"
+
+
+def has_torch() -> bool:
+    """Whether torch can be imported, without importing it."""
+    try:
+        return importlib.util.find_spec("torch") is not None
+    except ImportError:
+        return False
 
 
 class CheckerFault(ValueError):
@@ -40,18 +54,24 @@ def check(
     budget: float = 300.0,
     memory_limit: float = 4.0,
     device: str = "cpu",
+    env: tuple[str, ...] = (),
+    network: bool = False,
+    edges: str = "loose",
     **overrides: Any,
-) -> "Report":
+) -> "Report | DumpReport":
     """Say what an implementation computes.
 
-    target        a function, a torch module or its class, another callable; "pkg.module:name", "file.py", "file.py:name"; or
-                  a folder that `export` wrote and a program has answered
+    target        a function, a torch module or its class, another callable; "pkg.module:name", "file.py", "file.py:name"; a
+                  folder that `export` wrote and a program has answered; or a batch of a training run, .npz or .safetensors
     accept        "listing1": that reading of the paper is as good
     time_limit    seconds for one call; budget: seconds for all of them; memory_limit: GiB beyond what it holds once loaded
     device        "cpu" | "cuda"
+    env           names of environment variables that it may see beside PATH, HOME and their like
+    network       leave it the network; else its code has none, where the system allows that
+    edges         "strict": what shows only where numbers are exactly equal, such as > for >=, counts as a difference
     overrides     what inference should not decide:
         call        words in calling order: "v,t,mask,scale", "text=t,image=v_bdhw,temperature=tau"; see caller.SHOWN
-        patches, mask, scale   one word each: v_cls, padding, tau ...; mask="none", scale="fixed"
+        patches, tokens, mask, scale   one word each: v_cls, t_bdl, padding, tau ...; mask="none", scale="fixed"
         sigma       "default" | "1/P" | a number, for an argument of that kind
         returns     "fine" | "global" | "total" | "loss_a=fine,loss_b=global"
         attributes  {"logit_scale": "theta"}: where an instance keeps its temperature
@@ -61,19 +81,30 @@ def check(
     Raises ValueError for a target that makes no sense, and convention.Unclear where one keyword would decide.  What the
     implementation itself raises is the verdict cannot_run.
     """
+    if not has_torch():
+        raise ModuleNotFoundError(NO_TORCH, name="torch")
     if unknown := set(overrides) - set(OVERRIDES):
         raise ValueError(f"check: no option {', '.join(sorted(unknown))}; there are {', '.join(OVERRIDES)}")
     accept = (accept,) if isinstance(accept, str) else tuple(accept)
     if bad := set(accept) - {"listing1"}:
         raise ValueError(f"accept: expected listing1, got {', '.join(sorted(bad))}")
+    if edges not in ("loose", "strict"):
+        raise ValueError(f'edges: expected "loose" or "strict", got {edges!r}')
     if device not in ("cpu", "cuda"):
         raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
     if isinstance(target, str | Path) and Path(target).is_dir():
         from parity.checker.exchange import judge
 
         with one_thread():
-            return replace(judge(Path(target)), accept=accept)
-    name = str(target) if isinstance(target, str | Path) else name_of(target)
+            return replace(judge(Path(target), edges == "strict"), accept=accept)
+    if isinstance(target, str | Path) and Path(target).suffix in (".npz", ".safetensors"):
+        from parity.checker.dump import judge as judge_dump
+
+        if overrides:
+            raise ValueError(f"check {target}: {', '.join(overrides)}: these options are for code; a file is read as it stands")
+        with one_thread():
+            return judge_dump(Path(target), accept)
+    name = visible(target if isinstance(target, str | Path) else name_of(target))
     start = time.monotonic()
     common: dict[str, Any] = {"accept": accept, "device": device}
     if os.environ.get(INSIDE):                            # a file that checks itself, imported by a check
@@ -81,7 +112,8 @@ def check(
         from parity.checker.page.sheet import Report
 
         return Report(name, Diagnosis("cannot_run", note="not checked: this is already inside a check"), **common)
-    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, budget=budget) as worker:
+    limits: dict[str, Any] = {"budget": budget, "env": env, "network": network}
+    with Worker(target_of(target), time_limit, int(memory_limit * 2**30), device, **limits) as worker:
         if worker.how == "process":
             worker.launch()                               # its imports and ours, side by side
         from parity.checker.calling.convention import infer
@@ -97,7 +129,7 @@ def check(
         common |= {"versions": versions()}
         try:
             with one_thread():
-                report = best_of(worker, infer(chosen(worker, name), overrides), name)
+                report = best_of(worker, infer(chosen(worker, name), overrides), name, edges == "strict")
         except Stopped as stop:
             error = {"type": stop.kind, "message": str(stop), "lines": [], "call": ""}
             return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
@@ -106,13 +138,16 @@ def check(
             error = {"type": stop.error["type"], "message": stop.error["message"], "lines": stop.error.get("lines", []),
                      "call": "import" if stop.call == "import" else stop.call}
             return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
-                          calls=worker.asked, runs_in=worker.how, **common)
-        notes = report.notes
+                          calls=worker.asked, runs_in=worker.how, notes=stop.notes, **common)
+        notes = (*report.notes, *(report.convention.notes if report.convention else ()))
+        if report.verdict == "listing1" and "listing1" not in accept:
+            notes = (*notes, "--accept listing1 takes that reading of the paper as right: exit status 0")
         if worker.how == "here":
             notes = (*notes, "it ran in this process, without limits of time and memory: it has no name to import it by")
         elif worker.how == "fork":
             notes = (*notes, "it ran in a fork of this process: it has no name to import it by")
-        return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how, **common)
+        return replace(report, notes=notes, seconds=time.monotonic() - start, calls=worker.asked, runs_in=worker.how,
+                       network=worker.network, **common)
 
 
 @contextlib.contextmanager
@@ -138,18 +173,19 @@ def chosen(worker: Worker, name: str) -> Worker:
     except Stopped as stop:
         raise CannotRun({"type": stop.kind, "message": str(stop), "lines": []}, "import") from None
     if worker.candidates:
-        lines = "\n".join(f"    {name}:{candidate}" for candidate in worker.candidates[:12])
+        file = name.removesuffix(f":{worker.target.get('name')}")
+        lines = "\n".join(f"    {file}:{visible(candidate)}" for candidate in worker.candidates[:12])
         raise Unclear(f"{name} holds several functions that could be the loss; name one of\n{lines}")
     return worker
 
 
-def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Report":
+def best_of(worker: Worker, conventions: "list[Convention]", name: str, edges: bool = False) -> "Report":
     """Diagnose under each convention that is left, and keep the one that explains most with least."""
     from parity.checker.calling.trial import Unclear
 
     reports, callers = [], {}
     for convention in conventions:
-        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name)
+        report, callers[convention.written, tuple(convention.losses)] = judged(worker, convention, name, edges)
         reports.append(report)
         if report.verdict != "unexplained" and len({c.written for c in conventions}) == 1:
             break
@@ -169,14 +205,14 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str) -> "Repo
     return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
 
 
-def judged(worker, convention, name) -> "tuple[Report, Caller]":
+def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":
     from parity.checker.calling.caller import Caller
     from parity.checker.diagnosis.diagnose import diagnose
     from parity.checker.page.sheet import Report
 
     ask = Caller(worker, convention)
     try:
-        diagnosis = diagnose(ask)
+        diagnosis = diagnose(ask, edges)
     except (ArithmeticError, ValueError, LookupError, TypeError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckerFault(
@@ -198,7 +234,7 @@ def with_cls(ask, diagnosis):
     from parity.checker.probes import PROBES
 
     given = {w for _, w in ask.convention.arguments}
-    if "v_cls" not in given or "v_bar" in given or any(f.id == "global.uses_cls" for f in diagnosis.deviations):
+    if not given & {"v_cls", "v_pbd_cls"} or "v_bar" in given or any(f.id == "global.uses_cls" for f in diagnosis.deviations):
         return diagnosis
     grads = ask(PROBES["padded"]).grads
     if not any(np.any(grads.get(loss, {}).get("v_bar", 0)) for loss in ("global", "total")):
@@ -234,10 +270,13 @@ def name_of(target: Any) -> str:
 
 def main(command) -> int:
     """The command: print the page, write what was asked for, return the exit code."""
+    if not has_torch():
+        print(f"sparc-ref check: {NO_TORCH}", file=sys.stderr)
+        return 2
     from rich.console import Console
 
     from parity.checker.calling.trial import Unclear
-    from parity.checker.page.sheet import show
+    from parity.checker.page.sheet import Report, show
 
     console = Console(highlight=False) if sys.stdout.isatty() else Console(highlight=False, width=112)
     if command.export is not None:
@@ -253,13 +292,20 @@ def main(command) -> int:
     try:
         report = check(command.target, **command.options())
     except Unclear as unclear:
-        print(f"sparc-ref check: {unclear}", file=sys.stderr)
+        print(f"sparc-ref check: {visible(unclear)}", file=sys.stderr)
         return 2
-    show(report, console)
+    except ValueError as error:
+        raise ValueError(visible(error)) from error
     if command.json is not None:
         command.json.parent.mkdir(parents=True, exist_ok=True)
         command.json.write_text(report.to_json())
-    if command.html is None or str(command.html) != "none":
+    if not isinstance(report, Report):
+        print(f"{report}\n  {report.summary}")
+        return report.exit_code
+    show(report, console)
+    if report.error and report.error["type"] == "NotFound":  # a name that is wrong: nothing was looked at
+        pass
+    elif command.html is None or str(command.html) != "none":
         page = report.write_html(command.html or Path("runs/check") / f"{slug(report.target)}.html")
         print(f"  {page}")
     print(f"  {report.summary}")

@@ -11,7 +11,7 @@ FAILED = "#c00020"
 LEGEND = (
     "In the charts below a dot is an error, the upright stroke its budget, the line between them what is left. Filled dots "
     "are the trainer's, open ones the reference's own replay of a frozen vector. Errors of exactly 0 stand left of the axis. "
-    "Red is beyond the budget."
+    "Red is beyond the budget; grey proves nothing, its budget being a tenth of the scale or more."
 )
 LEFT, RIGHT, TOP, LINE = 300, 20, 40, 16  # pixels
 WIDTH = 1100
@@ -84,7 +84,7 @@ def same(row: Mapping[str, Any], other: Mapping[str, Any]) -> bool:
 def _mark(row, x, y, failed):
     """The error's dot, the budget's stroke, a line between them, and all of it in words for who hovers."""
     error, budget, ok = float(row["error"]), float(row["budget"]), row["ok"]
-    colour = COLOURS[family(row["dtype"])] if ok else FAILED
+    colour = FAILED if not ok else COLOURS[family(row["dtype"])] if row.get("proves", True) else "#999"
     at, limit = x(error), x(budget)
     words = f"{row['name']}, {row['side']}, {row['dtype']}: error {error:.3g}, budget {budget:.3g}; {row['where']}"
     hollow = row["side"] == "reference"

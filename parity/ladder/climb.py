@@ -18,8 +18,12 @@ from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
+from parity.ladder import sensitivity
 from parity.ladder.rungs import cuda, ranks, replay, training, variants, whole
 from parity.ladder.rungs.setup import NotRun, Row, Setup, Side, reference_side, trainer_side
+from parity.vectors import budgets
 
 
 @dataclass(frozen=True)
@@ -103,8 +107,8 @@ def run(
         in_effect = settings(setup, chosen)
         for rung in chosen:
             bar.start(rung)
-            done.append({"name": rung.name, "what": rung.what, "status": "not run", "seconds": 0.0, "compared": 0,
-                         "reason": "an earlier rung failed", "notes": [], "rows": [], "series": None})
+            done.append({"name": rung.name, "what": rung.what, "status": "not run", "seconds": 0.0, "compared": 0, "blind": 0,
+                         "reason": "an earlier rung failed", "cannot": False, "notes": [], "rows": [], "series": None})
             if failure and not keep_going:
                 continue
             left = 60 * minutes - (time.perf_counter() - began)
@@ -116,10 +120,11 @@ def run(
             found = climb(rung, setup, done[-1], bar, keep_going)
             failure = failure or found
             say(line(done[-1]))
+    passed = failure is None and any(each["status"] == "passed" for each in done)  # nothing run is nothing passed
     return {
-        "schema": 1, "title": "Parity ladder", "passed": failure is None, "preset": preset, "device": device,
+        "schema": 2, "title": "Parity ladder", "passed": passed, "preset": preset, "device": device,
         "command": "", "started": started, "seconds": time.perf_counter() - began, "settings": in_effect,
-        "versions": versions(device), "rungs": done, "failure": failure,
+        "versions": versions(device), "rungs": done, "sensitivity": sensitivity.table(done), "failure": failure,
     }
 
 
@@ -136,6 +141,7 @@ def climb(rung: Rung, setup: Setup, done: dict, bar: Any, keep_going: bool = Fal
     try:
         for row in rung.climb(setup):
             done["compared"] += 1
+            done["blind"] += not row.proves
             keep(rows, row)
             bar.beat()
             if not row.ok and failure is None:
@@ -144,9 +150,11 @@ def climb(rung: Rung, setup: Setup, done: dict, bar: Any, keep_going: bool = Fal
                 if not keep_going:
                     break
         if not rows:
-            raise NotRun("nothing was compared")
+            done |= {"status": "not run", "reason": "nothing was compared"}
+        elif done["blind"] == done["compared"] and not failure:
+            done |= {"status": "not run", "reason": f"nothing was proven: every budget is {budgets.PROVES:g} or more"}
     except NotRun as reason:
-        done |= {"status": "failed" if failure else "not run", "reason": str(reason)}
+        done |= {"status": "failed" if failure else "not run", "reason": str(reason), "cannot": not failure}
     except Exception as error:  # what is on trial may do anything
         row = Row(f"raised {type(error).__name__}", "float64", "trainer", float("inf"), 0.0, where=trail(error))
         keep(rows, row)
@@ -157,20 +165,30 @@ def climb(rung: Rung, setup: Setup, done: dict, bar: Any, keep_going: bool = Fal
 
 
 def keep(rows: dict, row: Row) -> None:
-    """Of all rows of one name, side and dtype keep the worst, and count them."""
+    """Of all rows of one name, side and dtype keep the worst that proves something, and count them.
+
+    What a gradient's comparisons notice is what the one that sees most notices.
+    """
     from parity.ladder.report import headroom
 
-    as_dict = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "again"} | {"ok": row.ok, "count": 1}
+    as_dict = {f.name: getattr(row, f.name) for f in fields(row) if f.name != "again"}
+    as_dict |= {"ok": row.ok, "proves": row.proves, "count": 1, "blind": int(not row.proves)}
     key = (row.name, row.side, row.dtype)
     if key in rows:
         before = rows[key]
-        count = before["count"] + 1
-        if (not row.ok, headroom(as_dict)) > (not before["ok"], headroom(before)):
-            rows[key] = as_dict
-        rows[key]["count"] = count
-        rows[key]["note"] = rows[key]["note"] or before["note"]
+        if (not row.ok, row.proves, headroom(as_dict)) > (not before["ok"], before["proves"], headroom(before)):
+            rows[key] = as_dict | {"note": as_dict["note"] or before["note"]}
+        rows[key] |= {"count": before["count"] + 1, "blind": before["blind"] + (not row.proves)}
+        rows[key]["notices"] = sees_more(before["notices"], row.notices)
     else:
         rows[key] = as_dict
+
+
+def sees_more(one: float | None, other: float | None) -> float | None:
+    """The smaller of two numbers that may be NaN, a gradient that is exactly zero, or None, no gradient."""
+    if one is None or other is None:
+        return other if one is None else one
+    return float(np.fmin(one, other))
 
 
 def trail(error: Exception) -> str:
@@ -224,9 +242,10 @@ def line(done: dict) -> str:
         return f"{done['name']:14} not run: {done['reason']}"
     if done["status"] == "failed":
         return f"{done['name']:14} FAILED: {describe(next(r for r in done['rows'] if not r['ok']))}"
-    closest = max((r for r in done["rows"] if not r["must_leave"]), key=headroom, default=None)
+    closest = max((r for r in done["rows"] if r["proves"] and not r["must_leave"]), key=headroom, default=None)
     text = f", closest to its budget: {closest['name']} ({closest['dtype']}) at {headroom(closest):.0%}" if closest else ""
-    return f"{done['name']:14} ok, {done['compared']:,} comparisons in {done['seconds']:.0f} s{text}"
+    blind = f", {done['blind']:,} of them prove nothing," if done["blind"] else ""
+    return f"{done['name']:14} ok, {done['compared']:,} comparisons{blind} in {done['seconds']:.0f} s{text}"
 
 
 class Progress:
@@ -298,12 +317,10 @@ def settings(setup: Setup, chosen: Sequence[Rung]) -> dict[str, Any]:
     """Everything that was in effect."""
     import torch
 
-    from parity.vectors import budgets
-
     return {
         "preset": setup.preset, "device": setup.device, "seed": setup.seed, "threads": torch.get_num_threads(),
         "dtypes": "float64, float32, mixed (bfloat16 autocast)", "TF32": tf32_state(setup.device),
-        "budget": f"{budgets.SLACK:g} x the reference's own error against float64",
+        "budget": f"{budgets.SLACK:g} x the reference's own error against float64; from {budgets.PROVES:g} on none",
         "rungs": ", ".join(rung.name for rung in chosen), "vectors": str(setup.vectors or "parity/vectors/v1"),
         **{f"size: {name}": value for name, value in asdict(whole.sizes(setup)).items()},
     }
@@ -357,7 +374,7 @@ def announce(results_settings: dict, found: dict, out: Path) -> str:
 
 
 def main(command: Any) -> int:
-    """`python -m parity ladder`.      command: commands.Ladder -> exit status, 1 when anything failed"""
+    """`python -m parity ladder`.      command: commands.Ladder -> exit status, 1 when anything failed or nothing was run"""
     from parity.ladder import report
     from sparc_ref.backend import get_device
 

@@ -132,9 +132,27 @@ def in_process(command: list[str], limit: float) -> dict[str, Any]:
 
 
 def passed(found: dict[str, Any]) -> bool:
-    """All parts ended well, and the ladder left nothing out."""
+    """All parts ended well, each with something to show, and the ladder left nothing out that this machine can do."""
+    return not problems(found)
+
+
+def problems(found: dict[str, Any]) -> list[str]:
+    """Why the check is not passed, a line each.  Nothing run is nothing passed."""
+    said = [f"{name}: {part['status']}" for name, part in found.items() if part["status"] != "passed"]
     ladder = found["ladder"]["result"]
-    return all(part["status"] == "passed" for part in found.values()) and ladder is not None and ladder["passed"]
+    if ladder is None:
+        said.append("ladder: it wrote no results")
+    else:
+        said += [] if ladder["passed"] else ["ladder: it did not pass"]
+        said += [f"ladder: {r['name']} was not run: {r['reason']}" for r in ladder["rungs"]
+                 if r["status"] == "not run" and not r["cannot"]]
+        if not any(r["status"] == "passed" and r["blind"] < r["compared"] for r in ladder["rungs"]):
+            said.append("ladder: nothing was run")
+    if not any(int(n) for line in found["tests"]["said"] for n in re.findall(r"\b(\d+) passed\b", line)):
+        said.append("tests: none was run")
+    if not any(row["seconds"] for row in found["benchmarks"]["result"] or []):
+        said.append("benchmarks: none was run")
+    return said
 
 
 # ------------------------------------------------------------------------------------------------------------- benchmarks
@@ -245,7 +263,7 @@ def report(found: dict[str, Any], seconds: float, date: str | None = None) -> tu
     date = date or time.strftime("%Y-%m-%d")
     name = f"report-{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{date}"
     lines = [f"# {gpu}, {date}", "", f"`make gpu-check`: {'passed' if passed(found) else '**FAILED**'} in {seconds:.0f} s.", "",
-             "| part | outcome | seconds |", "| --- | --- | ---: |"]
+             *(f"- {text}" for text in problems(found)), "", "| part | outcome | seconds |", "| --- | --- | ---: |"]
     lines += [f"| {part} | {x['status']} | {x['seconds']:.0f} |" for part, x in found.items()]
     lines += ["", "## Ladder", ""]
     lines += [markdown(ladder)] if ladder else ["It wrote no results. Its last words:", "", *quoted(found["ladder"]["said"])]

@@ -2,17 +2,22 @@
 
 What `python -m parity ladder` writes to results.json, and all that the renderings here know:
 
-    schema    1
+    schema    2
     title     "Parity ladder"
-    passed    true when nothing failed; a rung that was not run is no failure, and is named wherever the verdict is
+    passed    true when nothing failed and at least one rung passed; a rung that was not run is no failure, and is named
+              wherever the verdict is; where none was run, nothing is passed
     preset, device, command, started (ISO 8601), seconds
     settings  {name: value}: seed, threads, dtypes, TF32 state, sizes, output folder: all that was in effect
     versions  {name: value}: python, numpy, torch, cupy, sparc_ref, platform, processor, gpu
-    rungs     [{name, what, status "passed" | "failed" | "not run", reason, seconds, compared, notes [text],
+    rungs     [{name, what, status "passed" | "failed" | "not run", reason, cannot, seconds, compared, blind, notes [text],
                 rows [row], series null | {title, y, lines {name: [number]}, band [[low, high]]}}]
-    row       {name, side, dtype, error, budget, ok, must_leave, where, note, count}, in forward order.  A row is the worst
-              of `count` comparisons of tensors of this name: error and budget are fractions of the tensor's scale,
-              `must_leave` marks a planted error that has to be seen, and then ok means error > budget
+              cannot: not run because this machine lacks something; blind: how many comparisons prove nothing
+    row       {name, side, dtype, error, budget, ok, proves, must_leave, where, note, notices, count, blind}, in forward
+              order.  A row is the worst of `count` comparisons of tensors of this name: error and budget are fractions of the
+              tensor's scale, or of a gradient's length ("as a whole"); `must_leave` marks a planted error that has to be seen,
+              and then ok means error > budget; proves: false where the budget is so wide that being within it says nothing,
+              `blind` of the count; notices: null, or the smallest change of this gradient's size that is seen
+    sensitivity  [{rung, dtype, gradients, zero, median, worst, name, side}], see sensitivity.py
     failure   null | {rung, row, float64 null | {error, budget}, verdict}: the first tensor that left its budget, and what
               the same comparison gives in float64
 
@@ -28,7 +33,7 @@ from pathlib import Path
 from typing import Any
 from xml.sax.saxutils import escape, quoteattr
 
-from parity.ladder import charts
+from parity.ladder import charts, sensitivity
 
 GROUPS = {"float64": "float64", "float32": "float32", "float16": "16-bit", "bfloat16": "16-bit", "mixed": "16-bit"}
 COLUMNS = ("float64", "float32", "16-bit")
@@ -90,12 +95,16 @@ def verdict(results: Mapping[str, Any]) -> str:
     if results["failure"]:
         f = results["failure"]
         return f"Failed at {f['rung']}: {describe(f['row'])}{left}"
+    if not ran:
+        return f"Nothing was run, so nothing is passed{left}"
     if not results["passed"]:
         return f"Failed: {', '.join(r['name'] for r in rungs if r['status'] == 'failed')}{left}"
-    worst = max((row for r in ran for row in r["rows"] if not row["must_leave"]), key=headroom, default=None)
+    worst = max((row for r in ran for row in r["rows"] if row["proves"] and not row["must_leave"]), key=headroom, default=None)
     closest = f"; the closest to its budget is {worst['name']} at {headroom(worst):.0%} of it" if worst else ""
     climbed = f"{len(ran)} rung" + "s" * (len(ran) != 1)
-    return f"Passed: {climbed}, {sum(r['compared'] for r in ran):,} comparisons{closest}{left}"
+    blind = sum(r["blind"] for r in ran)
+    nothing = f", of which {blind:,} prove nothing" if blind else ""
+    return f"Passed: {climbed}, {sum(r['compared'] for r in ran):,} comparisons{nothing}{closest}{left}"
 
 
 def describe(row: Mapping[str, Any]) -> str:
@@ -105,6 +114,8 @@ def describe(row: Mapping[str, Any]) -> str:
         return f"{row['name']}: {row['where']}"
     if row["must_leave"] and not row["ok"]:
         off = f"was to leave its budget of {short(budget)} and is off by {short(error)} only"
+    elif not row["proves"] and row["ok"]:
+        off = f"proves nothing: it is off by {short(error)}, its budget is {short(budget)}"
     else:
         off = f"is off by {short(error)}, its budget is {short(budget)}"
     return f"{row['name']} ({row['side']}, {row['dtype']}) {off}" + (f"; {row['where']}" if row["where"] else "")
@@ -129,23 +140,24 @@ def worst_rows(rung: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     worst: dict[str, Mapping[str, Any]] = {}
     for row in rung["rows"]:
         column = GROUPS.get(row["dtype"], row["dtype"])
-        key = (not row["ok"], headroom(row) if not row["must_leave"] else -1.0)
-        if column not in worst or key > (not worst[column]["ok"], headroom(worst[column])):
+        key = (not row["ok"], row["proves"], headroom(row) if not row["must_leave"] else -1.0)
+        if column not in worst or key > (not worst[column]["ok"], worst[column]["proves"], headroom(worst[column])):
             worst[column] = row
     return worst
 
 
 def lines(results: Mapping[str, Any]) -> Iterable[list[str]]:
-    """The table's cells: rung, compared, one cell a precision, outcome."""
+    """The table's cells: rung, compared, how many of these prove nothing, one cell a precision, outcome, time."""
     for rung in results["rungs"]:
         worst = worst_rows(rung)
         cells = [f"{short(number(worst[c]['error']))} of {short(number(worst[c]['budget']))}" if c in worst else ""
                  for c in COLUMNS]
         outcome = {"passed": "ok", "failed": "FAILED", "not run": "NOT RUN"}[rung["status"]]
-        yield [rung["name"], f"{rung['compared']:,}", *cells, outcome, f"{rung['seconds']:.0f} s"]
+        yield [rung["name"], f"{rung['compared']:,}", f"{rung['blind']:,}", *cells, outcome, f"{rung['seconds']:.0f} s"]
 
 
-HEAD = ["rung", "compared", *(f"{c}: error of budget" for c in COLUMNS), "", "time"]
+HEAD = ["rung", "compared", "prove nothing", *(f"{c}: error of budget" for c in COLUMNS), "", "time"]
+OUTCOME = HEAD.index("")
 
 
 def facts(results: Mapping[str, Any]) -> str:
@@ -165,7 +177,8 @@ def remarks(results: Mapping[str, Any]) -> list[str]:
         if rung["status"] == "not run":
             reasons.setdefault(rung["reason"], []).append(rung["name"])
         said += [f"{rung['name']}: {note}" for note in rung["notes"]]
-    return [f"NOT RUN: {', '.join(names)}: {reason}" for reason, names in reasons.items()] + said
+    said = [f"NOT RUN: {', '.join(names)}: {reason}" for reason, names in reasons.items()] + said
+    return said + [f"noticed in {text}" for text in sensitivity.remarks(results["sensitivity"])]
 
 
 # ------------------------------------------------------------------------------------------------------- in four forms
@@ -180,11 +193,18 @@ def terminal(results: Mapping[str, Any], console: Any = None) -> None:
     console.width = max(console.width, 118)               # whole numbers on a wrapped line are better than cut ones
     table = Table(title=f"{results['title']}, {results['preset']}, {results['device']}: error of budget", title_justify="left")
     for i, name in enumerate(HEAD):
-        table.add_column(name.removesuffix(": error of budget"), justify="left" if i in (0, 5) else "right", no_wrap=True)
+        table.add_column(name.removesuffix(": error of budget"), justify="left" if i in (0, OUTCOME) else "right", no_wrap=True)
     for cells in lines(results):
-        bad = cells[5] != "ok"
-        table.add_row(*cells, style="bold red" if cells[5] == "FAILED" else "yellow" if bad else None)
+        bad = cells[OUTCOME] != "ok"
+        table.add_row(*cells, style="bold red" if cells[OUTCOME] == "FAILED" else "yellow" if bad else None)
     console.print(table)
+    if results["sensitivity"]:
+        seen = Table(title=sensitivity.TITLE, title_justify="left")
+        for i, name in enumerate(sensitivity.HEAD):
+            seen.add_column(name, justify="right" if i else "left", no_wrap=True)
+        for cells in sensitivity.cells(results["sensitivity"]):
+            seen.add_row(*cells)
+        console.print(seen)
     for remark in remarks(results):
         console.print(f"  {remark}", markup=False, highlight=False, soft_wrap=True)
     console.print(verdict(results), style="bold green" if results["passed"] else "bold red", markup=False, highlight=False,
@@ -201,6 +221,11 @@ def markdown(results: Mapping[str, Any]) -> str:
     out += ["| " + " | ".join(HEAD) + " |", "| --- |" + " ---: |" * (len(HEAD) - 3) + " --- | ---: |"]
     out += ["| " + " | ".join(_md(cell) for cell in cells) + " |" for cells in lines(results)]
     out += ["", _md(facts(results)), ""]
+    if results["sensitivity"]:
+        out += [f"{sensitivity.TITLE}.", "", "| " + " | ".join(sensitivity.HEAD) + " |",
+                "| --- |" + " ---: |" * (len(sensitivity.HEAD) - 1)]
+        out += ["| " + " | ".join(_md(cell) for cell in cells) + " |" for cells in sensitivity.cells(results["sensitivity"])]
+        out += [""]
     out += [f"- {_md(remark)}" for remark in remarks(results)]
     return "\n".join(out).rstrip() + "\n"
 
@@ -213,8 +238,11 @@ def junit(results: Mapping[str, Any]) -> str:
         for row in rung["rows"]:
             name = quoteattr(_xml(f"{row['name']} [{row['side']}, {row['dtype']}]"))
             head = f'  <testcase classname={quoteattr(_xml("parity." + rung["name"]))} name={name} time="0"'
-            if row["ok"]:
+            if row["ok"] and row["proves"]:
                 cases.append(head + "/>")
+                continue
+            if row["ok"]:
+                cases += [head + ">", f"    <skipped message={quoteattr(_xml(describe(row)))}/>", "  </testcase>"]
                 continue
             failure = results["failure"]
             first = failure and failure["rung"] == rung["name"] and charts.same(failure["row"], row)
@@ -226,14 +254,19 @@ def junit(results: Mapping[str, Any]) -> str:
             cases += [f'  <testcase classname={quoteattr(_xml("parity." + rung["name"]))} name="not run" time="0">',
                       f"    <skipped message={quoteattr(_xml(rung['reason']))}/>", "  </testcase>"]
         failed = sum(not row["ok"] for row in rung["rows"])
+        skips = skipped + sum(row["ok"] and not row["proves"] for row in rung["rows"])
         suites.append(
             f'<testsuite name={quoteattr(_xml(rung["name"]))} tests="{len(rung["rows"]) + skipped}" failures="{failed}" '
-            f'errors="0" skipped="{int(skipped)}" time="{rung["seconds"]:.3f}" timestamp={quoteattr(_xml(results["started"]))}>'
+            f'errors="0" skipped="{skips}" time="{rung["seconds"]:.3f}" timestamp={quoteattr(_xml(results["started"]))}>'
         )
         named = {"preset": results["preset"], "device": results["device"]} | results["settings"] | results["versions"]
         suites.append("  <properties>")
         suites += [f"    <property name={quoteattr(_xml(k))} value={quoteattr(_xml(v))}/>" for k, v in named.items()]
         suites += ["  </properties>", *cases, "</testsuite>"]
+    if all(rung["status"] == "not run" for rung in results["rungs"]):  # a reader that counts failures must see one
+        suites += ['<testsuite name="ladder" tests="1" failures="1" errors="0" skipped="0" time="0">',
+                   '  <testcase classname="parity.ladder" name="something was run" time="0">',
+                   f"    <failure message={quoteattr(_xml(verdict(results)))}/>", "  </testcase>", "</testsuite>"]
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', "<testsuites>", *suites, "</testsuites>"]) + "\n"
 
 
@@ -274,13 +307,19 @@ def page(results: Mapping[str, Any]) -> str:
     rows = ""
     for rung, cells in zip(results["rungs"], lines(results)):
         worst = worst_rows(rung)
-        bad = {2 + i for i, c in enumerate(COLUMNS) if c in worst and not worst[c]["ok"]}
-        bad |= {5} if rung["status"] == "failed" else set()
+        bad = {3 + i for i, c in enumerate(COLUMNS) if c in worst and not worst[c]["ok"]}
+        bad |= {OUTCOME} if rung["status"] == "failed" else set()
         first = f'<td><a href="#{e(_anchor(rung))}">{e(cells[0])}</a></td>'
         others = "".join(f"<td{red if i in bad else ''}>{e(cell)}</td>" for i, cell in enumerate(cells) if i)
         rows += f"<tr{' class=skipped' if rung['status'] == 'not run' else ''}>{first}{others}</tr>"
     table = (f'<div class="scroll"><table><thead><tr>{"".join(f"<th>{e(c)}</th>" for c in HEAD)}</tr></thead>'
              f"<tbody>{rows}</tbody></table></div>")
+    seen = ""
+    if results["sensitivity"]:
+        seen = "".join("<tr>" + "".join(f"<td>{e(cell)}</td>" for cell in cells) + "</tr>"
+                       for cells in sensitivity.cells(results["sensitivity"]))
+        seen = (f'<p>{e(sensitivity.TITLE)}.</p><div class="scroll"><table><thead><tr>'
+                f'{"".join(f"<th>{e(c)}</th>" for c in sensitivity.HEAD)}</tr></thead><tbody>{seen}</tbody></table></div>')
     said = "".join(f"<li>{e(remark)}</li>" for remark in remarks(results))
     failed = results["failure"]["row"] if results["failure"] else None
     sections = []
@@ -305,7 +344,8 @@ def page(results: Mapping[str, Any]) -> str:
 <p>{e(facts(results))}</p>
 {table}
 <p>Each cell is the tensor that came closest to its budget: its largest error and the budget, both as fractions of the tensor's
-scale. {charts.LEGEND}</p>
+scale, or of a gradient's length where its factor came closer. {charts.LEGEND}</p>
+{seen}
 {f"<ul>{said}</ul>" if said else ""}
 {"".join(sections)}
 <section id="settings"><h2>Settings and versions</h2>

@@ -247,7 +247,7 @@ def token_losses(
         a = torch.where(none, 1 / s.shape[-1], s_til / torch.where(none, 1, sums))
         if flat != "uniform":
             a = torch.where(level | none, 0.0 if flat == "zero" else torch.nan, a)
-        stages |= {"minmax": s_hat, "sparse": s_til}
+        stages |= {"minmax": s_hat, "sparse": torch.where(level, 1, s_til) if threshold_on == "weights" else s_til}
     a = torch.where(real, a, 0)
     c = a @ v                                             # (b,L,D)
     logits = theta.exp() * (F.normalize(c, dim=-1) @ F.normalize(t, dim=-1).mT)  # (b,L,L)

@@ -7,7 +7,7 @@ import numpy as np
 
 from parity import vectors
 from parity.vectors import runs, witnesses
-from parity.vectors.budgets import EPS, SLACK, error, to_float64
+from parity.vectors.budgets import EPS, PROVES, SLACK, error, to_float64
 from parity.vectors.cases import definitions
 
 
@@ -51,6 +51,20 @@ def others() -> dict[str, list[tuple[float, str]]]:
             ratios["oracle"].append((off(oracles["float32"][n]) / (budget["float32"] / SLACK), name))
             ratios["float64"].append((off(oracles["float64"][n]) / (budget["float64"] / SLACK), name))
     return ratios
+
+
+def proving() -> str:
+    """What the frozen budgets of gradients can see: in Markdown, by level and dtype, and how many of them prove nothing."""
+    frozen: dict[tuple[str, str], list[float]] = {}
+    for case in vectors.load().values():
+        for name, budget in case.budget.items():
+            for dtype, allowed in budget.items() if name.startswith("grad.") else ():
+                frozen.setdefault((case.level, dtype), []).append(allowed)
+    lines = ["| level | dtype | gradients | median budget | prove nothing |", "| --- | --- | --- | --- | --- |"]
+    for (level, dtype), found in frozen.items():
+        blind = sum(x >= PROVES for x in found)
+        lines.append(f"| {level} | {dtype} | {len(found)} | {np.median(found):.2g} | {blind} |")
+    return "\n".join(lines)
 
 
 def tables(found: dict[tuple[str, str], np.ndarray], ratios: dict[str, list[tuple[float, str]]]) -> str:
@@ -116,7 +130,8 @@ def figure(path: Any, found: dict[tuple[str, str], np.ndarray], ratios: dict[str
 
 
 def main() -> None:
-    """Measure, print the tables, draw docs/images/budgets.png."""
+    """Print what the frozen budgets see, measure, print the tables, draw docs/images/budgets.png."""
+    print(proving() + "\n")
     found, ratios = lost(), others()
     print(tables(found, ratios))
     figure(Path(__file__).parents[2] / "docs" / "images" / "budgets.png", found, ratios)

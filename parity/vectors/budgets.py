@@ -4,12 +4,15 @@ error  = max |got - want| / scale, one number per tensor, NaN where and only whe
 scale  = the largest |want| of the tensor; where that is below FRACTION of its family's largest (all of it cancels, or is
          exactly zero), the family's largest instead.  A family: the gradients of a case; its logits and losses.
 budget = SLACK * max(measured error of the reference's own run in that dtype, one unit of rounding)
+A budget of PROVES or more of the scale proves nothing: with it a tensor of zeros, or half the tensor, could pass.
+A gradient has a second measure, its factor: how long it is along the expected one.  Rounding has random signs, which cancel
+in it, so that it sees what all entries share far below what one entry may be off.
 docs/budgets.md shows what was measured and why SLACK and FRACTION have their sizes.
 """
 
 import math
 from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
@@ -17,6 +20,7 @@ import numpy as np
 EPS = {"float64": 2.0**-52, "float32": 2.0**-23, "float16": 2.0**-10, "bfloat16": 2.0**-7}  # from 1 to the next number
 SLACK = 8.0
 FRACTION = 2.0**-12
+PROVES = 0.1  # from this budget on, in parts of the scale, a comparison proves nothing
 LOW = ("float32", "float16", "bfloat16")
 
 
@@ -86,14 +90,73 @@ def float64_from(error32: float) -> float:
     return from_measured(error32 * EPS["float64"] / EPS["float32"], "float64")
 
 
+def factor(got: Any, want: Any) -> float:
+    """|<got, want> / <want, want> - 1|: by how much got is longer or shorter along want; 0 where want is all zero."""
+    got, want = to_float64(got), to_float64(want)
+    square = float(np.sum(want * want))
+    if not square > 0:
+        return 0.0 if square == 0 else math.inf
+    with np.errstate(invalid="ignore", over="ignore"):
+        off = abs(float(np.sum((got - want) * want)) / square)
+    return math.inf if math.isnan(off) else off
+
+
+def factor_noise(got: Any, want: Any) -> float:
+    """How far rounding may move the factor: what it did in this run, and no less than its errors give with random signs."""
+    got, want = to_float64(got), to_float64(want)
+    square = float(np.sum(want * want))
+    if not 0 < square < math.inf:
+        return 0.0
+    parts = (got - want) * want
+    return max(abs(float(np.sum(parts))), math.sqrt(float(np.sum(parts * parts)))) / square
+
+
+def factor_unit(want: Any) -> float:
+    """One unit of rounding in every entry, with random signs, in parts of the factor: 1 for a number alone, less for many."""
+    want = to_float64(want)
+    square = float(np.sum(want * want))
+    squares = want * want
+    return math.sqrt(float(np.sum(squares * squares))) / square if 0 < square < math.inf else 1.0
+
+
+def factor_budgets(want: Mapping[str, np.ndarray], runs: Iterable[Mapping[str, Any]], unit: float) -> dict[str, float]:
+    """For each gradient how far its factor may be off, SLACK included.
+
+    Its noise in these runs; what factors of its kind ("query.weight", in any block) or of all gradients are off by, root mean
+    square, for one number can be small by luck; one unit of rounding.  These are independent: their squares add up.
+    """
+    runs = list(runs)
+    off: dict[str, list[float]] = {"": []}
+    for name in want:
+        if name.startswith("grad.") and want[name].size > 1:
+            found = [x for x in (factor(run[name], want[name]) for run in runs) if x < math.inf]
+            off.setdefault(kind(name), []).extend(found)
+            off[""] += found
+    shared = {each: math.sqrt(sum(x * x for x in found) / max(1, len(found))) for each, found in off.items()}
+    return {
+        name: SLACK * math.hypot(max(factor_noise(run[name], x) for run in runs), max(shared[""], shared.get(kind(name), 0.0)),
+                                 unit * factor_unit(x))
+        for name, x in want.items() if name.startswith("grad.")
+    }  # fmt: skip
+
+
+def kind(name: str) -> str:
+    """The last two parts of a parameter's name: alike in all blocks."""
+    return ".".join(name.split(".")[-2:])
+
+
 @dataclass(frozen=True)
 class Measured:
-    """One tensor: its float64 value, its scale, and by dtype the largest error of the runs and the budget (float64 too)."""
+    """One tensor: its float64 value, its scale, and by dtype the largest error of the runs and the budget (float64 too).
+
+    along: by dtype, how far the factor of a gradient may be off.
+    """
 
     want: np.ndarray
     scale: float
     error: dict[str, float]
     budget: dict[str, float]
+    along: dict[str, float] = field(default_factory=dict)
 
 
 def measure(run: Callable[[str], Iterable[Mapping[str, Any]]], dtypes: Iterable[str] = LOW) -> dict[str, Measured]:
@@ -106,15 +169,20 @@ def measure(run: Callable[[str], Iterable[Mapping[str, Any]]], dtypes: Iterable[
     scale_of = all_scales(want)
     errors: dict[str, dict[str, float]] = {name: {} for name in want}
     budget: dict[str, dict[str, float]] = {name: {} for name in want}
+    along: dict[str, dict[str, float]] = {name: {} for name in want}
     for dtype in dtypes:
         runs = _several(run(dtype))
         for name in want:
             errors[name][dtype] = max(error(got[name], want[name], scale_of[name]) for got in runs)
             budget[name][dtype] = from_measured(errors[name][dtype], dtype_of(runs[0][name], dtype))
+        for name, allowed in factor_budgets(want, runs, EPS[dtype]).items():
+            along[name][dtype] = allowed
+            if dtype == "float32":
+                along[name]["float64"] = allowed * EPS["float64"] / EPS["float32"]
         if dtype == "float32":
             for name in want:
                 budget[name]["float64"] = float64_from(errors[name]["float32"])
-    return {name: Measured(want[name], scale_of[name], errors[name], budget[name]) for name in want}
+    return {name: Measured(want[name], scale_of[name], errors[name], budget[name], along[name]) for name in want}
 
 
 def dtype_of(x: Any, default: str) -> str:

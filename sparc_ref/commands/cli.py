@@ -8,6 +8,7 @@ import json
 import os
 import shlex
 import sys
+from contextlib import suppress
 from dataclasses import dataclass, field, fields, make_dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
@@ -16,8 +17,10 @@ from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
 import tyro
 
 from sparc_ref import __version__
+from sparc_ref.backend import get_device
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
+from sparc_ref.run.files import check_output, write_output
 from sparc_ref.run.train import Interrupted, TrainConfig, reasons, train
 
 if TYPE_CHECKING:
@@ -99,12 +102,16 @@ def run(argv: list[str]) -> int:
         print(f"sparc-ref: {twice[0]} is given more than once; where several values are taken they follow one {twice[0]}",
               file=sys.stderr)
         return 2
+    if empty := [a.partition("=")[0] for a, after in zip(argv, [*argv[1:], None])
+                 if a.startswith("--") and (a.partition("=")[1:] == ("=", "") or after == "")]:
+        print(f"sparc-ref: {empty[0]}: expected a value, got an empty one", file=sys.stderr)
+        return 2
     command = tyro.extras.subcommand_cli_from_dict(
         COMMANDS | ADDED, args=argv, prog="sparc-ref", sort_subcommands=False,
         description="A readable NumPy reference of SPARC (arXiv 2401.09865).",
         config=(tyro.conf.OmitArgPrefixes,),
     )
-    again = shlex.join(["sparc-ref", *argv, *["--resume"] * ("--resume" not in argv)])
+    again = to_continue(argv)
     try:
         match command:
             case Train():
@@ -114,13 +121,15 @@ def run(argv: list[str]) -> int:
             case Explain():
                 from sparc_ref.show.explain import explain
 
+                check_output("--out", command.out)
                 explain(command.checkpoint, command.image, command.caption, command.out)
             case DemoConfig():
                 demo(command, again=again)
             case _:
                 return command.run()
     except Interrupted as stop:
-        print(stop, file=sys.stderr)
+        with suppress(OSError):                           # a closed terminal
+            print(stop, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
         if type(command) in ADDED.values():
@@ -134,17 +143,25 @@ def run(argv: list[str]) -> int:
         extra = getattr(command, "needs", "run")
         print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[{extra}]'", file=sys.stderr)
         return 2
-    except (ValueError, OSError, MemoryError) as error:
+    except (ValueError, OSError, MemoryError, ArithmeticError) as error:
         print(f"sparc-ref: {error or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
 
 
+def to_continue(argv: list[str]) -> str:
+    """The command that goes on where this one stops: it never deletes what there is."""
+    return shlex.join(["sparc-ref", *(a for a in argv if a not in ("--overwrite", "--no-overwrite", "--no-resume", "--resume")),
+                       "--resume"])
+
+
 def run_train(command, again):
     """The command `train`."""
-    from sparc_ref.run.rundir import CONFIG, TOKENIZER
+    from sparc_ref.run.rundir import TOKENIZER, check_out
     from sparc_ref.run.sources import make_tokenizer, open_source, open_tokenizer, validation_of
 
+    check_out(command.out, command.resume, command.overwrite)
+    get_device(command.training.device)
     changes = {f.name: v for f in fields(command.model) if (v := getattr(command.model, f.name)) is not None}
     config = replace(PRESETS[command.preset], **changes)
     sets = [open_source(spec, config.image_size) for spec in command.data]
@@ -169,7 +186,7 @@ def run_train(command, again):
             print(f"measured on {name}: {opened.report}")
     if command.tokenizer:
         tokenizer = open_tokenizer(command.tokenizer, command.eos, command.lower)
-    elif command.resume and (command.out / CONFIG).exists():
+    elif command.resume and (command.out / TOKENIZER / "tokenizer.json").exists():
         tokenizer = open_tokenizer(command.out / TOKENIZER)
     else:
         tokenizer = make_tokenizer(sets, config.vocab_size, command.eos, command.lower)
@@ -181,9 +198,15 @@ def run_evaluate(command):
     """The command `evaluate`: one table per data set; JSON where asked for."""
     from sparc_ref.run.measure import evaluate
     from sparc_ref.run.rundir import load_run
-    from sparc_ref.run.sources import has_splits, open_source
+    from sparc_ref.run.sources import check_split, has_splits, open_source
     from sparc_ref.run.train import one_blas_thread
 
+    for name in ("limit", "batch", "shards"):
+        if (value := getattr(command, name)) is not None and value < 1:
+            raise ValueError(f"--{name}: expected at least 1, got {value}")
+    if command.split:
+        check_split(command.split, command.data)
+    check_output("--json", command.json)
     params, config, tokenizer, found = load_run(command.checkpoint)
     results = {}
     for spec in command.data:
@@ -200,4 +223,5 @@ def run_evaluate(command):
                 chance = numbers.get(name + "_chance")
                 print(f"  {name:26} {value:10.4f}" + (f"   (chance {chance:.4f})" if chance is not None else ""))
     if command.json:
-        command.json.write_text(json.dumps({"checkpoint": str(found.path), "step": found.step, "results": results}, indent=1))
+        content = {"checkpoint": str(found.path), "step": found.step, "results": results}
+        write_output(command.json, json.dumps(content, indent=1))

@@ -11,6 +11,7 @@ import importlib.resources
 import json
 import os
 import platform
+import re
 import sys
 import time
 from collections.abc import Callable
@@ -22,6 +23,7 @@ import numpy as np
 
 from sparc_ref import __version__
 from sparc_ref.model import PRESETS
+from sparc_ref.run.files import write_whole
 from sparc_ref.run.train import TrainConfig, train
 
 MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
@@ -66,9 +68,11 @@ def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callab
                          f"got {config.seeds}, {config.examples}, {config.steps}")
     import sparc_ref.show.report  # noqa: F401  a missing package shows now, not after the training
 
+    folders = {seed: config.out if config.seeds == 1 else config.out / f"seed_{seed:02d}"
+               for seed in range(config.seed, config.seed + config.seeds)}
+    check_folders(config, folders.values())
     began, finals = time.perf_counter(), []
-    for seed in range(config.seed, config.seed + config.seeds):
-        folder = config.out if config.seeds == 1 else config.out / f"seed_{seed:02d}"
+    for seed, folder in folders.items():
         finals.append({key: one_model(replace(config, seed=seed), key, folder, again, say) for key in MODELS})
     if config.seeds > 1:
         measured = seeds_summary(config, finals)
@@ -79,6 +83,24 @@ def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callab
     path = write_report(config, first, finals[0], measured)
     say(f"{time.perf_counter() - began:.0f} s in all. Open {path}")
     return path
+
+
+def check_folders(config, folders):
+    """Refuse before anything is written or deleted: a folder that holds other things and no demo, what no run may replace."""
+    from sparc_ref.run.files import kind
+    from sparc_ref.run.inventory import entries
+    from sparc_ref.run.rundir import check_out
+
+    present = [p.name for p in entries(config.out)]
+    if kind(config.out) == "file" or (present and not any(re.fullmatch(rf"{'|'.join(MODELS)}|seed_\d+", n) for n in present)):
+        raise ValueError(f"--out {config.out}: neither empty nor a demo (it holds {', '.join(present[:3])}); choose another. "
+                         "Nothing in it was touched")
+    for folder in folders:
+        for path in (folder, *(folder / key for key in MODELS)):
+            if path != config.out and kind(path) == "link":
+                raise ValueError(f"{path} is a link, and a run writes through none: put the real thing there")
+        for key in MODELS:
+            check_out(folder / key, config.resume, config.overwrite)
 
 
 def one_model(config, key, folder, again, say):
@@ -92,7 +114,7 @@ def one_model(config, key, folder, again, say):
     params = train(model, training, [scenes], tokenizer, folder / key, validation={"validation": validation},
                    resume=config.resume, overwrite=config.overwrite, again=again, say=say)
     file = folder / key / "final.json"
-    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl", training.log_every)}
+    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl")}
     with one_blas_thread(training.shards > 1):
         for split, prefix in (("test", ""), ("unseen", "unseen_")):
             held_out = replace(scenes, split=split, count=config.examples)
@@ -102,11 +124,12 @@ def one_model(config, key, folder, again, say):
     return numbers
 
 
-def training_seconds(metrics, log_every):
-    """Seconds of all updates, from those that were logged (one in log_every); evaluation and checkpoints are not in it."""
+def training_seconds(metrics):
+    """Seconds of all updates, from the mean of those that were logged; evaluation and checkpoints are not in it."""
     from sparc_ref.run.rundir import read_metrics
 
-    return float(sum(r["seconds"] for r in read_metrics(metrics) if r["kind"] == "train") * log_every)
+    rows = [r for r in read_metrics(metrics) if r["kind"] == "train"]
+    return float(np.mean([r["seconds"] for r in rows]) * max(r["step"] for r in rows))
 
 
 def recipe_of(config):
@@ -187,6 +210,4 @@ def environment():
 
 
 def write_json(path, content):
-    part = path.with_name(path.name + ".part")
-    part.write_text(json.dumps(content, indent=1), encoding="utf-8")
-    os.replace(part, path)
+    write_whole(path, json.dumps(content, indent=1))

@@ -1,5 +1,6 @@
 """Endless, repeatable batches of images and tokens, and the map from tokens to the objects that they name."""
 
+import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -29,6 +30,7 @@ class Batches:
 
     image_size  resize to this square where an example's size differs; None takes the images as they are
     memory_mb   images (uint8) and captions are kept up to this many MiB; the rest is asked of the data set again each epoch
+    duplicates  how many pictures so far were equal, pixel by pixel, to another one of their batch
     """
 
     def __init__(self, dataset, tokenizer, batch_size: int, *, seed: int, max_tokens: int,
@@ -44,6 +46,8 @@ class Batches:
         self.epoch = self.position = 0
         self.free = int(memory_mb * 2**20)
         self.cache: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
+        self.digests = np.zeros(len(dataset), np.uint64)          # 0: not seen yet
+        self.duplicates = 0
         self._deal()
 
     @property
@@ -63,11 +67,15 @@ class Batches:
         images, texts, chosen = [], [], []
         for i, draw in zip(index.tolist(), self.draws[at].tolist()):
             image, captions = self._example(i)
+            if not self.digests[i]:
+                self.digests[i] = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
             images.append(image)
             chosen.append(int(draw * len(captions)))
             texts.append(captions[chosen[-1]])
         tokens, mask = self.tokenizer.batch(texts, self.max_tokens)
         batch = Batch(to_images(images), tokens, mask, index.copy(), np.array(chosen, np.int64))
+        _, times = np.unique(self.digests[index], return_counts=True)
+        self.duplicates += int(times[times > 1].sum())
         self.position += 1                                        # last, so that an error leaves the state as it was
         return batch
 
@@ -129,7 +137,8 @@ def to_images(images: Sequence[np.ndarray]) -> np.ndarray:
 def word_regions(offsets: Sequence[tuple[int, int]], regions: Sequence[Region], caption_index: int, length: int) -> np.ndarray:
     """Which region each token names.   offsets of one Encoding -> (length,) int64, -1 = names nothing (EOS, padding, relations)
 
-    A token that touches the spans of several regions belongs to the one that it shares most characters with.
+    A token that touches the spans of several regions belongs to the one that it shares most characters with, the
+    first of equals.
     """
     out = np.full(length, -1, np.int64)
     best = np.zeros(length, np.int64)

@@ -6,6 +6,7 @@ at once and training never stops at it; they are kept as resized uint8 up to a m
 """
 
 import hashlib
+import json
 import os
 import warnings
 from collections import Counter
@@ -68,6 +69,19 @@ class CaptionData:
         """Name, counts and the report, JSON-able."""
         return {"name": self.name, "kind": "image-caption files", "count": len(self), "captions": sum(map(len, self.texts)),
                 "size": self.size, "resize": self.how, "split": self.split, "report": self.report.as_dict()}
+
+    def digest(self) -> str:
+        """sha256 of every image file, its name and its captions: any change of any of them changes it."""
+        digest = hashlib.sha256()
+        with ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
+            for path, captions, content in zip(self.paths, self.texts, pool.map(_sha256, self.paths)):
+                digest.update(json.dumps([path.name, captions, content]).encode())
+        return digest.hexdigest()
+
+
+def _sha256(path: Path) -> str:
+    with open(path, "rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = None, strict: bool = False,

@@ -4,6 +4,7 @@ Nothing is downloaded and only NumPy is used.  A scene is a function of (seed, s
 depend on how many scenes there are, in which order they are asked for, or on the machine.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 from math import cos, radians, sin
 
@@ -78,6 +79,10 @@ class DrawnScenes:
         """The options, JSON-able."""
         return {"name": self.name, "kind": "drawn scenes", **asdict(self), "objects": list(self.objects),
                 "classes": len(self.classes)}
+
+    def digest(self) -> str:
+        """sha256 of the options, of which every scene is a function."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def vocabulary(self) -> list[str]:
         """Every word that a caption of any split can hold, in a fixed order."""

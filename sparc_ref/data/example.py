@@ -1,6 +1,7 @@
 """What every data set hands out: an image, its captions and, where known, the regions that the captions name.
 
-A data set is anything with len(ds) and ds[i] -> Example, plus name, classes and describe(); there is no base class.
+A data set is anything with len(ds) and ds[i] -> Example, plus name, classes and describe(); there is no base class.  digest()
+may say faster than a pass over all examples whether pictures and captions are still the same.
 """
 
 from dataclasses import dataclass

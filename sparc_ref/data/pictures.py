@@ -98,6 +98,13 @@ class PictureScenes:
                 "count": self.count, "seed": self.seed, "objects": list(self.objects), "clutter": self.clutter,
                 "style": self.style, "captions": self.captions, "classes": len(self.classes), "report": self.report.as_dict()}
 
+    def digest(self) -> str:
+        """sha256 of every picture with its name; with describe() it decides every scene."""
+        digest = hashlib.sha256()
+        for name, picture in self.pictures.items():
+            digest.update(json.dumps([name, picture.shape]).encode() + picture.tobytes())
+        return digest.hexdigest()
+
     def __len__(self) -> int:
         return self.count
 

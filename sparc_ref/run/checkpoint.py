@@ -7,27 +7,37 @@
         tokenizer/                what the tokenizer's own save() wrote
 
 A checkpoint is written to a hidden directory, flushed to disk and then renamed, so whatever has its final name is complete: a
-process killed at any moment leaves the previous checkpoint as it was. Reading trusts nothing: sizes, hashes, names, shapes,
-types and finiteness are checked before a number is used, and no path leaves the directory. Nothing is ever unpickled.
+process killed at any moment leaves the previous checkpoint as it was. Deleting takes its name first, and only what save() has
+written. Reading trusts nothing: sizes, hashes, names, shapes, types and finiteness are checked before a number is used, and no
+path leaves the directory. Nothing is ever unpickled.
 """
 
 import hashlib
 import json
+import math
 import os
 import re
-import shutil
+import typing
+from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from sparc_ref.run.files import flush, kind, put, writing
+
 FORMAT, VERSION = "sparc_ref.run.checkpoint", 1
 INDEX, PARAMETERS, MOMENTS = "checkpoint.json", "parameters.safetensors", "moments.safetensors"
-MAX_INDEX_BYTES = 64 << 20                                # a larger index is not ours
+MAX_INDEX_BYTES = 64 << 20                                # a larger index, or tokenizer file, is not ours
 DTYPES = ("float32", "float64")
 FILE_NAME = re.compile(r"(parameters|moments)\.safetensors|tokenizer/[A-Za-z0-9_][A-Za-z0-9_.-]*")
 STEP_NAME = re.compile(r"step_(\d{8,})")
+OURS = re.compile(r"step_\d{8,}|\.partial-\d+|\.deleted-step_\d{8,}")
+ITEM_BYTES = {"float32": 4, "float64": 8}
+KNOWN = {INDEX, PARAMETERS, MOMENTS,
+         *(f"tokenizer/tokenizer.{kind}{part}" for kind in ("json", "model") for part in ("", ".part"))}
 REQUIRED = {"format", "version", "step", "optimizer_step", "record", "tokenizer", "files", "tensors", "sha256"}
 
 
@@ -55,7 +65,8 @@ def save(
     params, optimizer["m"], optimizer["v"]  flat dicts of NumPy arrays with the same keys and shapes
     record      JSON-able dict: whatever else a resumed run needs (configuration, data positions, counters)
     tokenizer   an object with save(directory) and hash
-    Raises CheckpointError when that step exists already (checkpoints are never overwritten) or an array is not finite.
+    Raises CheckpointError when that step exists already (checkpoints are never overwritten) or an array is not finite, and
+    WriteFailed (an OSError) that names the file where the disk refuses; either way nothing of it stays.
     """
     from safetensors.numpy import save as to_bytes
 
@@ -65,36 +76,72 @@ def save(
         raise CheckpointError(f"{final} exists already and checkpoints are never overwritten: delete it or write elsewhere")
     moments = {f"{kind}.{name}": x for kind in "mv" for name, x in optimizer[kind].items()}
     sets = {PARAMETERS: as_arrays(params), MOMENTS: as_arrays(moments)}
-    folder.mkdir(parents=True, exist_ok=True)
-    clean(folder)
     partial = folder / f".partial-{os.getpid()}"
-    (partial / "tokenizer").mkdir(parents=True)
-    for name, arrays in sets.items():
-        (partial / name).write_bytes(to_bytes(arrays))
-    tokenizer.save(partial / "tokenizer")
-    names = [*sets, *(f"tokenizer/{p.name}" for p in sorted((partial / "tokenizer").iterdir()))]
-    index = {
-        "format": FORMAT, "version": VERSION, "step": int(step), "optimizer_step": int(optimizer["step"]), "record": record,
-        "tokenizer": tokenizer.hash,
-        "files": {name: {"bytes": (partial / name).stat().st_size, "sha256": file_hash(partial / name)} for name in names},
-        "tensors": {name: {key: describe(x) for key, x in arrays.items()} for name, arrays in sets.items()},
-    }
-    index["sha256"] = index_hash(index)
-    (partial / INDEX).write_text(json.dumps(index, indent=1, allow_nan=False), encoding="utf-8")
-    for name in [*names, INDEX, "tokenizer", "."]:
-        flush(partial / name)
-    os.replace(partial, final)
-    flush(folder)
+    with writing(partial):
+        folder.mkdir(exist_ok=True)
+        clean(folder)
+        try:
+            partial.mkdir()
+            (partial / "tokenizer").mkdir()
+            for name, arrays in sets.items():
+                with writing(partial / name):
+                    put(partial / name, to_bytes(arrays))
+            with writing(partial / "tokenizer"):
+                tokenizer.save(partial / "tokenizer")
+            names = [*sets, *(f"tokenizer/{p.name}" for p in sorted((partial / "tokenizer").iterdir()))]
+            index = {
+                "format": FORMAT, "version": VERSION, "step": int(step), "optimizer_step": int(optimizer["step"]),
+                "record": record, "tokenizer": tokenizer.hash,
+                "files": {n: {"bytes": (partial / n).stat().st_size, "sha256": file_hash(partial / n)} for n in names},
+                "tensors": {name: {key: describe(x) for key, x in arrays.items()} for name, arrays in sets.items()},
+            }
+            index["sha256"] = index_hash(index)
+            with writing(partial / INDEX):
+                put(partial / INDEX, json.dumps(index, indent=1, allow_nan=False).encode())
+            for name in [*names, INDEX, "tokenizer", "."]:
+                with writing(partial / name):
+                    flush(partial / name)
+            os.replace(partial, final)
+        except BaseException:
+            with suppress(OSError):
+                remove(partial)
+            raise
+        with writing(final):
+            flush(folder)
     return final
 
 
-def load(path: str | os.PathLike) -> Checkpoint:
+def load(path: str | os.PathLike, check: Callable[[Path, dict], Any] | None = None) -> Checkpoint:
     """Read and check a checkpoint directory; a run directory or its checkpoints/ stands for the newest in it.   -> Checkpoint
 
+    check(path, index) is called before any array is read: what it raises, and sizes that do not fit, cost no memory.
     Raises CheckpointError with the reason and the remedy; never returns part of a checkpoint.
     """
-    path = find(path)
+    return newest(path, lambda found: read_checkpoint(found, check))
+
+
+def newest(path: str | os.PathLike, read: Callable[[Path], Any]) -> Any:
+    """read(find(path)); once more where the run that writes there deleted what was found meanwhile."""
+    for _ in range(100):
+        found = find(path)
+        try:
+            return read(found)
+        except (ValueError, OSError) as error:
+            if (found / INDEX).exists():
+                if isinstance(error, OSError):
+                    raise refuse(found, f"cannot be read ({error.filename or found}: {error.strerror})") from error
+                raise
+            if found == Path(path) or kind(found) != "nothing":
+                raise
+    raise CheckpointError(f"{path}: checkpoints come and go faster than they can be read; stop the run that writes them")
+
+
+def read_checkpoint(path: Path, check: Callable[[Path, dict], Any] | None = None) -> Checkpoint:
+    """A checkpoint's own directory."""
     index = read_index(path)
+    check_sizes(path, index)
+    if check:
+        check(path, index)
     contents = {name: read_file(path, name, entry) for name, entry in index["files"].items()}
     params = read_tensors(path, PARAMETERS, contents, index)
     moments = read_tensors(path, MOMENTS, contents, index)
@@ -128,38 +175,122 @@ def steps(folder: str | os.PathLike) -> list[Path]:
 
 
 def prune(folder: str | os.PathLike, keep: int) -> None:
-    """Delete all but the newest `keep` checkpoints (at least one stays). Each loses its name first, so none is ever partial."""
-    for path in steps(folder)[:-max(keep, 1)]:
-        gone = path.with_name(".deleted-" + path.name)
-        os.replace(path, gone)
-        shutil.rmtree(gone)
+    """Delete all but the newest `keep` checkpoints (at least one stays), and none that holds files of others.
+
+    Each loses its name first, so none is ever partial.
+    """
+    with writing(Path(folder)):
+        for path in steps(folder)[:-max(keep, 1)]:
+            if not contents(path)[1]:
+                remove(path)
 
 
 def clean(folder: str | os.PathLike) -> None:
     """Remove what a killed process left unfinished."""
-    for path in Path(folder).glob(".partial-*"):
-        shutil.rmtree(path)
-    for path in Path(folder).glob(".deleted-*"):
-        shutil.rmtree(path)
+    for path in [*Path(folder).glob(".partial-*"), *Path(folder).glob(".deleted-*")]:
+        if OURS.fullmatch(path.name) and kind(path) == "folder":
+            remove(path)
+
+
+def contents(path: Path) -> tuple[list[Path], list[Path]]:
+    """The files of a checkpoint's directory: those that save() wrote, and all else (files of others, links, folders)."""
+    listed: set[str] = set()
+    with suppress(CheckpointError, OSError):
+        listed = set(read_index(path)["files"])
+    ours: list[Path] = []
+    theirs: list[Path] = []
+    for folder, subfolders, files in os.walk(path):
+        for name in [*subfolders, *files]:
+            file = Path(folder, name)
+            short = file.relative_to(path).as_posix()
+            if short == "tokenizer" and kind(file) == "folder":
+                continue
+            known = short in listed or short in KNOWN
+            (ours if known and kind(file) == "file" else theirs).append(file)
+        subfolders[:] = [n for n in subfolders if kind(Path(folder, n)) == "folder"]
+    return ours, theirs
+
+
+def remove(path: Path) -> None:
+    """Delete a checkpoint's directory, its name first; files of others stay where they are, and so does their directory."""
+    gone = path.with_name(".deleted-" + path.name) if STEP_NAME.fullmatch(path.name) else path
+    ours = [file.relative_to(path) for file in contents(path)[0]]
+    if gone != path:
+        os.replace(path, gone)
+    for file in ours:
+        (gone / file).unlink(missing_ok=True)
+    for folder in (gone / "tokenizer", gone):
+        with suppress(FileNotFoundError, NotADirectoryError):
+            if not os.listdir(folder):
+                folder.rmdir()
 
 
 def check_params(path: Path, params: dict[str, np.ndarray], shapes: dict[str, tuple[int, ...]]) -> None:
     """Refuse parameters that do not fit a model.      shapes: name -> tuple, as model.parameter_shapes(config) gives"""
-    wanted = {name: [params["theta"].dtype.name if "theta" in params else "", list(shape)] for name, shape in shapes.items()}
-    compare(path, "the model of its configuration", {name: describe(x) for name, x in params.items()}, wanted)
+    check_shapes(path, {name: describe(x) for name, x in params.items()}, shapes)
+
+
+def check_shapes(path: Path, described: dict[str, list], shapes: dict[str, tuple[int, ...]]) -> None:
+    """As check_params, from the index alone.      described: name -> [dtype, shape]"""
+    wanted = {name: [described["theta"][0] if "theta" in described else "", list(shape)] for name, shape in shapes.items()}
+    compare(path, "the model of its configuration", described, wanted)
 
 
 def from_json(cls: type, values: Any, where: Any) -> Any:
-    """A frozen dataclass from its JSON dict (lists become tuples); a CheckpointError lists unknown and missing names."""
-    names = {f.name for f in fields(cls)}
-    if not isinstance(values, dict) or set(values) != names:
+    """A frozen dataclass from its JSON dict (lists become tuples).
+
+    CheckpointError lists unknown and missing names, and names a value of another type or one that the class refuses.
+    """
+    kinds = {f.name: f.type for f in fields(cls)}
+    if not isinstance(values, dict) or set(values) != set(kinds):
         given = set(values) if isinstance(values, dict) else set()
         raise CheckpointError(f"{where}: written by another version of sparc_ref, use that one: {cls.__name__} "
-                              f"lacks {sorted(names - given)} and does not know {sorted(given - names)}")
-    return cls(**{k: tuple(v) if isinstance(v, list) else v for k, v in values.items()})
+                              f"lacks {sorted(set(kinds) - given)} and does not know {sorted(given - set(kinds))}")
+    values = {name: tuple(v) if isinstance(v, list) else v for name, v in values.items()}
+    for name, value in values.items():
+        if not of_type(value, kinds[name]):
+            wanted = getattr(kinds[name], "__name__", kinds[name])
+            raise CheckpointError(f"{where}: {cls.__name__}.{name}: expected {wanted}, got {str(value)[:60]!r}; "
+                                  "not a configuration that sparc_ref wrote")
+    try:
+        return cls(**values)
+    except ValueError as error:
+        raise CheckpointError(f"{where}: {cls.__name__}: {error}") from error
 
 
 # ------------------------------------------------------------------------------------------------------- the parts
+
+
+def of_type(value, kind):
+    """Whether a JSON value is exactly of a field's type: bool is no int, "1" no number, NaN nothing at all."""
+    if type(value) in (int, float) and not abs(value) < 2**53:  # sizes beyond any, NaN
+        return False
+    kinds = typing.get_args(kind) or (kind,)
+    return type(value) in kinds or (float in kinds and type(value) is int)
+
+
+def check_sizes(path, index):
+    """Every file is as long as the index says, and no longer than the tensors that it lists need."""
+    for name, entry in index["files"].items():
+        most = MAX_INDEX_BYTES
+        if name in index["tensors"]:
+            tensors = index["tensors"][name]
+            for key, about in tensors.items():
+                if not (isinstance(about, list) and len(about) == 2 and isinstance(about[1], list)
+                        and all(type(n) is int and 0 <= n < 2**53 for n in about[1])):
+                    raise refuse(path, f"{INDEX} does not have the expected structure at {key}")
+                if about[0] not in DTYPES:
+                    raise refuse(path, f"{key} has dtype {about[0]}; expected one of {DTYPES}")
+            most = sum(ITEM_BYTES[dtype] * math.prod(shape) for dtype, shape in tensors.values())
+            most += 1024 + sum(6 * len(key) + 256 for key in tensors)  # the header
+        file = path / name
+        if (path / "tokenizer").is_symlink() or file.is_symlink() or not file.is_file():
+            raise refuse(path, f"{name} is missing or not a plain file")
+        size = file.stat().st_size
+        if size != entry["bytes"]:
+            raise refuse(path, f"{name} has {size} bytes where {entry['bytes']} were written (truncated or damaged)")
+        if size > most:
+            raise refuse(path, f"{name} has {size} bytes where its contents need at most {most}")
 
 
 def as_arrays(arrays):
@@ -206,12 +337,10 @@ def read_index(path):
 
 
 def read_file(path, name, entry):
-    file = path / name
-    if (path / "tokenizer").is_symlink() or file.is_symlink() or not file.is_file():
-        raise refuse(path, f"{name} is missing or not a plain file")
-    if (size := file.stat().st_size) != entry["bytes"]:
-        raise refuse(path, f"{name} has {size} bytes where {entry['bytes']} were written (truncated or damaged)")
-    content = file.read_bytes()
+    try:
+        content = (path / name).read_bytes()
+    except OSError as error:
+        raise refuse(path, f"{name} cannot be read ({error.strerror})") from error
     if hashlib.sha256(content).hexdigest() != entry["sha256"]:
         raise refuse(path, f"the sha256 of {name} differs from the one recorded (damaged or changed)")
     return content
@@ -267,14 +396,3 @@ def index_hash(index):
 def file_hash(path):
     with open(path, "rb") as f:
         return hashlib.file_digest(f, "sha256").hexdigest()
-
-
-def flush(path):
-    """Force a file or directory to disk."""
-    if os.name == "nt" and Path(path).is_dir():           # Windows cannot open a directory
-        return
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(handle)
-    finally:
-        os.close(handle)

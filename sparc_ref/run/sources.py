@@ -56,6 +56,20 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
     return make(*[path] * bool(path), **options)
 
 
+SPLITS = {"drawn": ("train", "validation", "test", "unseen"), "pictures": ("train", "validation", "test", "heldout")}
+
+
+def check_split(split: str, specs: Sequence[str]) -> None:
+    """ValueError for a split that one of the data sets has not, before any is opened.
+
+    Those that name their own are let be, and captions, whose files may come with splits of any name.
+    """
+    for spec in specs:
+        known = SPLITS.get(spec.partition("?")[0].partition(":")[0], (split,))
+        if "split=" not in spec and split not in known:
+            raise ValueError(f"--split {split}: expected {', '.join(known)}{nearest(split, known)}, for {spec}")
+
+
 def has_splits(spec: str) -> bool:
     """Whether the source comes with scenes that are not trained on."""
     return not spec.startswith("captions")

@@ -8,6 +8,7 @@ of positions that the checkpoint holds, sums are taken in a fixed order, and wit
 the number of cores does not matter. (With shards = 1, BLAS may split a product differently on a machine with other cores.)
 """
 
+import functools
 import inspect
 import json
 import os
@@ -16,7 +17,7 @@ import signal
 import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
-from contextlib import contextmanager, nullcontext
+from contextlib import contextmanager, nullcontext, suppress
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -27,10 +28,12 @@ from array_api_compat import array_namespace
 from sparc_ref import optim
 from sparc_ref.backend import get_device, keep_memory, to_device, to_numpy
 from sparc_ref.data import Batches
-from sparc_ref.model import SPARCConfig, forward, init_params, parameter_shapes
-from sparc_ref.run import checkpoint
+from sparc_ref.model import SPARCConfig, forward, init_params
+from sparc_ref.run import checkpoint, remarks
+from sparc_ref.run.files import WriteFailed
+from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, METRICS
 from sparc_ref.run.measure import evaluate
-from sparc_ref.run.rundir import CHECKPOINTS, CONFIG, METRICS, Metrics, fingerprint, lock, open_run, shorten
+from sparc_ref.run.rundir import Metrics, check_out, fingerprint, lock, open_run, shorten
 
 
 @dataclass(frozen=True)
@@ -71,12 +74,14 @@ class TrainConfig:
         for name in ("beta1", "beta2"):
             if not 0 <= getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected a number in [0, 1), got {getattr(self, name)}")
+        if self.device not in ("cpu", "cuda"):
+            raise ValueError(f'device: expected "cpu" or "cuda", got {self.device!r}')
         if self.dtype not in checkpoint.DTYPES:
             raise ValueError(f"dtype: expected one of {checkpoint.DTYPES}, got {self.dtype!r}")
 
 
 class NonFiniteLoss(ValueError):
-    """Training produced NaN or infinity; the last checkpoint is intact."""
+    """Training produced NaN or infinity; the last checkpoint is intact.  Says at which update, on what data, and the remedy."""
 
 
 class Interrupted(Exception):
@@ -95,11 +100,13 @@ def train(
     datasets    data sets (see data/); every update takes one batch from each
     validation  name -> data set, measured every eval_every updates; never trained on here
     resume      continue from the newest checkpoint in `out`, or start where there is none
-    overwrite   delete the run that `out` holds
+    overwrite   delete the run that `out` holds, and nothing else in that folder
     again       the command that continues this run, for messages
-    Raises ValueError where `out` holds another run or the configuration, data or tokenizer differ from it (naming what),
-    NonFiniteLoss, and Interrupted after Ctrl-C or SIGTERM.
+    Raises ValueError where `out` holds another run or other files, or the configuration, data or tokenizer differ from it
+    (naming what), NonFiniteLoss, WriteFailed or RunGone (both OSError), and Interrupted after Ctrl-C, SIGTERM or SIGHUP.
+    A start that fails before its first update leaves nothing behind.
     """
+    check_out(out, resume, overwrite)
     out = Path(out)
     if config.vocab_size != tokenizer.vocab_size:
         raise ValueError(f"vocab_size: expected the tokenizer's {tokenizer.vocab_size}, got {config.vocab_size}")
@@ -110,25 +117,41 @@ def train(
               "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
               "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
     record = json.loads(json.dumps(record))               # tuples become lists, as they come back
+    batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
+                       image_size=config.image_size) for i, d in enumerate(datasets)]
     keep_memory()
-    with lock(out), one_blas_thread(options.shards > 1):
-        start = open_run(out, record, tokenizer, resume, overwrite)
-        batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
-                           image_size=config.image_size) for i, d in enumerate(datasets)]
-        if start:
-            checkpoint.check_params(start.path, start.params, parameter_shapes(config))
-            params, state, step, seen = start.params, start.optimizer, start.step, start.record["counters"]
-            for b, position in zip(batches, start.record["positions"]):
-                b.restore(position)
-        else:
-            params = initial(config, options)
-            state, step, seen = optim.adamw_init(params), 0, {"examples": 0, "tokens_truncated": 0}
-        say(announce(config, options, datasets, tokenizer, out, device, params, step))
-        params = to_device(params, device)
-        state = {"step": state["step"], "m": to_device(state["m"], device), "v": to_device(state["v"], device)}
-        run = Run(config, options, batches, tokenizer, out, validation or {}, record, again, say)
-        params = run.go(params, state, step, seen)
-    return params
+    with stop_signals() as stop, lock(out) as undo, one_blas_thread(options.shards > 1):
+        run = start = None
+        try:
+            start = open_run(out, record, tokenizer, resume, overwrite)
+            if start:
+                seen, step = restored(start, batches), start.step
+                params, state = start.params, start.optimizer
+            else:
+                params = initial(config, options)
+                state, step, seen = optim.adamw_init(params), 0, dict.fromkeys(remarks.COUNTED, 0)
+            run = Run(config, options, batches, tokenizer, out, validation or {}, record, again, say)
+            run.tell(announce(config, options, datasets, tokenizer, out, device, params, step))
+            params = to_device(params, device)
+            state = {"step": state["step"], "m": to_device(state["m"], device), "v": to_device(state["v"], device)}
+            return run.go(params, state, step, seen, stop)
+        except BaseException as error:
+            if not isinstance(error, Interrupted) and not (run and run.trained):
+                undo()
+            raise
+
+
+def restored(start, batches):
+    """Put the batches where a checkpoint left them.   -> its counters; CheckpointError where they are not what save() writes"""
+    seen, positions = start.record.get("counters"), start.record.get("positions")
+    counted = isinstance(seen, dict) and set(seen) == set(remarks.COUNTED)
+    if not counted or not all(type(n) is int and n >= 0 for n in seen.values()):
+        raise checkpoint.refuse(start.path, f"its counters are {shorten(seen)}")
+    if not isinstance(positions, list) or len(positions) != len(batches) or not all(isinstance(p, dict) for p in positions):
+        raise checkpoint.refuse(start.path, f"its positions in the data are {shorten(positions)}")
+    for b, position in zip(batches, positions):
+        b.restore(position)
+    return seen
 
 
 class Run:
@@ -137,25 +160,30 @@ class Run:
     def __init__(self, config, options, batches, tokenizer, out, validation, record, again, say):
         self.config, self.options, self.batches, self.tokenizer = config, options, batches, tokenizer
         self.out, self.validation, self.record, self.again, self.say = out, validation, record, again, say
-        self.metrics, self.saved = Metrics(out / METRICS), 0
+        self.then = f", then go on with:\n  {again or '--resume'}"
+        self.metrics, self.saved, self.trained, self.deaf = Metrics(out / METRICS, self.then), 0, False, False
 
-    def go(self, params, state, step, seen):
+    def go(self, params, state, step, seen, stop):
         o, self.saved = self.options, step
+        self.trained = step > 0
+        for remark in remarks.at_start(self.config, o.batch) if step == 0 else ():
+            self.tell(f"note: {remark}")
         self.metrics.cut(step)
-        with self.metrics, stop_signals() as stop, progress(o.steps, step, self.say) as bar:
+        with self.metrics, progress(o.steps, step, self.tell) as bar:
             if step == 0 and o.eval_every:
                 self.measure(params, 0)
-            while step < o.steps and not stop.asked:
+            while step < o.steps and not stop.asked and not self.deaf:
                 began = time.perf_counter()
-                grads, row = gradients(params, self.batches, self.config, o.shards, o.device, step)
+                grads, row = self.gradients(params, step)
                 grads, norm = optim.clip_by_global_norm(grads, o.clip)
                 if not np.isfinite(norm):
-                    raise NonFiniteLoss(f"update {step + 1}: the gradient's norm is {norm}; {remedy(self.out)}")
+                    raise self.diverged(step + 1, f"the gradient's norm is {norm} on {self.names()}")
                 lr = optim.warmup_cosine(step, peak=o.lr, warmup=o.warmup, steps=o.steps, final=o.final_lr)
                 params, state = optim.adamw_step(params, grads, state, lr, betas=(o.beta1, o.beta2), eps=o.eps,
                                                  weight_decay=o.weight_decay)
                 params = optim.clamp_theta(params)
                 step += 1
+                self.trained = True
                 seen = {k: seen[k] + row.pop(k) for k in seen}
                 took = time.perf_counter() - began
                 if step % o.log_every == 0 or step == o.steps:
@@ -168,32 +196,67 @@ class Run:
                     self.measure(params, step)
                 if step == o.steps or step % o.checkpoint_every == 0:
                     self.save(params, state, step, seen)
-            if stop.asked and step < o.steps:
+            if step < o.steps:
                 if step > self.saved:
                     self.save(params, state, step, seen)
                 where = f"{self.out} holds everything up to update {step} of {o.steps}"
                 raise Interrupted(f"stopped; {where}. Continue with:\n  {self.again or '--resume'}")
-        self.say(f"done: {o.steps} updates. Checkpoint {self.out / CHECKPOINTS / f'step_{step:08d}'}, "
-                 f"metrics {self.out / METRICS}, configuration {self.out / CONFIG}")
+            self.metrics.check()
+            checkpoint.prune(self.out / CHECKPOINTS, o.keep)  # where the disk refused it before
+        for remark in remarks.at_end(seen, self.config.max_tokens):
+            self.tell(f"note: {remark}")
+        self.tell(f"done: {o.steps} updates. Checkpoint {self.out / CHECKPOINTS / f'step_{step:08d}'}, "
+                  f"metrics {self.out / METRICS}, configuration {self.out / CONFIG}")
         return host(params)
+
+    def gradients(self, params, step):
+        try:
+            return gradients(params, self.batches, self.config, self.options.shards, self.options.device, step)
+        except NonFiniteLoss as error:
+            raise NonFiniteLoss(f"{error} {remedy(self.out)}") from error
 
     def measure(self, params, step):
         """Retrieval, localisation and the grounding gap on every validation set, whatever its kind."""
         for split, dataset in self.validation.items():
             began = time.perf_counter()
-            numbers = evaluate(params, self.config, dataset, self.tokenizer, self.options.eval_limit, self.options.batch,
-                               seed=self.options.seed, shards=self.options.shards)
+            try:
+                numbers = evaluate(params, self.config, dataset, self.tokenizer, self.options.eval_limit, self.options.batch,
+                                   seed=self.options.seed, shards=self.options.shards)
+            except ArithmeticError as error:
+                raise self.diverged(step, f"evaluation on {split}: {error}") from error
             self.metrics.write({"kind": "eval", "step": step, "split": split, **numbers,
                                 "seconds": round(time.perf_counter() - began, 4)})
-            self.say(f"update {step}, {split}: " + brief(numbers))
+            self.tell(f"update {step}, {split}: " + brief(numbers))
 
     def save(self, params, state, step, seen):
         self.metrics.flush()                              # first: a checkpoint's metrics are never missing
         state = {"step": state["step"], "m": host(state["m"]), "v": host(state["v"])}
+        params = host(params)
+        for name, x in [*params.items(), *state["m"].items(), *state["v"].items()]:
+            if not np.isfinite(x).all():
+                raise self.diverged(step, f"{name} or a moment of it is NaN or infinite after training on {self.names()}")
         record = {"config": self.record, "counters": seen, "positions": [b.state() for b in self.batches]}
-        checkpoint.save(self.out / CHECKPOINTS, step, host(params), state, record, self.tokenizer)
-        checkpoint.prune(self.out / CHECKPOINTS, self.options.keep)
+        try:
+            checkpoint.save(self.out / CHECKPOINTS, step, params, state, record, self.tokenizer)
+            checkpoint.prune(self.out / CHECKPOINTS, self.options.keep)
+        except WriteFailed as error:
+            self.metrics.check()                          # a folder that has gone is said as that
+            raise WriteFailed(str(error).removesuffix(", then try again") + self.then) from error
         self.saved = step
+
+    def diverged(self, step, reason):
+        return NonFiniteLoss(f"update {step}: {reason}. {remedy(self.out)}")
+
+    def names(self):
+        return ", ".join(b.dataset.name for b in self.batches)
+
+    def tell(self, text):
+        """Say something; where nobody listens any more (a closed terminal or pipe), stop after this update."""
+        try:
+            if not self.deaf:
+                self.say(text)
+        except OSError:
+            self.deaf = True
 
 
 def initial(config: SPARCConfig, options: TrainConfig) -> dict[str, np.ndarray]:
@@ -208,31 +271,38 @@ def gradients(
 ) -> tuple[dict, dict[str, float]]:
     """One batch from each data set; the mean of their gradients and of their losses (appendix D.2).   -> grads, row
 
-    row: loss, loss_global, loss_fine, zeroed (share of weights that the threshold set to zero), examples, tokens_truncated,
-    and with several data sets each one's loss. Raises NonFiniteLoss that names the data set and the examples.
+    row: loss, loss_global, loss_fine, zeroed (share of weights that the threshold set to zero), what remarks.COUNTED names,
+    and with several data sets each one's loss. Raises NonFiniteLoss that names the update, the data set and the examples.
     """
     total: dict = {}
     rows: list[dict] = []
     for source in batches:
-        dropped = source.tokenizer.counts.dropped
+        counts, same = source.tokenizer.counts, source.duplicates
+        dropped, cut = counts.dropped, counts.truncated
         batch = next(source)
         images, tokens, mask = to_device((batch.images, batch.tokens, batch.mask), device)
-        loss, trace, back = forward(params, images, tokens, mask, config, shards)
+        where = f"on {source.dataset.name}, examples {batch.index.tolist()}."
+        try:
+            loss, trace, back = forward(params, images, tokens, mask, config, shards)
+        except ArithmeticError as error:
+            raise NonFiniteLoss(f"update {step + 1}: {error}, {where}") from error
         row = {"loss": number(loss), "loss_global": number(trace["loss_global"])}
         if "loss_fine" in trace:
             row["loss_fine"] = number(trace["loss_fine"])
         if trace.get("sparse") is not None:
             row["zeroed"] = zeroed(trace["sparse"], mask)
-        row |= {"examples": len(batch.index), "tokens_truncated": source.tokenizer.counts.dropped - dropped}
+        row |= {"examples": len(batch.index), "tokens_truncated": counts.dropped - dropped,
+                "captions_truncated": counts.truncated - cut, "duplicate_pictures": source.duplicates - same}
         rows.append(row)
         if not np.isfinite(row["loss"]):
-            raise NonFiniteLoss(f"update {step + 1}: the loss is {row['loss']} on {source.dataset.name}, examples "
-                                f"{batch.index.tolist()}; the parameters before this update are kept: lower lr or clip, "
-                                "or raise warmup, and start anew")
-        grads = back(1 / len(batches))
+            raise NonFiniteLoss(f"update {step + 1}: the loss is {row['loss']} {where}")
+        try:
+            grads = back(1 / len(batches))
+        except ArithmeticError as error:
+            raise NonFiniteLoss(f"update {step + 1}: {error}, {where}") from error
         total = {name: total[name] + g for name, g in grads.items()} if total else grads
-    mean = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if k not in ("examples", "tokens_truncated")}
-    mean |= {k: sum(r[k] for r in rows) for k in ("examples", "tokens_truncated")}
+    mean = {k: sum(r[k] for r in rows) / len(rows) for k in rows[0] if k not in remarks.COUNTED}
+    mean |= {k: sum(r[k] for r in rows) for k in remarks.COUNTED}
     if len(batches) > 1:
         mean |= {f"loss/{i}:{b.dataset.name}": r["loss"] for i, (b, r) in enumerate(zip(batches, rows))}
     return total, mean
@@ -263,25 +333,29 @@ class Stop:
 
 @contextmanager
 def stop_signals():
-    """Ctrl-C and SIGTERM end the loop after the running update; a second one ends at once."""
+    """Ctrl-C, SIGTERM and SIGHUP (a closed terminal; nohup keeps it off) end the loop after the running update; a second
+    one ends at once."""
     stop, before = Stop(), {}
 
     def ask(number, frame):
         if stop.asked:
             raise KeyboardInterrupt
         stop.asked = True
-        print("stopping after this update; again to stop at once", file=sys.stderr)
+        with suppress(OSError):                           # the terminal may be what has gone
+            print("stopping after this update; again to stop at once", file=sys.stderr)
 
     try:
-        for name in (signal.SIGINT, signal.SIGTERM):
-            before[name] = signal.signal(name, ask)
+        for name in ("SIGINT", "SIGTERM", "SIGHUP"):
+            number = getattr(signal, name, None)          # Windows has no SIGHUP
+            if number is not None and signal.getsignal(number) is not signal.SIG_IGN:
+                before[number] = signal.signal(number, ask)
     except ValueError:                                    # not the main thread: signals are the caller's
         pass
     try:
         yield stop
     finally:
-        for name, handler in before.items():
-            signal.signal(name, handler)
+        for number, handler in before.items():
+            signal.signal(number, handler)
 
 
 @contextmanager
@@ -291,13 +365,18 @@ def progress(steps, first, say):
     if sys.stderr.isatty():
         from tqdm import tqdm
 
-        with tqdm(total=steps, initial=first, unit="update", smoothing=0.05, file=sys.stderr) as bar:
+        bar = tqdm(total=steps, initial=first, unit="update", smoothing=0.05, file=sys.stderr)
 
-            def show(step, loss):
+        def show(step, loss):
+            with suppress(OSError):                       # a closed terminal is no reason to lose updates
                 bar.set_postfix(loss=f"{loss:.3f}", refresh=False)
                 bar.update(step - bar.n)
 
+        try:
             yield show
+        finally:
+            with suppress(OSError):
+                bar.close()
         return
     every = max(1, steps // 20)
 
@@ -324,6 +403,7 @@ def announce(config, options, datasets, tokenizer, out, device, params, step):
     return "\n".join(lines)
 
 
+@functools.cache
 def reasons(cls):
     """The comment behind each field of a dataclass, from its source."""
     names = "|".join(f.name for f in fields(cls))
@@ -339,8 +419,8 @@ def brief(numbers):
 
 def remedy(out):
     found = checkpoint.steps(out / CHECKPOINTS)
-    kept = f"{found[-1]} is kept" if found else "no checkpoint had been written"
-    return f"{kept}; lower lr or clip, or raise warmup, and start anew"
+    kept = f"{found[-1]} is kept" if found else "No checkpoint had been written"
+    return f"{kept}. Lower --lr or --clip, or raise --warmup, and start anew"
 
 
 def number(x):

@@ -22,6 +22,7 @@ def explain(
     """
     from sparc_ref.data import load_image
     from sparc_ref.run.examples import explain_caption
+    from sparc_ref.run.files import write_whole
     from sparc_ref.run.rundir import load_run
     from sparc_ref.show.plots import explain as draw
     from sparc_ref.show.plots import png
@@ -40,9 +41,7 @@ def explain(
     say(f"{found.path}, {config.image_size} x {config.image_size} pixels, {seen.grid[0]} x {seen.grid[1]} patches")
     say(table(seen))
     figure = draw(seen.image, seen.words, seen.similarity, seen.minmax, seen.weights, seen.grid, title=caption)
-    part = out.with_name(out.name + ".part")
-    part.write_bytes(png(figure))
-    os.replace(part, out)
+    write_whole(out, png(figure))
     say(f"figure: {out}")
     return seen
 

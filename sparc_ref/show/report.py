@@ -34,6 +34,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from sparc_ref.run.files import write_whole
 from sparc_ref.show import plots
 from sparc_ref.show.results import (
     DemoReport,
@@ -100,12 +101,7 @@ def demo_report(run_dir: str | os.PathLike, report: DemoReport) -> Path:
     """Write run_dir/report.html, one file that needs nothing else, and return its path. An old one is replaced at once."""
     path = Path(run_dir) / "report.html"
     path.parent.mkdir(parents=True, exist_ok=True)
-    part = path.with_name(f".report.{os.getpid()}.part")
-    try:
-        part.write_text(page(report), encoding="utf-8")
-        os.replace(part, path)
-    finally:
-        part.unlink(missing_ok=True)
+    write_whole(path, page(report))
     return path
 
 

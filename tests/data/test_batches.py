@@ -177,6 +177,7 @@ def test_a_token_over_two_spans_goes_to_the_larger_share():
     regions = [Region("x", mask, ((0, 0, 2),)), Region("y", mask, ((0, 2, 7), (1, 0, 3)))]
     assert word_regions([(0, 5), (5, 7), (7, 9), (9, 9)], regions, 0, 4).tolist() == [1, 1, -1, -1]
     assert word_regions([(0, 2), (2, 4)], regions, 1, 3).tolist() == [1, 1, -1]
+    assert word_regions([(0, 4)], regions, 0, 1).tolist() == [0], "the first of equals"
 
 
 def test_limited_and_joined():

@@ -61,7 +61,7 @@ def test_run_directory_and_metrics(tmp_path):
     eval_rows = [r for r in rows(tmp_path) if r["kind"] == "eval"]
     assert [r["step"] for r in train_rows] == [1, 2, 3, 4, 5, 6] and [r["step"] for r in eval_rows] == [0, 3, 6]
     assert set(train_rows[0]) == {"kind", "step", "loss", "loss_global", "loss_fine", "grad_norm", "lr", "temperature",
-                                  "zeroed", "tokens_truncated", "examples"}
+                                  "zeroed", "tokens_truncated", "captions_truncated", "duplicate_pictures", "examples"}
     assert {"i2t_r1", "t2i_r1", "miou", "pointing", "mass", "grounding_gap"} <= set(eval_rows[0])
     assert train_rows[-1]["examples"] == 48 and 0 <= train_rows[0]["zeroed"] <= 1
     text = "\n".join(said)
@@ -220,7 +220,7 @@ def test_non_finite_loss_names_update_and_examples(tmp_path, monkeypatch):
         loss, trace, back = real(*args, **kwargs)
         return (loss * np.float32("nan") if len(calls) == 4 else loss), trace, back
     monkeypatch.setattr(loop, "forward", broken)
-    with pytest.raises(NonFiniteLoss, match=r"update 4: the loss is nan on drawn-train, examples \[\d+, .*lower lr"):
+    with pytest.raises(NonFiniteLoss, match=r"update 4: the loss is nan on drawn-train, examples \[\d+, .*Lower --lr"):
         go(tmp_path)
     assert checkpoint.load(tmp_path).step == 2
 

@@ -1,6 +1,7 @@
 """An argument's description into the framework's array, and a gradient with respect to it back into one of the leaf's."""
 
 import math
+import sys
 
 import numpy as np
 
@@ -15,7 +16,7 @@ def argument(spec, leaves, fw, arrays, dtype):
         return spec["value"]
     if "size" in spec:
         return size(spec, arrays)
-    if "mask" in spec:
+    if "mask" in spec or "patch_mask" in spec:
         return mask_argument(spec, fw, arrays, dtype)
     x = leaves[spec["leaf"]]
     if spec["leaf"] == "theta":
@@ -25,19 +26,29 @@ def argument(spec, leaves, fw, arrays, dtype):
             return {"theta": theta, "scale": math.exp(theta), "tau": math.exp(-theta), "log_tau": -theta}[kind]
         return {"theta": lambda: x, "scale": lambda: fw.exp(x), "tau": lambda: fw.exp(-x), "log_tau": lambda: -x}[kind]()
     layout = spec.get("layout", "bpd")
-    if layout == "bpd":
+    if layout in ("bpd", "bld"):
         return x
+    if layout in ("pbd", "lbd"):
+        return fw.permute(x, (1, 0, 2))
+    if layout == "pbd_cls":
+        return fw.permute(argument(spec | {"layout": "cls"}, leaves, fw, arrays, dtype), (1, 0, 2))
     batch, _, width = arrays["v"].shape
     if layout == "cls":                                   # slot 0 holds the pooled embedding
         return fw.join([fw.reshape(leaves["v_bar"], (batch, 1, width)), x], 1)
     if layout == "bhwd":
         return fw.reshape(x, (batch, *grid(arrays), width))
     x = fw.permute(x, (0, 2, 1))
-    return x if layout == "bdp" else fw.reshape(x, (batch, width, *grid(arrays)))
+    return x if layout in ("bdp", "bdl") else fw.reshape(x, (batch, width, *grid(arrays)))
 
 
 def mask_argument(spec, fw, arrays, dtype):
-    mask = arrays["mask"]
+    if "patch_mask" in spec:
+        batch, patches, _ = arrays["v"].shape
+        mask = np.ones((batch, patches + spec.get("extra", 0)), bool)
+        spec = spec | {"mask": spec["patch_mask"]}
+    else:
+        mask = arrays["mask"]
+    mask = mask.T if spec.get("turned") else mask
     match spec["mask"]:
         case "lengths":
             return fw.array(mask.sum(1), "int64")
@@ -86,6 +97,35 @@ def set_attributes(fn, request, leaves, fw, arrays, dtype):
     return extra, undo
 
 
+def passes_on(*args, **named):
+    """What a part of a model that is set aside gives: its first argument."""
+    return (*args, *named.values())[0]
+
+
+def tower(width: int):
+    """A module for a constructor that wants one: it passes on what it gets, and has no parameters.      width: D"""
+    from types import SimpleNamespace
+
+    sizes = dict.fromkeys(("hidden_size", "projection_dim", "embed_dim", "output_dim", "out_features", "num_features", "width",
+                           "dim", "d_model"), width)
+
+    def forward(*args, **named):
+        x = passes_on(*args, **named)
+        if hasattr(x, "view_as"):                         # as transformers' models give it
+            x = x.view_as(x)
+            x.last_hidden_state = x
+        return x
+
+    if "torch" in sys.modules:
+        made = sys.modules["torch"].nn.Module()
+    else:
+        made = type("Tower", (), {"__call__": lambda self, *args, **named: forward(*args, **named)})()
+    made.forward = made.encode_image = made.encode_text = forward
+    for name, x in (sizes | {"config": SimpleNamespace(**sizes)}).items():
+        setattr(made, name, x)
+    return made
+
+
 class stubs:
     """While a model's forward runs, its towers hand over the probe's embeddings and its adapters pass them on unchanged."""
 
@@ -99,7 +139,7 @@ class stubs:
                 child = getattr(child, part)
             self.old.append((child, child.__dict__.get("forward")))
             leaf = self.leaves.get(what)
-            child.forward = (lambda x, *_, **__: x) if what == "identity" else (lambda *_, leaf=leaf, **__: leaf)
+            child.forward = passes_on if what == "identity" else (lambda *_, leaf=leaf, **__: leaf)
 
     def __exit__(self, *_):
         for child, forward in self.old:
@@ -116,7 +156,7 @@ def own_grads(request, flat, arrays):
     for name, spec in pairs:
         if leaf := spec.get("leaf"):
             shape = tuple(arrays[leaf].shape)
-            slots.append((leaf, layout_shape(spec, arrays) if leaf == "v" else shape))
+            slots.append((leaf, layout_shape(spec, arrays) if leaf in ("v", "t") else shape))
             roles[str(name)] = leaf
     return bridges.own_gradients(flat, slots, roles)
 
@@ -127,10 +167,13 @@ def specs_of(request):
 
 def layout_shape(spec, arrays):
     batch, patches, width = arrays["v"].shape
+    tokens = arrays["t"].shape[1]
     return {
-        "bpd": (batch, patches, width), "bdp": (batch, width, patches), "bdhw": (batch, width, *grid(arrays)),
+        "bld": (batch, tokens, width), "bdl": (batch, width, tokens), "lbd": (tokens, batch, width),
+        "pbd": (patches, batch, width), "pbd_cls": (patches + 1, batch, width), "bpd": (batch, patches, width),
+        "bdp": (batch, width, patches), "bdhw": (batch, width, *grid(arrays)),
         "bhwd": (batch, *grid(arrays), width), "cls": (batch, patches + 1, width),
-    }[spec.get("layout", "bpd")]
+    }[spec.get("layout", "bpd" if spec["leaf"] == "v" else "bld")]
 
 
 def chain(leaf, g, request, arrays, own):
@@ -141,9 +184,11 @@ def chain(leaf, g, request, arrays, own):
         given = [s for s in specs if s.get("leaf") == "theta"] if own else []
         kind = (held or given or [{}])[0].get("as", "theta")
         return np.asarray(np.sum(g) * SLOPE[kind](float(arrays["theta"])))
-    if leaf != "v" or not own:
+    if leaf not in ("v", "t") or not own:
         return g
-    layout = next((s.get("layout", "bpd") for s in specs if s.get("leaf") == "v"), "bpd")
-    if layout in ("bdp", "bdhw"):
+    layout = next((s.get("layout", "") for s in specs if s.get("leaf") == leaf), "")
+    if layout in ("pbd", "lbd", "pbd_cls"):
+        return np.ascontiguousarray(g.transpose(1, 0, 2)[:, layout == "pbd_cls" :])
+    if layout in ("bdp", "bdhw", "bdl"):
         return np.ascontiguousarray(g.reshape(g.shape[0], g.shape[1], -1).transpose(0, 2, 1))
-    return g[:, 1:] if layout == "cls" else g.reshape(arrays["v"].shape)
+    return g[:, 1:] if layout == "cls" else g.reshape(arrays[leaf].shape)

@@ -41,17 +41,19 @@ def stages(fn: Callable, arguments: list, named: dict[str, Any], files: list[str
 
 
 def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses_of: Callable, key: Any, cache: dict,
-         grads: bool):
+         grads: bool, upstream: float = 1.0):
     """Outputs, losses, and per loss the gradient of each argument in `wrt`.
 
     arguments, named: NumPy arrays or plain values; wrt: positions (int) or names (str) of those that are differentiated;
-    losses_of(outputs) -> {name: value}; key: what tells one compiled call from another beside shapes.
+    losses_of(outputs) -> {name: value}; key: what tells one compiled call from another beside shapes; upstream: what each loss
+    is multiplied by before its gradient.
     """
     import jax
     import jax.numpy as jnp
 
     from parity.checker.calling.bridges import framework_of, keep_arrays, put_arrays
 
+    key = (key, upstream)
     places = [*range(len(arguments)), *named]
     every = dict(zip(places, [*arguments, *named.values()]))
     arrays = {p: jnp.asarray(x) for p, x in every.items() if hasattr(x, "dtype")}
@@ -72,7 +74,7 @@ def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses
             values, found = run(diff, rest)
             return values, found, []
         values, back, found = jax.vjp(lambda d: run(d, rest), diff, has_aux=True)
-        starts = ([jnp.ones_like(x) if i == j else jnp.zeros_like(x) for j, x in enumerate(values)] for i in range(len(values)))
+        starts = ([jnp.full_like(x, upstream if i == j else 0.0) for j, x in enumerate(values)] for i in range(len(values)))
         return values, found, [back(start)[0] for start in starts]
 
     def compiled(with_rest):

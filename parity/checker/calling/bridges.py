@@ -26,7 +26,7 @@ class Bridge:
     reshape: Callable
     join: Callable                                        # join([x, y], axis)
     numpy: Callable                                       # to float64 or bool or int NumPy; raises where it cannot
-    differentiate: Callable                               # differentiate(f, leaves) -> outputs, losses, grads
+    differentiate: Callable                               # differentiate(f, leaves, upstream) -> outputs, losses, grads
 
 
 def importable(name: str) -> bool:
@@ -95,7 +95,7 @@ def torch_bridge(device: str) -> Bridge:
     def array(x, dtype):
         return torch.tensor(x, device=device).to(kinds[dtype])
 
-    def differentiate(f, leaves):
+    def differentiate(f, leaves, upstream=1.0):
         leaves = {name: x.requires_grad_() for name, x in leaves.items()}
         outputs, losses, extra = f({name: x.clone() for name, x in leaves.items()})  # clones: a leaf may not be written to
         if "theta" in extra:
@@ -105,6 +105,7 @@ def torch_bridge(device: str) -> Bridge:
             if not isinstance(loss, torch.Tensor) or not loss.requires_grad:
                 grads[name] = None
                 continue
+            loss = loss if upstream == 1 else loss * upstream
             found = torch.autograd.grad(loss, list(leaves.values()), retain_graph=True, allow_unused=True)
             grads[name] = dict(zip(leaves, found))
         return outputs, losses, grads
@@ -139,7 +140,7 @@ def cupy_bridge() -> Bridge:
                   to_numpy, no_autograd)
 
 
-def no_autograd(f, leaves):
+def no_autograd(f, leaves, upstream=1.0):
     """Values alone; gradients are what the implementation returns itself (see `own_gradients`)."""
     outputs, losses, _ = f(leaves)
     return outputs, losses, dict.fromkeys(losses)
@@ -152,10 +153,11 @@ def tensorflow_bridge(device: str) -> Bridge:
         with tf.device("/GPU:0" if device == "cuda" else "/CPU:0"):
             return tf.cast(tf.constant(x), dtype)
 
-    def differentiate(f, leaves):
+    def differentiate(f, leaves, upstream=1.0):
         with tf.GradientTape(persistent=True) as tape:
             tape.watch(list(leaves.values()))
             outputs, losses, extra = f(leaves)
+            losses = {name: x if upstream == 1 else x * upstream for name, x in losses.items()}
         leaves = leaves | ({"theta": extra["theta"]} if "theta" in extra else {})
         grads = {}
         for name, loss in losses.items():

@@ -15,21 +15,38 @@ import numpy as np
 from parity.checker.calling.worker import Stopped, Worker
 from parity.checker.probes import Answer, Probe
 
-LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls"}
+LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls", "v_pbd": "pbd",
+           "v_pbd_cls": "pbd_cls"}
+CLS = {"v": "v_cls", "v_pbd": "v_pbd_cls"}                # the same layout with a [CLS] slot before the patches
+TEXTS = {"t": "bld", "t_bdl": "bdl", "t_lbd": "lbd"}
 MASKS: dict[str, dict[str, Any]] = {
     "mask": {"mask": "bool"}, "mask_int": {"mask": "int64"}, "mask_float": {"mask": "float"}, "lengths": {"mask": "lengths"},
     "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
     "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
+    "mask_lb": {"mask": "bool", "turned": True}, "mask_lb_float": {"mask": "float", "turned": True},
+    "padding_lb": {"mask": "bool", "invert": True, "turned": True},
+}
+PATCH_MASKS: dict[str, dict[str, Any]] = {
+    "v_mask": {"patch_mask": "bool"}, "v_mask_int": {"patch_mask": "int64"}, "v_mask_float": {"patch_mask": "float"},
+    "v_padding": {"patch_mask": "bool", "invert": True}, "v_padding_int": {"patch_mask": "int64", "invert": True},
+    "v_padding_float": {"patch_mask": "float", "invert": True},
 }
 AUTOGRAD = ("torch", "jax", "tensorflow")
 SCALES = ("theta", "scale", "tau", "log_tau")
 SHOWN = {
     "v": "patches (B,P,D)", "v_bdp": "patches (B,D,P)", "v_bdhw": "patches (B,D,H,W)", "v_bhwd": "patches (B,H,W,D)",
-    "v_cls": "[CLS] and patches (B,1+P,D)", "t": "tokens (B,L,D)", "v_bar": "pooled image (B,D)", "t_bar": "pooled text (B,D)",
+    "v_cls": "[CLS] and patches (B,1+P,D)", "v_pbd": "patches (P,B,D)",
+    "v_pbd_cls": "[CLS] and patches (1+P,B,D)", "t": "tokens (B,L,D)", "t_bdl": "tokens (B,D,L)",
+    "t_lbd": "tokens (L,B,D)", "v_bar": "pooled image (B,D)", "t_bar": "pooled text (B,D)",
     "mask": "mask, true = real token", "mask_int": "mask of 0 and 1, 1 = real token",
     "mask_float": "mask of 0.0 and 1.0, 1 = real token",
     "lengths": "number of real tokens (B,)", "padding": "mask, true = padding", "padding_int": "mask of 0 and 1, 1 = padding",
-    "padding_float": "mask of 0.0 and 1.0, 1 = padding", "additive": "mask to add, 0 = real token", "theta": "log(1/tau)",
+    "padding_float": "mask of 0.0 and 1.0, 1 = padding", "additive": "mask to add, 0 = real token",
+    "mask_lb": "mask (L,B), true = real token", "mask_lb_float": "mask (L,B) of 0.0 and 1.0, 1 = real token",
+    "padding_lb": "mask (L,B), true = padding", "v_mask": "mask of patches, true = valid; all are",
+    "v_mask_int": "mask of patches, 1 = valid; all are", "v_mask_float": "mask of patches, 1.0 = valid; all are",
+    "v_padding": "mask of patches, true = padding; none is", "v_padding_int": "mask of patches, 1 = padding; none is",
+    "v_padding_float": "mask of patches, 1.0 = padding; none is", "theta": "log(1/tau)",
     "scale": "1/tau", "tau": "tau", "log_tau": "log tau",
 }
 
@@ -48,11 +65,12 @@ class Item:
 class Convention:
     """How an implementation is called and which of its outputs are losses.
 
-    arguments   (name, word) in calling order; a word is one of SHOWN, "size:P", or "value:JSON"
+    arguments   (name, word) in calling order; a word is one of SHOWN, "size:P", or "value:JSON"; "module" in construct
     keywords    names of the arguments that go by keyword
     attributes  name -> one of SCALES, set before each call       construct: constructor's arguments, as words
     losses      "fine" | "global" | "total" -> (paths, weights) of the outputs that make it up
     stubs       part of a model -> "v" | "t": gives that embedding | "identity": passes on what it gets
+    notes       what was seen beside it, each a sentence
     """
 
     name: str
@@ -67,10 +85,11 @@ class Convention:
     theta_form: str = "tensor"
     dtype: str = "float64"
     items: tuple[Item, ...] = ()
+    notes: tuple[str, ...] = ()
 
     def word(self, role: str) -> str | None:
-        """The word by which a role is given: of "v", "t", "mask", "scale", "v_bar", "t_bar"."""
-        groups: dict[str, Any] = {"v": LAYOUTS, "mask": MASKS, "scale": SCALES}
+        """The word by which a role is given: of "v", "t", "mask", "v_mask", "scale", "v_bar", "t_bar"."""
+        groups: dict[str, Any] = {"v": LAYOUTS, "t": TEXTS, "mask": MASKS, "v_mask": PATCH_MASKS, "scale": SCALES}
         words = [w for _, w in self.arguments] + list(self.attributes.values())
         return next((w for w in words if w in groups.get(role, (role,))), None)
 
@@ -85,7 +104,8 @@ class Convention:
     def request(self, **more: Any) -> dict:
         """The worker's request for one call."""
         def argument(word):
-            return spec(word) | ({"form": self.theta_form} if word in SCALES else {})
+            slots = {"extra": 1} if word in PATCH_MASKS and self.word("v") in CLS.values() else {}
+            return spec(word) | ({"form": self.theta_form} if word in SCALES else slots)
 
         plain = [(name, argument(word)) for name, word in self.arguments if name not in self.keywords]
         return {
@@ -101,6 +121,8 @@ class Convention:
 
 def shown_word(word: str) -> str:
     kind, _, rest = word.partition(":")
+    if word == "module":
+        return "a stub that passes on what it gets"
     return SHOWN.get(word) or (f"{rest} of the probe" if kind == "size" else rest)
 
 
@@ -113,11 +135,15 @@ def spec(word: str) -> dict:
         return {"value": json.loads(rest)}
     if word in LAYOUTS:
         return {"leaf": "v", "layout": LAYOUTS[word]}
-    if word in MASKS:
-        return dict(MASKS[word])
+    if word in TEXTS:
+        return {"leaf": "t", "layout": TEXTS[word]}
+    if word in MASKS or word in PATCH_MASKS:
+        return dict((MASKS | PATCH_MASKS)[word])
+    if word == "module":                                  # of a constructor alone
+        return {"module": True}
     if word in SCALES:
         return {"leaf": "theta", "as": word}
-    if word in ("t", "v_bar", "t_bar"):
+    if word in ("v_bar", "t_bar"):
         return {"leaf": word}
     raise ValueError(f"{word!r}: expected one of {', '.join(SHOWN)}")
 
@@ -175,7 +201,13 @@ class Caller:
                 own = {"fine": {"v", "t", "theta"}, "global": {"v_bar", "t_bar", "theta"} & given or {"v", "t", "theta"}}
                 for leaf in own.get(name, given) & given if leaves and self.convention.framework in AUTOGRAD else ():
                     grads.setdefault(name, {}).setdefault(leaf, np.zeros_like(arrays[leaf]))  # no path to it: detached
-        return Answer(losses, grads, dtype="float32" if single(losses, grads) else "float64")
+        return Answer(losses, grads, dtype="float32" if single(losses) else "float64")
+
+    def again(self, probe: Probe, upstream: float = 1.0, dtype: str | None = None) -> Answer:
+        """The same batch with the loss multiplied before its gradient is taken, or in another precision; not remembered."""
+        if dtype is not None:
+            return Caller(self.worker, replace(self.convention, dtype=dtype)).call(probe)
+        return self.call(probe, upstream=upstream)
 
     def stages(self, probe: Probe) -> list[tuple[str, np.ndarray]] | None:
         """The arrays that it makes on the way, in order; None where it cannot be traced."""
@@ -186,12 +218,10 @@ class Caller:
         return [(where, sent[f"stage/{i}"]) for i, where in enumerate(reply["stages"])] if "stages" in reply else None
 
 
-def single(losses, grads) -> bool:
-    """Whether every number fits float32 exactly: then it was computed in float32 whatever came in."""
-    values = [x for x in losses.values() if math.isfinite(x) and x] + [g for part in grads.values() for g in part.values()]
-    with np.errstate(over="ignore", invalid="ignore"):
-        same = [np.array_equal(np.float32(x), np.asarray(x), equal_nan=True) for x in values]
-    return bool(same) and all(same)
+def single(losses) -> bool:
+    """Whether every loss fits float32 exactly: then it was computed in float32 whatever came in."""
+    values = [x for x in losses.values() if math.isfinite(x) and x]
+    return bool(values) and all(abs(x) < 1e38 and float(np.float32(x)) == x for x in values)
 
 
 def number(value: str | None) -> float:

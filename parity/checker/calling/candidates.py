@@ -5,12 +5,20 @@ from dataclasses import replace
 
 from parity.checker.calling import naming
 from parity.checker.calling.bridges import importable
-from parity.checker.calling.caller import LAYOUTS, MASKS, SCALES, Convention, spec
+from parity.checker.calling.caller import LAYOUTS, MASKS, PATCH_MASKS, SCALES, TEXTS, Convention, spec
 from parity.checker.calling.trial import PLAIN, Trial, numeric
 
+ODD = (                                                   # layouts of patches and tokens that are tried where no usual one runs
+    ("v_bdp", "t_bdl"), ("v_pbd", "t_lbd"), ("v", "t_bdl"), ("v_bdhw", "t_bdl"), ("v_bhwd", "t_bdl"), ("v_pbd", "t"),
+    ("v", "t_lbd"), ("v_cls", "t_bdl"), ("v_bdp", "t_lbd"), ("v_pbd", "t_bdl"), ("v_bdhw", "t_lbd"), ("v_bhwd", "t_lbd"),
+)
 
-def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iterator[Convention]:
-    """Conventions that run on a first probe, by the score of their names; those far behind the best are left out."""
+
+def candidates(trial: Trial, about: dict, base: Convention, given: dict, odd: bool = False) -> Iterator[Convention]:
+    """Conventions that run on a first probe, by the score of their names; those far behind the best are left out.
+
+    odd: with the layouts of ODD alone.
+    """
     for framework in frameworks(about, given):
         best, calls, first = None, trial.worker.asked, None
         for score, convention in assigned(about, replace(base, framework=framework), given):
@@ -19,7 +27,7 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict) -> Iter
                 break
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
-            better = next(runnable(trial, convention, about, given), None)
+            better = next(runnable(trial, convention, about, given, odd), None)
             if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
                 yield better
@@ -82,6 +90,10 @@ def word_for(name: str, p: dict, roles: dict[str, str], given: dict) -> str | No
     match roles[name]:
         case "v":
             return given.get("patches") or "v"
+        case "v_mask":
+            return naming.patch_mask_forms(name)[0]
+        case "t":
+            return given.get("tokens") or "t"
         case "mask":
             word = given.get("mask") or naming.mask_forms(name)[0]
             return None if word == "none" else word
@@ -121,22 +133,31 @@ def written_call(text: str, names: list[str]) -> dict:
     return {"arguments": tuple(arguments), "keywords": frozenset(keywords)}
 
 
-def runnable(trial: Trial, convention: Convention, about: dict, given: dict) -> Iterator[Convention]:
-    """The convention with the first patch layout, mask form and form of the temperature under which it runs."""
+def runnable(trial: Trial, convention: Convention, about: dict, given: dict, odd: bool = False) -> Iterator[Convention]:
+    """The convention with the first layouts, mask forms and form of the temperature under which it runs."""
     names = dict(convention.arguments)
-    layouts: list[tuple[str, str] | None] = [None]
-    masks: list[tuple[str, str] | None] = [None]
+    layouts: list[dict[str, str]] = [{}]
+    masks: list[dict[str, str]] = [{}]
+    roles: tuple = (LAYOUTS, TEXTS, MASKS, PATCH_MASKS)
+    v, t, mask, patch_mask = (next((n for n, w in names.items() if w in words), "") for words in roles)
     if "call" not in given:
-        if (name := next((n for n, w in names.items() if w in LAYOUTS), None)) and "patches" not in given:
-            layouts = [(name, w) for w in layout_order(name, about)]
-        if (name := next((n for n, w in names.items() if w in MASKS), None)) and "mask" not in given:
-            masks = [(name, w) for w in naming.mask_forms(name)]
+        if odd:
+            layouts = [{v: one, t: two} for one, two in ODD if v and t and given.get("patches", one) == one
+                       and given.get("tokens", two) == two]
+        elif v and "patches" not in given:
+            layouts = [{v: w} for w in layout_order(v, about)]
+        if mask and "mask" not in given:
+            forms = naming.mask_forms(mask)
+            turned = ["padding_lb", "mask_lb"] if forms[0] == "padding" else ["mask_lb", "mask_lb_float", "padding_lb"]
+            masks = [{mask: w} for w in (*forms, *(turned if odd else ()))]
+        if patch_mask:
+            masks = [{**m, patch_mask: w} for m in masks for w in naming.patch_mask_forms(patch_mask)[:3]]
     plans = stub_plans(about, convention, given)
     for stubs in plans:
         for layout in layouts:
-            for mask in masks:
+            for shape in masks:
                 for form in ("tensor", "float") if convention.word("scale") else ("tensor",):
-                    changed = dict(convention.arguments) | dict(x for x in (layout, mask) if x)
+                    changed = names | layout | shape
                     trial_of = replace(convention, arguments=tuple(changed.items()), stubs=stubs, theta_form=form)
                     for dtype in dict.fromkeys((convention.dtype, "float32")) if "dtype" not in given else (convention.dtype,):
                         ready = with_temperature(replace(trial_of, dtype=dtype), about, given)

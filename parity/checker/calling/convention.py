@@ -14,10 +14,13 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling import naming
-from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, arrays_of, spec
+from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, arrays_of, spec, told
 from parity.checker.calling.candidates import candidates
 from parity.checker.calling.items import argument_items, framework_item, sigma_item
-from parity.checker.calling.reading import decide_cls, decide_mask, decide_outputs, decide_scale
+from parity.checker.calling.masks import decide_mask, decide_patch_mask
+from parity.checker.calling.outputs import decide_outputs
+from parity.checker.calling.reading import decide_cls
+from parity.checker.calling.temperature import decide_scale, start_notes
 from parity.checker.calling.trial import PLAIN, CannotRun, Trial, Unclear, numeric, probe_of
 from parity.checker.calling.worker import Stopped, Worker
 
@@ -25,8 +28,8 @@ from parity.checker.calling.worker import Stopped, Worker
 def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Convention]:
     """The conventions under which an implementation runs, likeliest first; more than one only where numbers must decide.
 
-    told_by_user: any of call, patches, mask, scale, sigma, returns, attributes, init, framework, method, isolate, dtype, as
-    parity.check takes them.  Raises CannotRun with the likeliest call's error, Unclear, and ValueError for what makes no sense.
+    told_by_user: any of verdict.OVERRIDES, as parity.check takes them.  Raises CannotRun with the likeliest call's error,
+    Unclear, and ValueError for what makes no sense.
     """
     given = {k: x for k, x in (told_by_user or {}).items() if x is not None}
     about = described(worker, {"do": "describe"})
@@ -46,12 +49,18 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         needs = f"{about['name']} needs {', '.join(extra)}"
         raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
-    for convention in candidates(trial, about, base, given):
-        found = finish(trial, convention, about, given)
-        if verified(found[0]):
-            return found
-        ready += found
-        if len(ready) >= 4:
+    for odd in (False, True):
+        for convention in candidates(trial, about, base, given, odd):
+            found = finish(trial, convention, about, given)
+            if verified(found[0]):
+                return found
+            if not odd:
+                ready += found
+            elif supported(found[0]):
+                return found
+            if len(ready) >= 4:
+                break
+        if "call" in given or any(supported(c) for c in ready):
             break
     if not ready and trial.odd:
         raise Unclear(
@@ -60,8 +69,14 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         )
     if not ready and trial.error is None:
         raise Unclear(no_arguments(about))
+    if not ready and "call" not in given and trial.may_be_ours():
+        raise Unclear(
+            f"no way of calling {about['name']} that was tried runs ({trial.tried} were); the one that gets farthest, "
+            f"{trial.farthest}, gives {told(trial.far)}. Say its arguments in calling order, --call t,v_bdp,mask,tau for "
+            f"example, or give one a value, --set NAME=VALUE; the words are {', '.join(SHOWN)}"
+        )
     if not ready:
-        raise CannotRun(trial.error or {}, trial.call)
+        raise CannotRun(trial.error or {}, trial.call, () if "call" in given else trial.notes)
     return ready
 
 
@@ -70,6 +85,11 @@ def verified(convention: Convention) -> bool:
     sure = {item.what.removeprefix("parameter "): item.sure for item in convention.items}
     names = [n for n, w in [*convention.arguments, *convention.attributes.items()] if w in MASKS or w in SCALES]
     return bool(convention.word("mask")) and all(sure.get(n) in ("certain", "given") for n in names)
+
+
+def supported(convention: Convention) -> bool:
+    """Whether it has what a loss of the paper has where nothing was right: a caption or a token alone is 0."""
+    return any(item.what == "returns" and item.sure in ("certain", "given") for item in convention.items)
 
 
 def described(worker, request):
@@ -106,6 +126,8 @@ def construction(about: dict, given: dict) -> dict[str, str]:
             found[p["name"]] = f"value:{start}"
         elif "default" not in p and "lambda" in said:
             found[p["name"]] = "value:1.0"
+        elif "default" not in p and naming.is_module(p):  # a tower: the loss is looked at alone
+            found[p["name"]] = "module"
         elif "default" not in p:
             raise Unclear(f"{about['name']}: its constructor needs {p['name']!r}: add --init {p['name']}=VALUE")
     return found
@@ -121,17 +143,20 @@ def no_arguments(about) -> str:
 
 def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> list[Convention]:
     """Decide by numbers what names left open: temperature, mask, [CLS], outputs; and say how sure each is."""
-    items = [framework_item(convention, about, given), *argument_items(convention, about, given)]
     outputs = read_outputs(trial, convention, given)
     convention, scale = decide_scale(trial, convention, outputs, given)
-    convention, mask = decide_mask(trial, convention, outputs, given)
+    convention, mask = decide_mask(trial, convention, outputs, given, about)
     if scale[0].sure == "assumed":                        # read the wrong way round, a mask without padding leaves no token
         convention, scale = decide_scale(trial, convention, outputs, given)
+    convention, patch_mask = decide_patch_mask(trial, convention, outputs, given)
     convention, cls = decide_cls(trial, convention, outputs, given)
     ready, returns = decide_outputs(trial, convention, outputs, given, about)
-    sigma = sigma_item(convention, about)
+    items = [framework_item(convention, about, given), *argument_items(trial, convention, given)]
     items = [item for item in items if not any(item.what == better.what for better in cls)]
-    return [replace(c, items=tuple(x for x in (*items, *cls, *mask, *scale, sigma, *returns) if x)) for c in ready]
+    sigma = sigma_item(trial, convention, outputs, about)
+    common = [*items, *cls, *mask, *patch_mask, *scale, *([sigma] if sigma else [])]
+    notes = tuple(start_notes(convention, about))
+    return [replace(c, items=(*common, *said), notes=notes) for c, said in zip(ready, returns)]
 
 
 def read_outputs(trial, convention, given) -> list[str]:

@@ -2,10 +2,12 @@
 
 Requests and replies are one line of JSON each, followed by arrays as safetensors; `worker` is the other end.
 An argument is written as
-    {"leaf": "v", "layout": "bpd" | "bdp" | "bdhw" | "bhwd" | "cls"}      {"leaf": "t" | "v_bar" | "t_bar"}
+    {"leaf": "v", "layout": "bpd" | "bdp" | "bdhw" | "bhwd" | "cls" | "pbd"}      {"leaf": "v_bar" | "t_bar"}
+    {"leaf": "t", "layout": "bld" | "bdl" | "lbd"}
     {"leaf": "theta", "as": "theta" | "scale" | "tau" | "log_tau", "form": "tensor" | "float"}
-    {"mask": "bool" | "int64" | "float" | "lengths" | "additive", "invert": true: true marks padding}
-    {"value": any JSON}      {"size": "B" | "L" | "P" | "D" | "H" | "W" | "1/P"}
+    {"mask": "bool" | "int64" | "float" | "lengths" | "additive", "invert": true: true marks padding, "turned": true: (L,B)}
+    {"patch_mask": "bool" | "int64" | "float", "invert", "extra": 1: with a slot for [CLS]}: every patch is valid
+    {"value": any JSON}      {"size": "B" | "L" | "P" | "D" | "H" | "W" | "1/P"}      {"module": true}: a stub
 """
 
 import copy
@@ -21,8 +23,8 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling import bridges
-from parity.checker.calling.arguments import argument, chain, own_grads, set_attributes, size, specs_of, stubs
-from parity.checker.calling.load import describe, load, source_files, unwrap
+from parity.checker.calling.arguments import argument, chain, own_grads, set_attributes, size, specs_of, stubs, tower
+from parity.checker.calling.load import NotFound, describe, load, source_files, unwrap, with_method
 from parity.checker.calling.packing import pack, unpack
 
 LEAVES = ("v", "t", "v_bar", "t_bar", "theta")
@@ -31,7 +33,8 @@ MOST = 1 << 16                                            # entries of an output
 
 def serve(reader, writer, target=None, device="cpu") -> None:
     """Answer requests until the other end hangs up.  target: an object in a forked process, else it is loaded on request."""
-    state: dict[str, Any] = {"target": target, "made": {}, "device": device}
+    state = {"device": device, "made": {}, "target": None} if target is None else state_of(target, device)
+    word = reader.readline(100).strip()                   # before their code is loaded; see `worker`
     while True:
         line = reader.readline(1 << 20)
         if not line:
@@ -47,16 +50,27 @@ def serve(reader, writer, target=None, device="cpu") -> None:
         except BaseException as error:                    # also SystemExit: their code may call sys.exit
             reply, sent = {"error": told(error, state)}, {}
         body = pack(sent)
-        writer.write(json.dumps(reply | {"bytes": len(body)}, default=repr).encode() + b"\n" + body)
+        writer.write(word + b" " + json.dumps(reply | {"bytes": len(body)}, default=repr).encode() + b"\n" + body)
         writer.flush()
+
+
+def state_of(target, device) -> dict[str, Any]:
+    """What is remembered between requests, for an object that is here already.  Raises NotFound where it has no one method."""
+    found = with_method(target, None, type(target).__name__)
+    if isinstance(found, list):
+        raise NotFound(f"{type(target).__name__} has several methods that could be the loss: pass one of {', '.join(found)}")
+    return {"target": found[0], "method": found[1], "made": {}, "device": device}
 
 
 def answer(state, request, arrays):
     """One request.      -> JSON reply, arrays"""
+    if request["do"] == "ready":
+        return {}, {}
     if request["do"] == "load":
         sys.argv = [request.get("file") or request.get("module") or "check"]
         sys.path[:0] = [p for p in request.get("path", []) if p not in sys.path]
         found = load(request)
+        state["made"].clear()
         if isinstance(found, list):
             return {"candidates": found}, {}
         state["target"], state["method"] = found
@@ -131,7 +145,7 @@ def call(state, request, arrays):
     elif fw.name == "jax":
         outputs, losses, grads = jax_call(state, fn, request, arrays, dtype, passed)
     elif request.get("grads", True):
-        outputs, losses, grads = fw.differentiate(run, leaves)
+        outputs, losses, grads = fw.differentiate(run, leaves, request.get("upstream", 1.0))
     else:
         (outputs, losses, _), grads = run(leaves), {}
     flat = bridges.flatten(outputs)
@@ -145,6 +159,8 @@ def call(state, request, arrays):
                 sent[f"out/{i}"] = value
         reply["outputs"].append(what)
     own = own_grads(request, flat, arrays) if not any(grads.values()) and request.get("grads", True) else None
+    if own and "upstream" in request:                     # it gave its gradient; nobody can scale the loss before that
+        own = None
     reply["losses"], reply["paths"] = {}, {}
     for name, loss in losses.items():
         value = bridges.to_numpy(loss)
@@ -195,7 +211,7 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     try:
         outputs, losses, grads = bridge_jax.call(
             fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
-            request.get("grads", True))
+            request.get("grads", True), request.get("upstream", 1.0))
     finally:
         undo()
     by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}
@@ -212,11 +228,13 @@ def construct(state, request, arrays):
     target, method = state["target"], state.get("method")
     dtype = request.get("dtype", "float64")
     if isinstance(target, type):
-        arguments = {name: size(spec, arrays) if "size" in spec else spec["value"] for name,
-                     spec in request.get("construct", {}).items()}
+        arguments = {name: size(spec, arrays) if "size" in spec else spec.get("value")
+                     for name, spec in request.get("construct", {}).items()}
         key = json.dumps([arguments, dtype], default=repr, sort_keys=True)
         if key not in state["made"]:
             seed(0)
+            width = np.shape(arrays["v"])[-1]
+            arguments |= {name: tower(width) for name, spec in request.get("construct", {}).items() if "module" in spec}
             state["made"][key] = prepare(target(**arguments), state["device"], dtype)
         target = state["made"][key]
     elif torch_module(target) is not None:                # a copy: the user's own would change its dtype under their hands
@@ -288,6 +306,7 @@ def told(error, state):
         lines = [f"{Path(error.filename or '?').name}:{error.lineno}:  {(error.text or '').strip()}"]
     return {
         "type": type(error).__name__, "message": words[:2000], "lines": lines, "stage": state.get("stage", "load"),
+        "entry": theirs[0].lineno if theirs else None,
         "deepest": f"{Path(frames[-1].filename).name}:{frames[-1].lineno}" if frames else "",
         "theirs": bool(files & {f.filename for f in frames}),
     }

@@ -7,12 +7,12 @@ import inspect
 import json
 import sys
 from pathlib import Path
-from types import CodeType, ModuleType
+from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
 from parity.checker.calling.bridges import FRAMEWORKS
 
-WORDS = ("sparc", "fine", "loss", "align", "contrastive", "local", "token", "patch")
+WORDS = ("sparc", "fine", "loss", "align", "contrastive", "local", "token", "patch", "criterion", "objective")
 
 
 class NotFound(Exception):
@@ -28,11 +28,26 @@ def load(request: dict) -> tuple[Any, str | None] | list[str]:
     module = import_file(Path(request["file"])) if "file" in request else import_name(request["module"])
     where = request.get("file") or request["module"]
     if request.get("name"):
-        return attribute(module, request["name"], where)
+        return with_method(*attribute(module, request["name"], where), f"{where}:{request['name']}")
     names = plausible(module)
     if not names:
         raise NotFound(f"{where}: no function or class there that takes two arrays or more; name one as {where}:NAME")
-    return attribute(module, names[0], where) if len(names) == 1 else names
+    return with_method(*attribute(module, names[0], where), f"{where}:{names[0]}") if len(names) == 1 else names
+
+
+def with_method(found: Any, method: str | None, where: str) -> tuple[Any, str | None] | list[str]:
+    """What cannot be called itself, with its one method that takes two arrays or more; several of them as names."""
+    if method or (inspect.isroutine(found) or isinstance(found, functools.partial)):
+        return found, method
+    cls = found if isinstance(found, type) else type(found)
+    if calls(cls) or (not isinstance(found, type) and not hasattr(found, "__dict__") and callable(found)):
+        return found, None
+    names = methods(cls)
+    if not names:
+        raise NotFound(f"{where}: {cls.__name__} has no method that takes two arrays or more")
+    if len(names) == 1:
+        return found, names[0]
+    return [f"{where.rpartition(':')[2]}.{name}" for name in names]
 
 
 def import_name(name: str) -> ModuleType:
@@ -81,7 +96,7 @@ def attribute(module: ModuleType, name: str, where: str) -> tuple[Any, str | Non
         if isinstance(found, type) and i == len(parts) - 1 and inspect.isfunction(inspect.getattr_static(found, part)):
             return found, part
         found = getattr(found, part)
-    if not callable(found):
+    if not callable(found) and not methods(type(found)):
         raise NotFound(f"{where}: {name!r} is {type(found).__name__}, not something to call")
     return found, None
 
@@ -90,27 +105,73 @@ def plausible(module: ModuleType) -> list[str]:
     """Names of what could be the loss: defined there, takes two arrays or more, not a helper of another."""
     own = {
         name: x for name, x in vars(module).items()
-        if callable(x) and not name.startswith("_") and getattr(x, "__module__", None) == module.__name__
-        and hasattr(x, "__name__")
+        if not name.startswith("_") and (
+            (callable(x) and getattr(x, "__module__", None) == module.__name__ and hasattr(x, "__name__"))
+            or made_here(x, module)
+        )
     }
-    def takes_two(x):
-        try:
-            wanted = signature(method_of(x) if isinstance(x, type) else x)
-        except (TypeError, ValueError):
-            return False
-        return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name != "self" for p in wanted) >= 2
-
-    names = [name for name, x in own.items() if takes_two(x)]
-    used = {name for other in names for name in names if name != other and name in words_of(own[other])}
+    names = [name for name, x in own.items() if takes_two(x) or (not inspect.isroutine(x) and methods(
+        x if isinstance(x, type) else type(x)))]
+    made = [type(x) for x in own.values() if made_here(x, module)]
+    names = [name for name in names if own[name] not in made]  # an instance says more than its class
+    used = {name for other in names for name in names if name != other and name in words_of(behind(own[other]))}
     roots = [name for name in names if name not in used] or names
-    named = [name for name in roots if any(word in name.lower() for word in WORDS)]
+    named = [name for name in roots if any(word in f"{name} {getattr(behind(own[name]), '__name__', '')}".lower()
+                                           for word in WORDS)]
     return named if named else roots
+
+
+def behind(x: Any) -> Any:
+    """The class of an instance; anything else as it is."""
+    return x if isinstance(x, type) or inspect.isroutine(x) or isinstance(x, functools.partial) else type(x)
+
+
+def made_here(x: Any, module: ModuleType) -> bool:
+    """Whether a module's global is an instance that could be the loss: of a class of its own, a torch module, or a partial."""
+    if isinstance(x, type | ModuleType) or inspect.isroutine(x):
+        return False
+    if isinstance(x, functools.partial):
+        return True
+    torch = sys.modules.get("torch")
+    return type(x).__module__ == module.__name__ or (torch is not None and isinstance(x, torch.nn.Module))
+
+
+def takes_two(x: Any) -> bool:
+    """Whether it needs two arguments or more."""
+    try:
+        if isinstance(x, type) or (not inspect.isroutine(x) and not isinstance(x, functools.partial) and calls(type(x))):
+            wanted = signature(method_of(x if isinstance(x, type) else type(x)))
+        else:
+            wanted = signature(x)
+    except (TypeError, ValueError):
+        return False
+    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name != "self" for p in wanted) >= 2
+
+
+def calls(cls: type) -> bool:
+    """Whether instances of a class can be called as such."""
+    try:
+        return method_of(cls) is not None
+    except TypeError:
+        return False
+
+
+def methods(cls: type) -> list[str]:
+    """Public methods of a class that take two arguments or more, and that no other of them uses."""
+    found = [
+        name for base in cls.__mro__ for name, x in vars(base).items()
+        if base.__module__ not in ("builtins", "torch.nn.modules.module") and not name.startswith("_")
+        and isinstance(x, FunctionType | staticmethod | classmethod)
+    ]
+    found = [name for name in dict.fromkeys(found) if takes_two(getattr(cls, name))]
+    used = {name for other in found for name in found if name != other and name in words_of(getattr(cls, other))}
+    return [name for name in found if name not in used] or found
 
 
 def method_of(cls: type) -> Any:
     for name in ("forward", "__call__", "call"):
         found = getattr(cls, name, None)
-        if found is not None and inspect.isfunction(found):
+        if found is not None and inspect.isfunction(found) and found.__module__ != "torch.nn.modules.module":
             return found
     raise TypeError(f"{cls.__name__} cannot be called")
 
@@ -190,18 +251,18 @@ def describe(x: Any, method: str | None = None) -> dict:
     instance = instance and not hasattr(x, "__wrapped__")
     if instance and not method and hasattr(type(x), "forward"):
         call = x.forward                                  # torch's own __call__ takes anything
-    behind = unwrap(x)
+    source = unwrap(x)
     try:
-        lines, start = inspect.getsourcelines(behind)
+        lines, start = inspect.getsourcelines(source)
     except (OSError, TypeError):
         lines, start = [], 0
     told: dict[str, Any] = {
-        "name": getattr(x, "__qualname__", None) or getattr(behind, "__qualname__", type(x).__name__),
+        "name": getattr(x, "__qualname__", None) or getattr(source, "__qualname__", type(x).__name__),
         "kind": "class" if cls else "instance" if instance else "function",
         "file": (source_files(x) or [""])[0], "line": start, "source": "".join(lines)[:40_000],
         "parameters": parameters(call, skip_self=cls and (bool(method) or inspect.isfunction(call))),
         "constructor": parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
-        "module": False, "doc": (inspect.getdoc(behind) or "")[:2000],
+        "module": False, "doc": (inspect.getdoc(source) or "")[:2000],
     }
     if method:
         told["name"] += f".{method}"

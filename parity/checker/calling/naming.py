@@ -1,6 +1,6 @@
 """What the names of arguments hint at.  Hints only order the candidates; `convention` runs them.
 
-A role is "v" | "t" | "v_bar" | "t_bar" | "mask" | "scale" | "sigma" | "lambda" | "eps" | "size".
+A role is "v" | "t" | "v_bar" | "t_bar" | "mask" | "v_mask" | "scale" | "sigma" | "lambda" | "eps" | "size".
 """
 
 import re
@@ -20,6 +20,8 @@ LENGTH = {"length", "lengths", "lens", "len", "counts", "count", "nwords", "ntok
 SCALE = {"scale", "logit", "temp", "temperature", "tau", "inv", "inverse", "theta", "log", "temps", "kappa"}
 SIGMA = {"sigma", "threshold", "thresh", "thr", "cutoff", "sparsity", "sim"}
 LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff"}
+MODULE = {"encoder", "tower", "backbone", "model", "net", "network", "module", "bert", "vit", "resnet", "transformer", "visual",
+          "projector", "projection", "proj", "head", "trunk", "adapter"}
 DIMENSION = {"dim", "dims", "width", "hidden", "embed", "embedding", "channels", "features", "d", "model", "in", "out",
              "proj", "joint",
              "vision", "text", "image", "size", "feature", "img", "txt", "vis", "latent", "projection"}
@@ -42,6 +44,8 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         return {"size": 3.0} | ({"mask": 3.0} if said & {"tokens", "words"} else {})
     if said & {"eps", "epsilon"}:
         return {"eps": 4}
+    if said & {"mask", "masks", "pad", "padding", "padded", "valid"} and said & (VISION | PATCH) and not said & TEXT:
+        return {"v_mask": 4}
     if said & {"mask", "masks", "pad", "padding", "padded", "valid"} or (said & MASK and said & {"attn", "attention", "key"}):
         found["mask"] = 4
     elif said & LENGTH:
@@ -109,6 +113,18 @@ def mask_forms(name: str, annotation: str = "") -> list[str]:
     if said & {"pad", "padding", "padded", "ignore"}:
         return ["padding", *plain, "padding_float", "padding_int", "lengths"]
     return [*plain, "padding", "padding_float", "lengths", "additive"]
+
+
+def patch_mask_forms(name: str) -> list[str]:
+    """Words for the forms of a mask of patches, most likely first."""
+    forms = ["v_mask", "v_mask_float", "v_mask_int", "v_padding", "v_padding_float", "v_padding_int"]
+    return [*forms[3:], *forms[:3]] if set(words(name)) & {"pad", "padding", "padded", "ignore"} else forms
+
+
+def is_module(p: dict) -> bool:
+    """Whether a constructor's argument is a tower or another module, by its name or its annotation."""
+    said = set(words(p["name"]))
+    return "Module" in p.get("annotation", "") or (bool(said & MODULE) and size_of(p["name"]) is None)
 
 
 def size_of(name: str) -> str | None:

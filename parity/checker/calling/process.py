@@ -6,6 +6,8 @@ import sys
 import time
 from pathlib import Path
 
+from parity.checker.calling.guard import descendants
+
 
 def wait(pid, process, seconds):
     """The exit status, negative for a signal; None when it has not ended by then."""
@@ -40,28 +42,64 @@ def can_fork() -> bool:
     return torch is None or not (torch.cuda.is_available() and torch.cuda.is_initialized())
 
 
-def descendants(pid) -> list[int]:
-    """Every process that `pid` started, directly or not; on Linux."""
-    parents: dict[int, int] = {}
-    for path in Path("/proc").glob("[0-9]*/stat"):
-        with contextlib.suppress(OSError, ValueError, IndexError):
-            parents[int(path.parent.name)] = int(path.read_text().rpartition(")")[2].split()[1])
+def children(pid: int) -> list[int]:
+    """Processes that `pid` started itself, oldest first; on Linux."""
     found: list[int] = []
-    new = {pid}
-    while new:
-        new = {child for child, parent in parents.items() if parent in new}
-        found += new
+    for path in Path(f"/proc/{pid}/task").glob("*/children"):
+        with contextlib.suppress(OSError, ValueError):
+            found += map(int, path.read_text().split())
     return found
 
 
-def memory_of(pid) -> int:
-    """Resident bytes of a process and its children; 0 where the system does not say."""
-    total = 0
-    with contextlib.suppress(OSError):
-        page = os.sysconf("SC_PAGE_SIZE")
-        children = Path(f"/proc/{pid}/task/{pid}/children")
-        pids = [pid, *(map(int, children.read_text().split()) if children.exists() else ())]
-        for p in pids:
+def innermost(keeper: int) -> int:
+    """The process that runs their code, below its keeper and process 1 of its namespace."""
+    pid = keeper
+    for _ in range(2):
+        below = children(pid)
+        if not below or (pid != keeper and namespace(pid, "pid") == namespace(keeper, "pid")):
+            break
+        pid = below[0]
+    return pid
+
+
+def namespace(pid: int | str, kind: str) -> str:
+    """Which namespace of a kind ("pid", "net") a process is in; "" where the system does not say."""
+    try:
+        return os.readlink(f"/proc/{pid}/ns/{kind}")
+    except OSError:
+        return ""
+
+
+def memory_of(pid: int) -> int:
+    """Resident bytes of a process and of all that it started; 0 where the system does not say."""
+    total, new = 0, [pid]
+    page = os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096
+    while new:
+        for p in new:
             with contextlib.suppress(OSError, IndexError, ValueError):
                 total += int(Path(f"/proc/{p}/statm").read_text().split()[1]) * page
+        new = [child for p in new for child in children(p)]
     return total
+
+
+def status_of(pid: int, name: str) -> int:
+    """A line of /proc/PID/status in bytes: VmHWM, most that was resident at once; VmData, private and writable."""
+    with contextlib.suppress(OSError, ValueError, IndexError):
+        for line in Path(f"/proc/{pid}/status").read_text().splitlines():
+            if line.startswith(f"{name}:"):
+                return int(line.split()[1]) << 10
+    return 0
+
+
+def carrying(mark: str) -> list[int]:
+    """Processes whose environment holds `mark`: also those that left their session, their group and their parents."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/environ"):
+        with contextlib.suppress(OSError):
+            if mark.encode() in path.read_bytes().split(b"\0"):
+                found.append(int(path.parent.name))
+    return found
+
+
+__all__ = ["can_fork", "carrying", "children", "descendants", "drain", "innermost", "memory_of", "namespace", "status_of",
+           "wait"]

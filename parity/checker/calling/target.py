@@ -6,6 +6,8 @@ import sys
 from pathlib import Path
 from typing import Any
 
+from parity.checker.calling.load import methods
+
 
 def target_of(x: Any) -> dict[str, Any]:
     """How the process finds a callable: by the name that it can be imported under, else the object itself.
@@ -15,7 +17,7 @@ def target_of(x: Any) -> dict[str, Any]:
     path = {"path": [p or os.getcwd() for p in sys.path if "site-packages" not in p and not p.startswith(sys.base_prefix)]}
     if isinstance(x, str | Path):
         return written(str(x)) | {"path": [os.getcwd(), *path["path"]]}
-    if not callable(x):
+    if not callable(x) and not methods(type(x)):
         raise ValueError(f"check: expected something to call or its name, got {type(x).__name__}")
     module, name = getattr(x, "__module__", None), getattr(x, "__qualname__", "")
     found: Any = sys.modules.get(module or "")

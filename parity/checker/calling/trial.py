@@ -1,5 +1,6 @@
 """A call with a convention that may be wrong, and the errors of deciding between several."""
 
+import re
 from typing import Any
 
 import numpy as np
@@ -8,6 +9,9 @@ from parity.checker.calling.caller import Convention, arrays_of, told
 from parity.checker.calling.worker import Stopped, Worker
 from parity.checker.probes import WIDTH, Probe
 
+SHAPES = re.compile(r"shape|size|dimension|dims?\b|broadcast|mat1|einsum|einops|subscript|expand|must match|axis|permut", re.I)
+OTHER_THINGS = re.compile(r"values to unpack|invalid data type 'str'|only integers, slices|has no attribute '(items|keys|get)'|"
+                          r"too many indices for tensor of dimension 0")
 PATCHES, TOKENS = 10, 6                                   # of the probes here; 2 x 5 for feature maps
 
 
@@ -18,9 +22,9 @@ class Unclear(ValueError):
 class CannotRun(Exception):
     """No call succeeded.  `error` as the worker gives it: type, message, lines; `call`: how it was called."""
 
-    def __init__(self, error: dict, call: str):
+    def __init__(self, error: dict, call: str, notes: tuple[str, ...] = ()):
         super().__init__(told(error))
-        self.error, self.call = error, call
+        self.error, self.call, self.notes = error, call, notes
 
 
 def probe_of(seed: int, lengths=(4, 3, 2), tokens=TOKENS, patches=PATCHES, theta=0.9, **changes: np.ndarray) -> Probe:
@@ -44,6 +48,9 @@ class Trial:
         self.error: dict | None = None
         self.last: dict = {}
         self.stops = 0
+        self.tried, self.farthest = 0, ""                 # the call that got farthest in their code
+        self.far: dict = {}                               # and its error
+        self.entries: set[int | None] = set()
         self.odd = ""                                     # a call that ran and what came out, where that can be no loss
         self.call = ""
 
@@ -67,9 +74,39 @@ class Trial:
             self.odd = f"{convention} returns {', '.join(shapes) or 'nothing'}"
         return out
 
+    def may_be_ours(self) -> bool:
+        """Whether the error may be of a wrong call of ours rather than of their code.
+
+        So where Python refused the arguments, where an input was taken apart into another number of axes or was no array, and
+        where shapes do not fit in the likeliest call while another call gets farther.
+        """
+        error = self.error or {}
+        words = f"{error.get('type')}: {error.get('message')}"
+        if error.get("type") == "TypeError" and error.get("entry") is None:
+            return True
+        if OTHER_THINGS.search(words):
+            return True
+        farther = (self.far.get("entry") or 0) > (error.get("entry") or 0)
+        return bool(farther and SHAPES.search(words))
+
+    @property
+    def notes(self) -> tuple[str, ...]:
+        """What to say beside an error of shapes that no layout avoids: it may be theirs, or a layout that was not tried."""
+        if (self.error or {}).get("entry") is None:
+            return ()
+        batch = f"the batch that it was called with is the checker's: B 3, P {PATCHES}, L {TOKENS}, D {WIDTH}"
+        if not SHAPES.search(str((self.error or {}).get("message"))):
+            return (batch,)
+        return (batch, f"{self.tried} ways of calling it were tried, and none runs; if its arguments are laid out otherwise, "
+                "the fault is that of the call: --call, --patches, --tokens and --mask say another")
+
     def keep(self, error, convention):
         """The first error is the one of the likeliest call."""
         self.last = error
+        self.tried += 1
+        self.entries.add(error.get("entry"))
+        if not self.far or (error.get("entry") or 0) > (self.far.get("entry") or 0):
+            self.far, self.farthest = error, str(convention)
         if self.error is None:
             self.error, self.call = error, str(convention)
 

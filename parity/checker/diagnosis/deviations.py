@@ -34,6 +34,7 @@ class Deviation:
     training: str
     hidden_by: tuple[str, ...] = ()
     harmless: bool = False
+    edge: bool = False
     seen: float = 0
 
     @property

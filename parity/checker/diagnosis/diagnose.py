@@ -13,16 +13,21 @@ import numpy as np
 
 from parity.checker.diagnosis import gradients, totals
 from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
+from parity.checker.diagnosis.clauses import say, under
 from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
 from parity.checker.diagnosis.locate import Place, locate
+from parity.checker.diagnosis.reach import reach
+from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.traced import follow
 from parity.checker.probes import PROBES, Answer, Probe
 
+NEAR = (1e-6, 1e-5)                                       # what is rounded to float32 somewhere on the way
+
 __all__ = ["PROBES", "Answer", "Diagnosis", "Effect", "Found", "Off", "Probe", "diagnose"]
 
-def diagnose(ask: Callable[[Probe], Answer]) -> Diagnosis:
-    """Say what a black box computes.      ask(Probe) -> Answer"""
+def diagnose(ask: Callable[[Probe], Answer], edges: bool = False) -> Diagnosis:
+    """Say what a black box computes.      ask(Probe) -> Answer; edges: what shows only on exact ties counts as a difference"""
     box = Box(ask)
     answer = box(PROBES["padded"])
     if answer.error is not None:
@@ -30,11 +35,11 @@ def diagnose(ask: Callable[[Probe], Answer]) -> Diagnosis:
     if not answer.losses:
         return Diagnosis("cannot_run", error="no loss was given", evidence="padded", calls=box.calls)
     parts = totals.explain(box)
-    results = {part.name: judge(box, part) for part in parts}
+    results = {part.name: judge(box, part, edges) for part in parts}
     return combine(box, parts, results)
 
 
-def judge(box, part) -> Diagnosis:
+def judge(box, part, count_edges=False) -> Diagnosis:
     """The verdict on one loss."""
     tol, grad_tol = box.tolerances()
     probes = [p for p in part.probes if part.name != "global" or len(p.v) > 1]
@@ -44,34 +49,50 @@ def judge(box, part) -> Diagnosis:
     agree = {base: {name: _agrees(o, tol, grad_tol) for name, (o, _) in row.items()} for base, row in offs.items()}
     tangent = {base: {name: _agrees(o, tol, grad_tol) for name, (_, o) in row.items()} for base, row in offs.items()}
     base, conditions = needed(probes, agree, tangent, part)
-    failing, worst = reproduce(part, [*probes, *part.held_out], tol, grad_tol)
-    facts = [*part.facts, *about_gradients(part, tol)]
+    if conditions and not all(right(part, p, base, conditions, tol, grad_tol) for p in under(conditions)):
+        base, conditions = None, ()                       # it only looked so on few batches
+    if base is None and not part.explained:               # rounded on the way: equal, though not to float64's rounding
+        near = {b: {name: _agrees(o, *NEAR) for name, (o, _) in row.items()} for b, row in offs.items()}
+        if rounded := next((b for b in part.bases if all(near[b][p.name] for p in probes)), None):
+            base, (tol, grad_tol) = rounded, NEAR
+            part.how.facts[:] = ["It is equal to rounding of float32, not of float64."]
+    if not part.explained and base is None:
+        base, conditions, probes = bounded(box, part, probes, agree) or (base, conditions, probes)
+    if base is not None and not conditions:
+        part.settle(base)                                 # the paper's own numbers, whatever other sizes say
+    held_out = [p for p in part.held_out if len(probes) == len(offs[part.bases[0]])]
+    failing, worst = reproduce(part, [*probes, *held_out], tol, grad_tol)
+    limits, tried, sized = within(box, part, base, conditions, failing, tol, grad_tol)
+    failing += sized
     found = sorted(part.found, key=lambda d: STAGES.index(DEVIATIONS[d.id].stage))
-    deviations = tuple(d for d in found if not DEVIATIONS[d.id].harmless)
+    edges = tuple(d for d in found if DEVIATIONS[d.id].edge)
+    strict = edges if count_edges else ()
+    deviations = tuple(d for d in found if (not DEVIATIONS[d.id].harmless and d not in edges) or d in strict)
     harmless = tuple(d for d in found if DEVIATIONS[d.id].harmless) + watched(box, part, deviations)
-    strict = [d for d in deviations if d.id == "threshold.strict"]
-    if base is not None and not conditions and not strict:
-        verdict = {"eq6": "eq6", "listing1": "listing1"}[base]
-        if verdict == "eq6":
+    if base is not None and not strict and not (failing and not conditions):
+        conditions = (*conditions, *(x.condition for x in limits))
+        verdict = "conditional" if conditions else base
+        if verdict == "eq6" or (base == "eq6" and not set(conditions) & set(CONDITIONS)):
             deviations = ()
-    elif base is not None and not strict:
-        verdict = "conditional"
     else:
         conditions = ()
-        verdict = "explained" if part.explained and not failing and deviations else "unexplained"
+        verdict = "explained" if part.explained and not failing and not limits and deviations else "unexplained"
     place = None
     if not part.explained or failing:
         place = place_of(box, part, failing)
-        facts = [*facts, place.words]
-    if verdict == "unexplained":
+    facts = [*part.facts, *about_gradients(part, tol), *([place.words] if place else []), *(x.words for x in limits)]
+    if verdict == "unexplained" and (failing or not part.explained):
         deviations = ()                                   # a part of the truth may be none of it
-    off = tuple(Off(name, *o) for name, (o, _) in offs[part.bases[0]].items())
+    off = tuple(Off(name, *o) for name, (o, _) in offs[base if base and verdict != "unexplained" else part.bases[0]].items())
     return Diagnosis(
         verdict, conditions, deviations, harmless, tuple(map(tuple, part.equals)),
-        stage=first_stage(verdict, deviations, place),
+        stage=first_stage(verdict, deviations, place) or next((x.stage for x in limits if x.stage), None),
         evidence=_evidence(off, deviations) if verdict not in ("eq6", "listing1") else None,
         off=off, effects=part.effects(deviations), reproduced_to=worst if not failing and part.explained else None,
-        note=" ".join(filter(None, facts)), calls=box.calls,
+        note=" ".join(filter(None, facts)), calls=box.calls, limits=limits, tried=tried,
+        rounding=(tol, grad_tol),
+        edges=edges if verdict != "unexplained" and not strict else (),
+        base="eq1" if part.name == "global" else base if base and verdict in ("listing1", "conditional") else "eq6",
     )
 
 
@@ -87,6 +108,60 @@ def about_gradients(part, tol) -> list[str]:
     if wrong is None:
         return [gradients.of_detached(part.read, fine, part.read.box.tolerances()[1], value)]
     return [gradients.sentence(wrong, value)]
+
+
+def right(part, probe, base, conditions, tol, grad_tol) -> bool:
+    """Whether it is the paper's on a batch that was not asked before; one that raises is no witness."""
+    if part.read(probe).error or (part.one_sample and len(probe.v) > 1) or (part.name == "global" and len(probe.v) == 1):
+        return True
+    loss, tangent = compare(part, probe, base)
+    return _agrees(tangent if "unit-norm patches" in conditions else loss, tol, grad_tol)
+
+
+def bounded(box, part, probes, agree):
+    """Is an unexplained loss the paper's at some sizes, and at which?      -> base, no conditions, the probes of those sizes"""
+    for base in part.bases:
+        def models(probe, base=base):
+            return [part.paper(probe, base)]
+        found = reach(box, part.read, models, alone=part.one_sample, sizes_alone=True)
+        inside = [p for p in probes if not any(x.beyond(p) for x in found.limits)]
+        usual = inside or found.wrong < 0.5               # not what is right with four patches alone
+        if found.limits and not found.small and usual and all(agree[base][p.name] for p in inside):
+            return base, (), inside
+    return None
+
+
+def within(box, part, base, conditions, failing, tol, grad_tol) -> tuple[tuple[Limit, ...], dict[str, list], list[str]]:
+    """Real sizes and designed probes.      -> limits, what was tried, probes on which it fails otherwise"""
+    whole = bool({"no padding", "equal lengths"} & set(conditions))
+    if part.explained and not failing:
+        def models(probe):
+            return list(part.models(probe, empty=True))
+    elif base is not None and "unit-norm patches" not in conditions:
+        def models(probe):
+            return [part.paper(probe, base)]
+    else:
+        return (), {}, []
+    one = part.one_sample
+    found = reach(box, part.read, models, full=whole, alone=one)
+    off = [] if found.limits or not part.explained or failing else designed(box, part, tol, grad_tol)
+    part.facts.extend(found.notes)
+    return tuple(found.limits), found.tried | {"dtypes": found.dtypes}, off
+
+
+def designed(box, part, tol, grad_tol) -> list[str]:
+    """The designed probes that were asked, and with which the explanation does not agree."""
+    off = []
+    for probe in list(box.probes.values()):
+        reading = part.read(probe)
+        if not probe.edge or probe.name.startswith(("epsilon", "knife")) or reading.error:
+            continue
+        given = {name: g for name, g in reading.grads.items() if name != "theta"}  # 1/tau = 1 is where clamps begin
+        offs = [(loss_off(reading.value, value), gradient_off(given, {k: g for k, g in grads.items() if k != "theta"}))
+                for value, grads in part.models(probe)]
+        if not any(_agrees(x, 10 * tol, 10 * grad_tol) for x in offs):
+            off.append(probe.name)
+    return off
 
 
 def first_stage(verdict, deviations, place):
@@ -105,19 +180,33 @@ def place_of(box, part, failing) -> Place:
     if part.how.reached == "all":
         first = failing[0] if failing else "padded"
         stage = "minmax" if first.startswith("flat") else "edge" if first.startswith(("zero", "all_padding")) else "weights"
-        return Place(stage, first, f"On the probe {first} the explanation does not hold." if failing else "")
+        return Place(stage, first, f"On the batch {first} the explanation does not hold." if failing else "")
     again = replace(PROBES["single"], v=PROBES["single"].v * (1 + 1e-13), name="single_again_the_same")
     if abs(part.read(again).value - part.read(PROBES["single"]).value) > 1e-6:
         seen = followed(box, part)
-        return Place(seen.stage if seen and seen.stage else "loss", "single", "Two calls with the same input give two results.")
+        return Place(seen.stage if seen and seen.stage else "loss", "single", say(part.read, "two results"))
     seen = followed(box, part) if part.how.reached == "nothing" else None
+
+    def follow_again(probe):
+        return followed(box, part, probe)
+
+    if seen is not None and seen.kind:
+        at = seen.seen["similarity"]
+        return Place("similarity", "single", say(part.read, "cosine", where=at, followed=follow_again))
+
+    def as_seen():
+        words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again) if seen.where else ""
+        return Place(seen.stage, "single", words)
+
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
-        return Place(seen.stage, "single", f"What it makes is ours up to {seen.where}." if seen.where else "")
-    return locate(part.read, part.how)
+        return as_seen()
+    place = locate(part.read, part.how)
+    if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) < STAGES.index(seen.stage):
+        return as_seen()                                  # its logits are the paper's: values misled about earlier stages
+    return place
 
 
-def followed(box, part):
-    probe = PROBES["single"]
+def followed(box, part, probe=PROBES["single"]):
     how = part.how
     settings = [o for o in [how.fine, *how.survivors] if o is not None]
     sigmas = [o.sigma for o in settings if isinstance(o.sigma, float)]
@@ -205,10 +294,11 @@ def combine(box, parts, results) -> Diagnosis:
         return replace(only, losses=results, lambdas=parts[0].lambdas, calls=box.calls, note=sentence(only, name, parts[0]))
     order = ("eq6", "listing1", "conditional", "explained", "unexplained")
     worst = max(results.values(), key=lambda d: order.index(d.verdict))
-    conditions = tuple(c for c in CONDITIONS if any(c in d.conditions for d in results.values()))
+    every = [c for d in results.values() for c in d.conditions]
+    conditions = tuple(dict.fromkeys([c for c in CONDITIONS if c in every] + every))
     verdict = worst.verdict
     reproduced = [d.reproduced_to for d in results.values()]
-    if verdict == "conditional" and len(conditions) > 2:
+    if verdict == "conditional" and len(set(conditions) & set(CONDITIONS)) > 2:
         verdict, conditions = "unexplained" if None in reproduced else "explained", ()
     if verdict not in ("conditional",):
         conditions = ()
@@ -222,4 +312,8 @@ def combine(box, parts, results) -> Diagnosis:
         deviations=tuple(x for d in results.values() for x in d.deviations),
         harmless=tuple(x for d in results.values() for x in d.harmless),
         effects=tuple(x for d in results.values() for x in d.effects),
+        base="listing1" if any(d.base == "listing1" for d in results.values()) else "eq6",
+        edges=tuple(x for d in results.values() for x in d.edges), rounding=worst.rounding,
+        limits=tuple(x for d in results.values() for x in d.limits),
+        tried=next((d.tried for d in results.values() if d.tried), {}),
     )

@@ -10,6 +10,7 @@ import numpy as np
 
 from parity.checker.diagnosis import extras, gradients, search
 from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off, simplest
+from parity.checker.diagnosis.clauses import same_losses, say
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.epsilons import small_fill, small_numbers, value_off
 from parity.checker.diagnosis.matching import Candidate, cost, relative
@@ -82,15 +83,15 @@ def explain_fine(read: Reader) -> Explanation:
     values = [read(p).value for p in first]
     tol, grad_tol = read.box.tolerances()
     if error := read(first[0]).error:
-        out.facts.append(f"A batch of one sample raises {error}.")
+        out.facts.append(say(read, "raises on one", error=error))
         first, negatives = named(POSITION), "caption"
     elif any(not math.isfinite(x) for x in values):
-        out.facts.append("Even one sample without padding gives no finite loss.")
+        out.facts.append(say(read, "never finite"))
         return out
     elif max(map(abs, values)) < 1e-9:
         first, negatives = named(POSITION), "position"
         if max(abs(read(p).value) for p in first) < 1e-9:
-            out.facts.append("The loss is 0 on every batch without padding.")
+            out.facts.append(say(read, "always zero"))
             return out
     candidates = first_level(read, first, negatives, tol, out)
     if error and not candidates:
@@ -153,10 +154,13 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
         found = threshold_by_value(read, first, designed, tol)
     if not found and box.dtype() == "float64" and not constant:
         found = small_numbers(read, first + designed, (*tokens, "keys"), tol, negatives)
+    if not found and threshold.sigma is None and designed:  # right on small batches, and not with 64 patches: sizes come later
+        found = search.first_level(read, first, ("keys",), "tokens", constant, tol, negatives, scaled=(False,))
     if not found and samples == 1 and not constant:
         found = beside(read, first, designed, tokens, constant, tol, negatives)
-    if threshold.note and not found:
-        out.facts.append(f"Threshold: {threshold.note}.")
+    low, high = threshold.seen.get(MANY, (0.0, 1.0))
+    if not found and 0 < low < high < 1 and not low < 1 / MANY < high:
+        out.facts.append(say(read, "threshold", low=float(low), high=float(high), many=MANY))
     return found
 
 
@@ -250,7 +254,7 @@ def settle_flat_rows(read, out, tol, grad_tol):
                 best = (how, True)
                 break
     if best is None:
-        out.facts.append("A row without range gives neither equal weights, nor c = 0, nor NaN: unexplained there.")
+        out.facts.append(say(read, "flat", setting=out.fine))
         return
     out.fine = replace(out.fine, flat=best[0])
     if best[0] == "zero" and read(flat[0]).grads:
@@ -304,18 +308,25 @@ def settle_strict(read, out):
     if o.rows != "tokens" or o.on_weights or o.weights not in ("sum", "mean") or o.sigma == "none" or o.flat == "zero":
         return
     sigma = 1 / 4 if o.sigma == "keys" else float(o.sigma)
-    probe = knife_probe(sigma, samples=2 if o.negatives == "position" else 1)
+    samples = 2 if o.negatives == "position" else 1
+    if not drops(read, o, knife_probe(sigma, samples)):
+        return
+    if drops(read, o, knife_probe(sigma, samples, lengthen=2.0**40)):
+        out.fine = replace(o, strict=True)
+    else:                                                 # where a range is large, a small number beside it is rounded away
+        out.also.append(Found("threshold.rounding"))
+
+
+def drops(read, o, probe) -> bool:
+    """Whether what is exactly sigma is dropped."""
     reading = read(probe)
     if not reading.finite:
-        return
+        return False
     if "v" in reading.grads and np.isfinite(reading.grads["v"]).all():
         size = np.abs(np.reshape(reading.grads["v"], probe.v.shape)[0]).max(-1)
-        is_strict = size[2] <= 1e-13 * size.max() < size[3]
-    else:
-        loose, strict = (off(read, probe, replace(o, strict=how))[0] for how in (False, True))
-        is_strict = strict < 1e-6 < loose
-    if is_strict:
-        out.fine = replace(o, strict=True)
+        return bool(size[2] <= 1e-13 * size.max() < size[3])
+    loose, strict = (off(read, probe, replace(o, strict=how))[0] for how in (False, True))
+    return strict < 1e-6 < loose
 
 
 def bad_ids(o: Variant) -> set[str]:
@@ -329,7 +340,7 @@ def name_equals(out, every):
     for c in every[1:6]:
         other = replace(c.fine, flat=mine.flat, strict=mine.strict)
         named_else = bad_ids(other) != bad_ids(mine)
-        if cost(found_in(other))[0] == first and named_else:
+        if cost(found_in(other))[0] == first and named_else and same_losses(mine, other):
             out.equals.append(found_in(other))
     if mine.detach == "similarity":
         out.equals.append(found_in(replace(mine, detach="weights")))

@@ -2,7 +2,9 @@
 
 from dataclasses import dataclass, field
 
+from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.deviations import Found, words
+from parity.checker.diagnosis.sizes import Limit
 from parity.checker.probes import PROBES
 
 VERDICTS = ("eq6", "listing1", "conditional", "explained", "unexplained", "cannot_run")
@@ -31,6 +33,7 @@ class Effect:
 class Diagnosis:
     """verdict: one of VERDICTS.  conditions: under which it equals eq. 6, or Listing 1.  stage: the first that goes wrong.
 
+    base          the reading of the paper that it was measured against, "eq6" | "listing1" | "eq1"
     deviations    what was found, in the order of the stages; harmless: what differs without any effect
     equals        other sets of deviations that no probe tells apart from these
     evidence      the probe that shows it best, or None
@@ -40,6 +43,10 @@ class Diagnosis:
     note          sentences: what was found, what could not be told apart, what was not compared
     losses        "fine", "global" -> diagnosis of each alone; lambdas: of a weighted total
     calls         how often the black box was asked
+    rounding      what counts as rounding, of a loss and of a gradient
+    limits        sizes beyond which the explanation does not hold; tried: what -> [least, largest] of the sizes asked, with
+                  "dtypes" those it was asked in
+    edges         what shows only where numbers are exactly equal, and never on data
     """
 
     verdict: str
@@ -57,32 +64,49 @@ class Diagnosis:
     lambdas: dict[str, float] = field(default_factory=dict)
     calls: int = 0
     error: str | None = None
+    base: str = "eq6"
+    rounding: tuple[float, float] = (1e-9, 1e-7)
+    limits: tuple[Limit, ...] = ()
+    tried: dict[str, list] = field(default_factory=dict)
+    edges: tuple[Found, ...] = ()
+
+
+NAMES = {"eq6": "eq. 6", "listing1": "Listing 1", "eq1": "eq. 1"}
+TIES = ", but for similarities that are exactly sigma"
 
 
 def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
     """What a colleague would say."""
-    what, equation = ("Your global loss", "eq. 1") if name == "global" else ("Your loss", "eq. 6")
-    clauses = [words(x, patches) for x in d.deviations if x.id != "reduction.token" or d.verdict != "listing1"]
+    what = "Your global loss" if name == "global" else "Your loss"
+    equation = NAMES[d.base]
+    sizes, ties = [x.condition for x in d.limits], TIES * bool(d.edges)
+    clauses = [words(x, patches) for x in d.deviations if x.id != "reduction.token" or d.base != "listing1"]
     text = ""
+    graded = bool(part.read(PROBES["padded"]).grads)
+    compared = "value and gradients" if graded else "in value"
     if d.verdict == "eq6":
-        text = f"{what} equals {equation}, value and gradients."
+        text = f"{what} equals {equation}, {compared}{ties}."
     elif d.verdict == "listing1":
-        text = f"{what} equals Listing 1, value and gradients: the mean runs over all real tokens of the batch."
+        text = f"{what} equals Listing 1, {compared}{ties}: the mean runs over all real tokens of the batch."
+    elif sizes and d.verdict == "conditional" and not clauses:
+        text = f"{what} equals {equation} in all that was tried with {_join(list(d.conditions))}, and not beyond."
+    elif part.explained and clauses and sizes:
+        text = f"With {_join(sizes)} {what[:1].lower() + what[1:]} equals {equation}, except that {_join(clauses)}."
     elif part.explained and clauses:
         text = f"{what} equals {equation}, except that {_join(clauses)}."
     elif clauses:
-        text = f"{what} is like {equation}, except that {_join(clauses)}; that does not explain all of it."
+        text = f"{what} differs from {equation}: {_join(clauses)}; that does not explain all of it."
     elif d.stage == "gradient":
         text = f"{what} differs from {equation} in its gradient, and nothing known explains that."
     else:
         text = f"{what} differs from {equation}, and no known deviation explains it."
-    if d.conditions:
+    if d.conditions and not (sizes and not clauses):
         text += f" It equals {equation} where this holds: {', '.join(d.conditions)}."
-    if not any(part.read(p).grads for p in (PROBES["padded"],)):
-        text += " It gives no gradient, so values alone were compared."
+    if not graded:
+        text += " " + say(part.read, "no gradients")
     if d.equals:
         others = " or ".join(" and ".join(str(x) for x in e) for e in d.equals[:3])
-        text += f" No probe tells this from {others}."
+        text += f" No batch tells this from {others}."
     if d.harmless:
         text += f" Without effect: {_join([words(x, patches) for x in d.harmless])}."
     return " ".join(filter(None, [text, d.note]))

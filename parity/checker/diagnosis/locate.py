@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from parity.checker.diagnosis import extras, search, variants
+from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
 from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
 from parity.checker.diagnosis.matching import Candidate
@@ -19,17 +20,12 @@ from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.temperatures import root
 from parity.checker.probes import PROBES
 
-FAMILIES = (
-    ("norm", LENGTHS, "It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths."),
-    ("logits", ANGLES, "It is right for cosines of 0 and 1, and wrong between, with groups that are the tokens themselves."),
-    ("grouping", EVEN, "It is right where each token's one patch points where the token does, and wrong where it does not."),
-    ("reduction", UNEVEN, "It is right where all tokens have the same loss, and wrong where their losses or lengths differ."),
-)
+FAMILIES = (("norm", LENGTHS), ("logits", ANGLES), ("grouping", EVEN), ("reduction", UNEVEN))
 
 
 @dataclass(frozen=True)
 class Place:
-    """stage, the probe that shows it, and what was measured there in a sentence."""
+    """stage, the probe that shows it, and what was measured there in a sentence that has passed the door (clauses)."""
 
     stage: str
     probe: str
@@ -72,7 +68,7 @@ def one_sample(read, tol) -> Place:
     tau: float | bool = not depends_on_theta(read, PROBES["single"])
     asked = list(PAIRS)
     if any(not read(p).finite for p in asked):
-        return Place("loss", asked[0].name, "It is not finite even where cosines are 0 and 1.")
+        return Place("loss", asked[0].name)
     settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
     if settings:
         tau = settings[0].tau or False                    # known from here on
@@ -85,28 +81,29 @@ def one_sample(read, tol) -> Place:
     apart = bool(fits(read, PARALLEL, tau, tol, **tail))  # what follows the groups is right by itself
     if not settings:
         place = after_logits(read, tol)
-        return before_groups(read, tol) if apart and place.stage in ("grouping", "norm", "logits") else place
+        return before_groups(read, tol, tau) if apart and place.stage in ("grouping", "norm", "logits") else place
     asked += SPARE
     if not fits(read, asked, tau, tol, **tail):
         return spare_patches(read, tol)
-    for stage, family, words in FAMILIES:
+    for stage, family in FAMILIES:
         if apart and stage in ("norm", "logits"):
             continue
         asked += family
-        if not (settings := fits(read, asked, tau, tol, **tail)):
-            return Place(stage, family[-1].name, words)
+        before, settings = settings, fits(read, asked, tau, tol, **tail)
+        if not settings:
+            return Place(stage, family[-1].name, say(read, stage, stage=stage, settings=before))
     return alignment(read, settings[0], tol)
 
 
-def before_groups(read, tol) -> Place:
+def before_groups(read, tol, tau) -> Place:
     """Right where all patches point one way, wrong where each token has its own: do weights hang on a token's length?"""
     one = PAIRS[1]
     longer = replace(one, t=one.t * np.array([1.0, 2.0, 0.5, 1.5, 3.0])[:, None], name="pairs_5_longer_tokens")
     if abs(read(one).value - read(longer).value) > 1e3 * tol:
-        return Place("minmax", longer.name, "Weights change with the length of a token.")
+        return Place("minmax", longer.name, say(read, "token length"))
     if abs(read(SPARE[0]).value - read(one).value) > 1e3 * tol:
-        return Place("grouping", SPARE[0].name, "A token's group is more than its one patch: it hangs on how many there are.")
-    return Place("weights", one.name, "A token's group is more than the one patch that resembles it.")
+        return Place("grouping", SPARE[0].name, say(read, "spare"))
+    return Place("weights", one.name, say(read, "parallel", tau=tau))
 
 
 def after_logits(read, tol) -> Place:
@@ -115,7 +112,7 @@ def after_logits(read, tol) -> Place:
     y = {p.name: read(p).value for p in PAIRS}
     ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
     if ratio[warmer.name] and abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
-        return Place("reduction", large.name, "It is cross-entropy times a factor that changes with the number of tokens.")
+        return Place("reduction", large.name, say(read, "factor of count"))
 
     def miss(gap):
         return math.log(of(3, gap) / of(5, gap) * y[middle.name] / y[small.name])
@@ -128,14 +125,13 @@ def after_logits(read, tol) -> Place:
             factor = y[small.name] / of(3, gap)
             if abs(factor * of(7, gap) / y[large.name] - 1) < 1e4 * tol:
                 if not no_turn:
-                    return Place("norm", LENGTHS[0].name, "It changes as vectors are turned or lengthened.")
-                said = f"Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {math.exp(THETA):.4g}."
-                return Place("logits", middle.name, said)
+                    return Place("norm", LENGTHS[0].name, say(read, "turning"))
+                return Place("logits", middle.name, say(read, "gap", gap=gap, factor=factor, scale=math.exp(THETA)))
     gaps = {p.name: gap_of(p.t.shape[1], y[p.name]) / math.exp(p.theta) for p in PAIRS}
     if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
         stage = "grouping" if no_turn else "norm"
-        return Place(stage, middle.name, "It is cross-entropy of other cosines than those of each token and its one patch.")
-    return Place("loss", middle.name, "No logits make cross-entropy of it where cosines are 0 and 1.")
+        return Place(stage, middle.name, say(read, "gap in scale", gap=gaps[middle.name]))
+    return Place("loss", middle.name, say(read, "no gap"))
 
 
 def gap_of(n, y) -> float:
@@ -154,44 +150,53 @@ def spare_patches(read, tol) -> Place:
     with_them = [read(p).value for p in SPARE]
     without = [read(PAIRS[1]).value, read(PAIRS[3]).value]
     if abs(with_them[0] / without[0] * without[1] / with_them[1] - 1) < 1e3 * tol:
-        return Place("reduction", SPARE[0].name, "Patches that resemble no token change it by a factor.")
-    return Place("minmax", SPARE[0].name, "Patches that resemble no token, all of them equally little, change it.")
+        return Place("reduction", SPARE[0].name, say(read, "spare factor"))
+    return Place("minmax", SPARE[0].name, say(read, "spare"))
 
 
 def alignment(read, o: Variant, tol) -> Place:
     """Which of eqs. 2-4: measure the weight of one patch against another's, and see what it depends on."""
     designs = [design[0] for design in MIXTURES.values()]
     tail = tail_of(o)
-    if fits(read, designs, o.tau or False, tol, only=as_in_paper, **tail):
-        if fits(read, [PROBES["unit_single"], *designs], o.tau or False, tol, only=as_in_paper, **tail):
-            return Place("similarity", "single", "It agrees where all patches have length 1.")
-        return Place("threshold", "unit_single", "Weights of patches well above the threshold are right.")
+    tau = o.tau or False
+    if right := fits(read, designs, tau, tol, only=as_in_paper, **tail):
+        if both := fits(read, [PROBES["unit_single"], *designs], tau, tol, only=as_in_paper, **tail):
+            return Place("similarity", "single", say(read, "unit alone", settings=both))
+        return Place("threshold", "unit_single", say(read, "mixtures", settings=right))
     weight = {name: measured(read, o, *design) for name, design in MIXTURES.items()}
     plain = weight["plain"]
-    said = "" if plain is None else f"A patch of min-max similarity 0.6 weighs {plain:.4g} times as much as the likest one."
-    right = plain is not None and abs(plain - 0.6) < 1e-4
+    good = plain is not None and abs(plain - 0.6) < 1e-4
+
+    def again(read, probe, a, b):
+        return measured(read, o, probe, a, b)
 
     def differs(name):
         return (weight[name] is None) != (plain is None) or (plain is not None and abs(weight[name] - plain) > 1e-4)
 
-    def place(stage, name):
-        return Place(stage, MIXTURES[name][0].name, f"{said} That changes with {name}.")
+    def place(stage, name=""):
+        probe = MIXTURES[name or "plain"][0].name
+        if plain is None:
+            return Place(stage, probe)
+        if name and weight[name] is not None:
+            other = f"{weight[name]:.4g}"
+            return Place(stage, probe, say(read, "weight and", weight=plain, measured=again, other=other, name=name))
+        return Place(stage, probe, say(read, "weight", weight=plain, measured=again))
 
     if differs("another token's similarities"):
         return place("minmax", "another token's similarities")
     for name in ("all similarities raised", "a longer token"):
         if differs(name):
-            return place("minmax" if right or differs("two of them") else "similarity", name)
-    if right and differs("similarities below zero"):
+            return place("minmax" if good or differs("two of them") else "similarity", name)
+    if good and differs("similarities below zero"):
         return place("similarity", "similarities below zero")
     less = weight["less alike"]
-    if right and not (less is not None and abs(less - 0.45) < 1e-4):
-        return Place("threshold", MIXTURES["less alike"][0].name, said)
+    if good and not (less is not None and abs(less - 0.45) < 1e-4):
+        return place("threshold")
     if differs("two of them"):
-        return place("threshold" if right else "minmax", "two of them")
+        return place("threshold" if good else "minmax", "two of them")
     if differs("more patches"):
         return place("threshold", "more patches")
-    return Place("weights", MIXTURES["plain"][0].name, said)
+    return place("weights")
 
 
 def measured(read, o, probe, a, b) -> float | None:
@@ -232,12 +237,13 @@ def batches(read, how, tol) -> Place:
         a, b = (read(p).value / search.evaluated(p, o).losses["fine"] for p in named((one, two)))
         return not abs(a / b - 1) < 1e3 * tol
 
+    settings = how.survivors
     if not fit("single_padded", "unit_single_padded"):
         if content_matters("single_padded", "unit_single_padded"):
-            return Place("logits", "single_padded", "One caption with padding is enough to show it.")
-        return Place("reduction", "single_padded", "One caption with padding is off by a factor, whatever the embeddings.")
+            return Place("logits", "single_padded", say(read, "one caption", settings=settings))
+        return Place("reduction", "single_padded", say(read, "one caption factor", settings=settings))
     if not fit("unpadded", "unit_unpadded"):
         if content_matters("unpadded", "unit_unpadded"):
-            return Place("logits", "unpadded", "It takes other captions, and no padding, to show it.")
-        return Place("reduction", "unpadded", "A batch without padding is off by a factor, whatever the embeddings.")
-    return Place("reduction", SECOND[0], "Captions of equal length hide it.")
+            return Place("logits", "unpadded", say(read, "captions", settings=settings))
+        return Place("reduction", "unpadded", say(read, "captions factor", settings=settings))
+    return Place("reduction", SECOND[0], say(read, "equal lengths", settings=settings))

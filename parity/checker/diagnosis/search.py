@@ -156,6 +156,8 @@ _cache: dict = {}
 
 def evaluated(probe: Probe, o: Variant | GlobalVariant) -> variants.Result:
     """variants.evaluate, remembered."""
+    if probe.v.size > 1 << 14:
+        return variants.evaluate(probe, o) if isinstance(o, Variant) else variants.evaluate(probe, pairs=o)
     key = (probe.name, probe.theta, o)
     if key not in _cache:
         if len(_cache) > 5000:

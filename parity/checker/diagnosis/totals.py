@@ -69,6 +69,22 @@ class Part:
         return (self.how.fine or self.how.pairs) is not None and self.how.gradient is not False
 
     @property
+    def one_sample(self) -> bool:
+        """Only batches of one sample tell it from the rest of a total."""
+        return all(len(p.v) == 1 for p in self.probes)
+
+    def settle(self, base: str) -> None:
+        """Where probes agree with the paper and the search found nothing, the paper is the explanation."""
+        if self.explained:
+            return
+        if self.name == "global":
+            self.how.pairs = self.how.pairs or GlobalVariant()
+        else:
+            self.how.fine = Variant(reduction="token" if base == "listing1" else "sample")
+        self.how.reached, self.how.gradient = "all", None
+        self.how.also.clear()
+
+    @property
     def bases(self):
         return ("eq6",) if self.name == "global" else ("eq6", "listing1")
 
@@ -92,16 +108,22 @@ class Part:
         lacking = {d.value for d in self.how.also if d.id == "edge.no_gradient"}
         return value, {name: g for name, g in grads.items() if name not in lacking}
 
-    def models(self, probe: Probe):
-        """model(), and for rows of zeros at padding, where it is NaN on flat rows: padding may have been cut off before."""
-        for value, grads in self._readings(probe):
+    def models(self, probe: Probe, empty: bool = False):
+        """model(), and for rows of zeros at padding, where it is NaN on flat rows: padding may have been cut off before.
+
+        empty: and, without min-max, what may be made of a row of which no patch passes.
+        """
+        for value, grads in self._readings(probe, empty):
             if self.how.wrong is not None:
                 grads = self.how.wrong.applied(probe, grads, self.read(probe).grads)
             yield value, grads
 
-    def _readings(self, probe):
+    def _readings(self, probe, empty):
         yield self.model(probe)
         fine = self.how.fine
+        if empty and fine is not None and not fine.minmax and self.name != "global":
+            for how in ("zero", "nan"):
+                yield self._scaled(evaluated(probe, replace(fine, flat=how)), "fine")
         if probe.name in ZERO and fine is not None and fine.flat != "uniform":
             yield self._scaled(evaluated(probe, replace(fine, flat="uniform")), "fine")
 

@@ -21,6 +21,7 @@ ORDER = ("similarity", "minmax", "threshold", "weights", "grouping", "norm", "lo
 class Followed:
     """stage: the first that leaves the paper, None where all of them are found; where: the last array that was ours.
 
+    kind: "cosine" where the similarity is that of l2-normalised patches.
     seen: stage -> where it was recognised; harmless: what differs without effect.
     """
 
@@ -28,6 +29,7 @@ class Followed:
     where: str = ""
     seen: dict[str, str] = field(default_factory=dict)
     harmless: tuple[Found, ...] = ()
+    kind: str = ""
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -67,7 +69,8 @@ def unit(x):
 
 def min_max(s):
     lo = s.min(-1, keepdims=True)
-    return (s - lo) / (s.max(-1, keepdims=True) - lo)
+    with np.errstate(all="ignore"):
+        return (s - lo) / (s.max(-1, keepdims=True) - lo)
 
 
 def log_softmax(z):
@@ -97,7 +100,8 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     if start is None:
         out.stage = "similarity"
         return out
-    time, out.where, s, kind = start
+    time, out.where, s, out.kind = start
+    kind = out.kind
     out.seen["similarity"] = out.where
     out.harmless = harmless_factors(s, dots[kind], t, scales, tol)
     later = [m for m in maps if m[0] >= time]

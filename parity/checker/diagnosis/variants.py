@@ -184,7 +184,7 @@ def cosines(c, v, t, mask, o: Variant):
     c, q = c.detach() if o.detach == "c" else c, q.detach() if o.detach == "t" else q
     q = through(q, "t", o)
     if o.no_norm not in ("both", "c"):
-        c = bare_unit(c) if o.inf_padding else unit(c, eps[0], eps[1], "norm_c", o)
+        c = bare_unit(c) if o.inf_padding and o.flat != "zero" else unit(c, eps[0], eps[1], "norm_c", o)
     if o.no_norm not in ("both", "t"):
         q = bare_unit(q) if o.nan_zero else unit(q, eps[0], eps[1], "norm_t", o)
     one, two = (q, c) if o.rows == "patches" else (c, q)

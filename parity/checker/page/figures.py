@@ -36,20 +36,21 @@ def stages(report):
         if seen else "Tracing your code showed none of these stages, so there is nothing to draw: what is known comes from "
         "values and gradients."
     )
-    figures = "".join(stage_figure(x, x is marked) for x in found if seen)
+    most = max([biggest(x) for x in found], default=0.0)
+    figures = "".join(stage_figure(x, x is marked, most) for x in found if seen)
     return f'<section><h2>Stage by stage</h2><p>{lead}</p><ol class="pipe">{pipe}</ol>{figures}</section>'
 
 
 def first_wrong(report, found):
     """The stage to mark: the one that the report names, or else the first one seen to differ.
 
-    What the report names may look equal here, where the fault comes right after the array that was seen.
+    A stage that the picture shows equal is never marked.
     """
     if report.get("verdict") in ("eq6", "listing1"):
         return None
     named = str(report.get("stage") or "")
     there = [x for name in (named, *FIRST.get(named, ())) for x in found if x.get("name") == name]
-    for wanted in (("off",), ("unseen",), ("same", "harmless")):
+    for wanted in (("off",), ("unseen",)):
         if match := [x for x in there if state(x) in wanted]:
             return match[0]
     return next((x for x in found if state(x) == "off"), None)
@@ -79,36 +80,59 @@ def titled(x):
     return STAGES.get(name, capital(name.replace("_", " ")))
 
 
-def stage_figure(x, marked):
+def stage_figure(x, marked, most):
     kind = "first" if marked else state(x)
-    here = "goes wrong here first" if state(x) in ("off", "unseen") else "goes wrong right after this"
-    mark = f'<span class="mark">{here}</span>' if marked else ""
+    mark = '<span class="mark">goes wrong here first</span>' if marked else ""
     rows, columns = (visible(x.get(key) or "").replace("width", "dimensions") for key in ("rows", "columns"))
     drawn, width = picture(
         matrix(x["ours"]), matrix(x.get("theirs")), rows, columns,
-        signed=x.get("name") not in POSITIVE,
+        signed=x.get("name") not in POSITIVE, name=str(x.get("name", "")), most=most,
     )
     where = f"yours: <code>{safe(x['where'])}</code>" if x.get("where") else ""
     caption = "; ".join(words for words in (safe(x.get("equation") or ""), safe(said(x)), where) if words)
     return (
         f'<figure class="{kind}"><h3>{safe(titled(x))}{mark}</h3><figcaption>{caption}</figcaption>'
-        f'<img alt="{safe(titled(x))}: yours beside the reference, {safe(said(x))}" width="{width}" '
-        f'src="data:image/png;base64,{drawn}"></figure>'
+        f'<div class="scroll"><img alt="{safe(titled(x))}: yours beside the reference, {safe(said(x))}" width="{width}" '
+        f'src="data:image/png;base64,{drawn}"></div></figure>'
     )
 
 
-def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True) -> tuple[str, int]:
+def change(ours, theirs, name: str):
+    """Yours - reference, in the units in which "off by" is measured: of rows of length 1, or of the largest entry."""
+    import numpy as np
+
+    if name.startswith(("logits", "loss")):
+        return (theirs - ours) / max(float(np.abs(ours).max()), 1e-12)
+    one, two = (x / np.maximum(np.linalg.norm(x, axis=-1, keepdims=True), 1e-300) for x in (ours, theirs))
+    return two - one
+
+
+def biggest(x) -> float:
+    """The largest entry of what is between theirs and ours; 0 where nothing is."""
+    import numpy as np
+
+    ours, theirs = matrix(x["ours"]), matrix(x.get("theirs"))
+    if theirs is None or theirs.shape != ours.shape:
+        return 0.0
+    difference = change(ours, theirs, str(x.get("name", "")))
+    return float(np.abs(difference[np.isfinite(difference)]).max(initial=0.0))
+
+
+def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True, name: str = "", most: float = 0.0):
     """Theirs, ours and their difference as images.      arrays (N,M) or None
 
-    rows, columns: what they are.  signed: numbers of both signs, else from 0 up.
+    rows, columns: what they are.  signed: numbers of both signs, else from 0 up.  most: where the scale of differences ends,
+    one for a page; what is equal is grey.
     Returns the base64 of a PNG with two dots to the pixel, and its width in pixels.
     """
     import matplotlib
+    import matplotlib.colors
     import numpy as np
     from matplotlib.figure import Figure
 
     comparable = theirs is not None and theirs.shape == ours.shape
-    panels = [("yours", theirs), ("reference", ours)] + ([("yours − reference", theirs - ours)] if comparable else [])
+    panels = [("yours", theirs), ("reference", ours)]
+    panels += [("yours − reference", change(ours, theirs, name))] if comparable else []
     shapes = [x.shape for _, x in panels if x is not None]
     values = np.concatenate([x[np.isfinite(x)].ravel() for _, x in panels[:2] if x is not None] or [np.zeros(1)])
     top = max(float(np.abs(values).max()) if values.size else 1.0, 1e-12)
@@ -128,11 +152,14 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
                 ax.spines[:].set_color("#999")
                 ax.text(0.5, 0.5, "not seen", ha="center", va="center", transform=ax.transAxes, color="#555")
                 continue
-            change = i == 2
-            limit = max(float(np.abs(x[np.isfinite(x)]).max(initial=0.0)), 1e-9 * top) if change else top
-            colours = matplotlib.colormaps["RdBu_r" if signed or change else "Greys"].with_extremes(bad="#f2c230")
-            ax.pcolormesh(np.ma.masked_invalid(x), cmap=colours, vmin=-limit if signed or change else 0.0, vmax=limit,
+            between = i == 2
+            limit = max(most, 1e-5) if between else top
+            colours = matplotlib.colormaps["RdBu_r" if signed or between else "Greys"].with_extremes(bad="#f2c230")
+            ax.pcolormesh(np.ma.masked_invalid(x), cmap=colours, vmin=-limit if signed or between else 0.0, vmax=limit,
                           edgecolors="#ffffff", linewidth=0.4)
+            if between:                                   # equal is grey, so that white is no small difference
+                equal = np.ma.masked_where(~(np.abs(np.nan_to_num(x, nan=1.0)) < 1e-5), np.zeros_like(x))
+                ax.pcolormesh(equal, cmap=matplotlib.colors.ListedColormap(["#d5d5d5"]), edgecolors="#ffffff", linewidth=0.4)
             ax.set(xlim=(0, x.shape[1]), ylim=(x.shape[0], 0), xticks=[], yticks=np.arange(x.shape[0]) + 0.5)
             ax.set_yticklabels(range(x.shape[0]) if i == 0 or not comparable else [], fontsize=7)
             ax.tick_params(length=0, pad=2)
@@ -142,7 +169,7 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
                 ax.set_ylabel(rows, fontsize=7.5, labelpad=1, parse_math=False)
             ax.spines[:].set_color("#999")
             if numbered:
-                annotate(ax, x, limit, signed or change)
+                annotate(ax, x, limit, signed or between)
         out = io.BytesIO()
         figure.savefig(out, format="png", dpi=2 * DPI, metadata={"Software": None})
     return base64.b64encode(out.getvalue()).decode(), round(figure.get_figwidth() * DPI)
@@ -152,7 +179,7 @@ def annotate(ax, x, limit, signed):
     """Numbers in the cells, light on dark."""
     for (j, k), value in _cells(x):
         text = "NaN" if math.isnan(value) else "∞" if math.isinf(value) else "0" if value == 0 else f"{value:.2g}"
-        if value and math.isfinite(value) and abs(value) < 0.001 * limit:
+        if value and math.isfinite(value) and abs(value) < max(0.001 * limit, 1e-5):
             text = "≈0"
         dark = math.isfinite(value) and abs(value) > (0.62 if signed else 0.55) * limit
         ax.text(k + 0.5, j + 0.52, text.replace("0.", ".").replace("-", "−"), ha="center", va="center", fontsize=5.6,

@@ -9,8 +9,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from parity.checker.diagnosis.sizes import ranges
 from parity.checker.page.figures import stages
-from parity.checker.page.text import as_list, capital, differs, number, off_by, safe
+from parity.checker.page.text import as_list, capital, number, off_by, safe
 
 VERDICTS = {
     "eq6": ("good", "Equals eq. 6"),
@@ -20,48 +21,7 @@ VERDICTS = {
     "unexplained": ("bad", "Differs, unexplained"),
     "cannot_run": ("bad", "Cannot run"),
 }
-STYLE = """
-:root { color-scheme: light; }
-* { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: #111; background: #fff; margin: 0 auto;
-       max-width: 66rem; padding: 1rem 1.2rem 4rem; overflow-wrap: break-word; }
-h1 { font-size: 1.05rem; font-weight: normal; color: #333; margin: .4rem 0 .5rem; } h1 code { font-size: 1.05rem; color: #111; }
-h2 { font-size: 1.25rem; margin: 2.2rem 0 .5rem; border-bottom: 1px solid #999; padding-bottom: .2rem; }
-h3 { font-size: 1.05rem; margin: 0 0 .3rem; }
-p { max-width: 54rem; margin: .4rem 0; } li { max-width: 54rem; margin: .15rem 0; }
-code, pre { font-family: ui-monospace, "DejaVu Sans Mono", Menlo, Consolas, monospace; font-size: .88rem; }
-pre { background: #f4f4f2; border: 1px solid #ddd; padding: .6rem .8rem; overflow-x: auto; margin: .5rem 0; line-height: 1.45; }
-.verdict { border-left: .5rem solid #b00020; background: #fdecee; padding: .7rem 1rem; }
-.verdict.good { border-color: #19702f; background: #eaf6ed; } .verdict.partly { border-color: #8a6100; background: #fdf5e2; }
-.verdict .what { display: inline-block; font-weight: bold; color: #8c0019; }
-.verdict.good .what { color: #135423; } .verdict.partly .what { color: #6b4b00; }
-.verdict p.says { font-size: 1.2rem; line-height: 1.4; margin: .2rem 0; }
-.badge { display: block; width: fit-content; max-width: 100%; margin-top: .5rem; padding: .1rem .55rem; border: 1px solid #777;
-         border-radius: .3rem; background: #fff; font: .82rem/1.6 ui-monospace, "DejaVu Sans Mono", Consolas, monospace; }
-pre.wrap { white-space: pre-wrap; }
-.card { border: 1px solid #bbb; border-radius: .3rem; padding: .8rem 1rem; margin: .9rem 0; }
-.card .where { color: #444; font-size: .88rem; margin: 0; } .card .effect { margin: .5rem 0 0; }
-.muted, figcaption { color: #444; font-size: .88rem; }
-.pipe { display: flex; flex-wrap: wrap; gap: .3rem; list-style: none; padding: 0; margin: .7rem 0; font-size: .86rem; }
-.pipe li { border: 1px solid #999; border-radius: .3rem; padding: .15rem .6rem; background: #fff; }
-.pipe .same { background: #eaf6ed; border-color: #19702f; } .pipe .off { background: #fdecee; border-color: #b00020; }
-.pipe .harmless { background: #fdf5e2; border-color: #8a6100; } .pipe .unseen { color: #555; border-style: dashed; }
-.pipe .first { outline: 3px solid #b00020; font-weight: bold; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .6rem 0; font-size: .92rem; }
-th, td { text-align: left; padding: .22rem 1.1rem .22rem 0; vertical-align: baseline; }
-td.n, th.n { text-align: right; white-space: nowrap; }
-thead th { border-bottom: 2px solid #111; } tbody td { border-bottom: 1px solid #e0e0e0; }
-td.off { color: #a3001d; font-weight: bold; } td:first-child { white-space: nowrap; }
-.scroll { overflow-x: auto; }
-figure { margin: 1rem 0 1.4rem; padding-left: .8rem; border-left: .3rem solid #ccc; } figure.same { border-color: #19702f; }
-figure.off { border-color: #e2a0aa; } figure.first { border-color: #b00020; } figure.harmless { border-color: #c8961c; }
-figure img { display: block; max-width: 100%; height: auto; } figure h3 { margin: 0; }
-.mark { background: #b00020; color: #fff; border-radius: .25rem; padding: .05rem .45rem; font-size: .8rem; margin-left: .5rem; }
-footer { margin-top: 2.5rem; border-top: 1px solid #999; padding-top: .4rem; }
-@media (max-width: 40rem) { body { padding: .5rem .7rem 3rem; } .verdict p.says { font-size: 1.08rem; }
-  td:first-child { white-space: normal; } th, td { padding-right: .6rem; } }
-@media print { figure, tr, .card { break-inside: avoid; } h2 { break-after: avoid; } pre { white-space: pre-wrap; } }
-"""
+STYLE = (Path(__file__).parent / "style.css").read_text("utf-8")
 
 
 def write_page(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
@@ -83,7 +43,7 @@ def page(report: Mapping[str, Any]) -> str:
     name = report.get("target") or "an implementation"
     parts = [
         opening(report, kind, title, name), error(report), changes(report), conditions(report), behaviour(report),
-        harmless(report), stages(report), probes(report), convention(report), ending(report),
+        harmless(report), edges(report), stages(report), probes(report), convention(report), ending(report),
     ]
     return f"""<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -138,14 +98,23 @@ def changes(report):
         )
     if found and not right:
         title = "What to change" if not out else "Found on the way"
-        out.append(f"<section><h2>{title}</h2>{''.join(map(card, found))}{equals(report)}</section>")
+        cards = "".join(card(x, report) for x in found)
+        out.append(f"<section><h2>{title}</h2>{cards}{equals(report)}</section>")
     elif found:
-        out.append(f"<section><h2>The reading of the paper</h2>{''.join(map(card, found))}</section>")
+        out.append(f"<section><h2>The reading of the paper</h2>{''.join(card(x, report) for x in found)}</section>")
     return "".join(out)
 
 
-def card(x):
-    """One deviation: words, equation, fix, effect, what it does to training."""
+def follows(report, cause=None):
+    """Findings that follow from a deviation: under it, or, where it has no card, by themselves."""
+    shown = {x.get("id") for x in as_list(report.get("deviations")) if isinstance(x, Mapping)}
+    found = [x for x in as_list(report.get("behaviour")) if isinstance(x, Mapping) and x.get("explained_by")]
+    firsts = [(next((i for i in as_list(x["explained_by"]) if i in shown), None), x) for x in found]
+    return [x for first, x in firsts if first == cause]
+
+
+def card(x, report):
+    """One deviation: words, equation, fix, effect, what it does to training, what follows from it."""
     where = ", ".join(safe(x[key]) for key in ("equation", "id") if x.get(key))
     out = [f'<div class="card"><h3>{safe(capital(x.get("title") or x.get("id", "")))}</h3><p class="where">{where}</p>']
     if x.get("words"):
@@ -160,6 +129,10 @@ def card(x):
         out.append(f'<p class="effect">Putting this alone right moves {" and ".join(moved)}{batch}.</p>')
     if x.get("training"):
         out.append(f"<p><b>In training.</b> {safe(x['training'])}</p>")
+    texts = [str(y.get("evidence") or y.get("words") or "") for y in follows(report, x.get("id"))]
+    if texts:
+        items = "".join(f"<li>{safe(capital(text))}.</li>" for text in texts)
+        out.append(f"<p><b>What follows from it.</b></p><ul>{items}</ul>")
     return "".join([*out, "</div>"])
 
 
@@ -177,18 +150,18 @@ def conditions(report):
         return ""
     items = "".join(f"<li>{safe(x)}</li>" for x in held)
     which = "all of these conditions" if len(held) > 1 else "this condition"
-    lead = f"Loss and gradient are right on every batch with {which}:"
+    lead = f"Loss and gradient are right on every batch that was tried with {which}:"
     return f"<section><h2>Where it agrees</h2><p>{lead}</p><ul>{items}</ul></section>"
 
 
 def behaviour(report):
     found = [x for x in as_list(report.get("behaviour")) if isinstance(x, Mapping)]
-    own, follows = [x for x in found if not x.get("explained_by")], [x for x in found if x.get("explained_by")]
+    own, rest = [x for x in found if not x.get("explained_by")], follows(report)
     out = ""
     if own:
         out += f"<section><h2>What ordinary values do not show</h2>{''.join(map(finding, own))}</section>"
-    if follows:
-        texts = [(x.get("evidence") or x.get("words") or "", ", ".join(map(str, as_list(x["explained_by"])))) for x in follows]
+    if rest:
+        texts = [(x.get("evidence") or x.get("words") or "", ", ".join(map(str, as_list(x["explained_by"])))) for x in rest]
         items = "".join(f"<li>{safe(capital(text))} ({safe(cause)})</li>" for text, cause in texts)
         out += f"<section><h2>What follows from it</h2><ul>{items}</ul></section>"
     return out
@@ -209,6 +182,15 @@ def harmless(report):
         return ""
     items = "".join(f"<li>{safe(capital(x))}</li>" for x in words)
     return f"<section><h2>Different and harmless</h2><ul>{items}</ul></section>"
+
+
+def edges(report):
+    words = [x.get("words") or x.get("id", "") for x in as_list(report.get("edges")) if isinstance(x, Mapping)]
+    if not words:
+        return ""
+    items = "".join(f"<li>{safe(capital(x))}</li>" for x in words)
+    lead = "<p>It counts as a difference with <code>--edges strict</code> alone.</p>"
+    return f"<section><h2>Only where numbers are exactly equal</h2>{lead}<ul>{items}</ul></section>"
 
 
 def convention(report):
@@ -234,7 +216,8 @@ def probes(report):
     rows = [x for x in as_list(report.get("off")) if isinstance(x, Mapping)]
     if not rows:
         return ""
-    pairs = [(x, (cell(x, "loss"), cell(x, "gradient"))) for x in rows]
+    slack = {key: max(1e-6, number((report.get("rounding") or {}).get(key)) or 0.0) for key in ("loss", "gradient")}
+    pairs = [(x, tuple(cell(x, key, slack[key]) for key in slack)) for x in rows]
     shown = "".join(
         f"<tr><td>{safe(str(x.get('probe', '')).replace('_', ' '))}</td>"
         + "".join(f'<td class="n{" off" if wrong else ""}">{text}</td>' for text, wrong in cells)
@@ -247,23 +230,28 @@ def probes(report):
     return (
         f"<section><h2>Batch by batch</h2><p>Equal on {right} of {len(rows)} batches.{model}</p>"
         '<div class="scroll"><table><thead><tr><th>batch</th><th class="n">loss off by</th><th class="n">gradient off by</th>'
-        f'<th>what it shows</th></tr></thead><tbody>{shown}</tbody></table></div><p class="muted">Against eq. 6 in float64. A '
-        "gradient is off by its largest error over its largest entry; a dash: there is none to compare.</p></section>"
+        f'<th>what it shows</th></tr></thead><tbody>{shown}</tbody></table></div><p class="muted">Against '
+        f"{safe(report.get('base') or 'eq. 6')} in float64. A gradient is off by its largest error over its largest entry; a "
+        "dash: there is none to compare.</p></section>"
     )
 
 
-def cell(x, key):
+def cell(x, key, slack=1e-6):
     """What is shown, and whether it is wrong.  A loss that is no number in JSON was not finite."""
     value = number(x.get(key))
     if value is None:
         return ("not finite", True) if key == "loss" else ("–", False)
-    return off_by(value), differs(value)
+    cause = ", of zeros' norm" if value >= 10 and "zero" in str(x.get("probe")) else ""
+    return off_by(value) + cause, not value <= slack
 
 
 def ending(report):
     """Notes, versions, time."""
     notes = "".join(f"<li>{safe(capital(x))}</li>" for x in as_list(report.get("notes")))
     notes = f"<section><h2>Also</h2><ul>{notes}</ul></section>" if notes else ""
+    tried = report.get("tried")
+    if isinstance(tried, Mapping) and tried:
+        notes += f'<p class="muted">Tried: {safe(ranges(tried))}.</p>'
     known = report.get("versions") or {}
     items = [f"{safe(k)} {safe(v)}" for k, v in known.items() if v] if isinstance(known, Mapping) else [safe(known)]
     if number(report.get("seconds")) is not None:

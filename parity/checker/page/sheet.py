@@ -11,9 +11,12 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling.caller import Convention
+from parity.checker.calling.packing import visible
 from parity.checker.diagnosis.behaviour import Behaviour
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found, words
 from parity.checker.diagnosis.diagnose import Diagnosis
+from parity.checker.diagnosis.findings import NAMES
+from parity.checker.diagnosis.sizes import Limit, ranges
 from parity.checker.probes import HELD_OUT, PROBES
 
 WORDS = {
@@ -29,6 +32,7 @@ class Report:
     """verdict: see diagnose.VERDICTS.  error: for cannot_run, type, message, lines of their code and the call.
 
     stages: theirs beside ours on one probe, as check.schema.json has them.  runs_in: "process" | "fork" | "here" | "folder".
+    network: whether its code could reach others.
     """
 
     target: str
@@ -40,6 +44,7 @@ class Report:
     seconds: float = 0.0
     calls: int = 0
     runs_in: str = "process"
+    network: bool = False
     device: str = "cpu"
     accept: tuple[str, ...] = ()
     notes: tuple[str, ...] = ()
@@ -88,7 +93,7 @@ class Report:
     def base(self) -> str:
         if set(self.diagnosis.losses) == {"global"}:
             return "eq. 1"
-        return "Listing 1" if any(f.id == "reduction.token" for f in self.diagnosis.deviations) else "eq. 6"
+        return NAMES[self.diagnosis.base]
 
     @property
     def headline(self) -> str:
@@ -122,11 +127,14 @@ class Report:
                 }
                 for x in self.behaviour.findings
             ],
-            "notes": [*self.notes, *self.behaviour.notes], "stage": d.stage, "evidence": d.evidence,
+            "notes": [*self.notes, *self.behaviour.notes], "stage": d.stage, "evidence": d.evidence, "base": self.base,
+            "rounding": dict(zip(("loss", "gradient"), d.rounding)),
+            "limits": [limit(x) for x in d.limits], "edges": [deviation(f, None, patches) for f in d.edges],
             "off": [
                 {"probe": o.probe, "shows": shows(o.probe), "loss": finite(o.loss), "gradient": finite(o.gradient)}
                 for o in d.off
             ],
+            "tried": {key: as_numbers(x) for key, x in d.tried.items()},
             "reproduced_to": finite(d.reproduced_to), "losses": {name: x.verdict for name, x in d.losses.items()},
             "lambdas": {name: float(x) for name, x in d.lambdas.items()}, "stages": list(self.stages),
             "half": {k: finite(x) for k, x in (self.behaviour.half or {}).items()}, "memory": self.behaviour.memory,
@@ -146,6 +154,15 @@ class Report:
         write_page(self.to_dict(), path)
         return path
 
+    def _repr_html_(self) -> str:
+        """The page, in a frame of its own: as the last line of a notebook's cell."""
+        import html
+
+        from parity.checker.page.page import page
+
+        return (f'<iframe sandbox srcdoc="{html.escape(page(self.to_dict()), quote=True)}" title="{html.escape(self.summary)}" '
+                'style="width: 100%; height: 40em; border: 0"></iframe>')
+
     def __str__(self) -> str:
         from rich.console import Console
 
@@ -163,6 +180,17 @@ def deviation(found: Found, effect, patches: int) -> dict[str, Any]:
         "effect": None if effect is None
         else {"probe": effect.probe, "loss": finite(effect.loss), "gradient": finite(effect.gradient)},
     }
+
+
+def limit(x: Limit) -> dict[str, Any]:
+    return {
+        "what": x.key, "holds": float(x.holds), "fails": float(x.fails), "worst": float(x.worst), "loss": finite(x.loss),
+        "gradient": finite(x.gradient), "sharp": x.sharp, "stage": x.stage, "condition": x.condition, "words": x.words,
+    }
+
+
+def as_numbers(values) -> list:
+    return [float(f"{x:.6g}") if isinstance(x, int | float) else x for x in values]
 
 
 def shows(name: str) -> str:
@@ -189,11 +217,11 @@ def show(report: Report, console) -> None:
     from rich.table import Table
 
     def line(text="", indent=2, style=None):
-        console.print(Padding(escape(text), (0, 0, 0, indent)), style=style)
+        console.print(Padding(escape(visible(text)), (0, 0, 0, indent)), style=style)
 
     def code(text, indent):
         for row in text.splitlines():
-            console.print(" " * indent + escape(row), style="cyan", soft_wrap=True)
+            console.print(" " * indent + escape(visible(row)), style="cyan", soft_wrap=True)
 
     console.print()
     line(WORDS[report.verdict].format(base=report.base).upper()
@@ -210,7 +238,7 @@ def show(report: Report, console) -> None:
         line(f"{report.convention}", 4)
         table = Table(box=None, show_header=False, padding=(0, 2, 0, 0), pad_edge=False)
         for item in report.convention.items:
-            table.add_row(escape(item.what), escape(item.value), item.sure, escape(item.why))
+            table.add_row(*(escape(visible(x)) for x in (item.what, item.value, item.sure, item.why)))
         console.print(Padding(table, (0, 0, 0, 4)))
     d = report.diagnosis
     effects = {e.id: e for e in d.effects}
@@ -219,13 +247,22 @@ def show(report: Report, console) -> None:
         line("What differs" if report.verdict != "listing1" else "The reading of the paper", style="bold")
         for i, found in enumerate(d.deviations, 1):
             show_deviation(line, code, i, found, effects.get(found.id), report.verdict)
+            for x in report.behaviour.findings:
+                if next((c for c in x.explained_by if c in report.deviations), None) == found.id:
+                    line(f"From it follows: {x.evidence}.", 7)
     if d.harmless:
         console.print()
         line("Without effect", style="bold")
         for found in d.harmless:
             line(f"{found.id}: {words(found)}", 4)
+    if d.edges:
+        console.print()
+        line("Only where numbers are exactly equal", style="bold")
+        for found in d.edges:
+            line(f"{found.id}: {words(found)}", 4)
+        line("--edges strict counts it as a difference", 4)
     own = [x for x in report.behaviour.findings if not x.explained_by]
-    follows = [x for x in report.behaviour.findings if x.explained_by]
+    follows = [x for x in report.behaviour.findings if x.explained_by and not set(x.explained_by) & set(report.deviations)]
     if own:
         console.print()
         line("What ordinary values do not show", style="bold")
@@ -237,10 +274,11 @@ def show(report: Report, console) -> None:
         line("What follows from it", style="bold")
     for x in follows:
         line(f"{x.evidence} ({', '.join(x.explained_by)})", 4)
-    wrong = [o for o in d.off if max(o.loss if math.isfinite(o.loss) else 1.0, o.gradient or 0) > 1e-7]
+    slack, grad_slack = (max(1e-7, x) for x in d.rounding)
+    wrong = [o for o in d.off if not (o.loss <= slack and (o.gradient or 0) <= grad_slack)]
     if wrong and report.verdict != "listing1":
         console.print()
-        line("How far from the paper", style="bold")
+        line(f"How far from {report.base}", style="bold")
         table = Table(box=None, padding=(0, 2, 0, 0), pad_edge=False, header_style="")
         for name in ("batch", "loss", "gradient", ""):
             table.add_column(name, justify="left" if name in ("batch", "") else "right")
@@ -259,6 +297,9 @@ def show(report: Report, console) -> None:
     reached = f", reproduced to {d.reproduced_to:.0e}" if d.reproduced_to is not None else ""
     where = {"process": "a process of its own", "fork": "a fork of this process", "here": "this process, without limits",
              "folder": "another program"}[report.runs_in]
+    where += ", the network open to it" if report.network and report.runs_in in ("process", "fork") else ""
+    if d.tried:
+        line(f"tried: {ranges(d.tried)}", style="dim")
     line(f"{report.calls} calls in {where}, {report.seconds:.1f} s{reached}", style="dim")
 
 
@@ -268,10 +309,18 @@ def show_deviation(line, code, number, found, effect, verdict):
     text = words(found)
     line(f"{text[:1].upper()}{text[1:]}.", 7)
     if effect is not None and verdict != "listing1":
-        size = f"the loss by {percent(effect.loss)}, the gradient by {percent(effect.gradient)}"
-        line(f"Alone it moves {size} (batch {effect.probe}).", 7)
+        line(f"{moves(effect)} (batch {effect.probe}).", 7)
     line(f"In training: {entry.training}", 7)
     code(entry.fix, 10)
+
+
+def moves(effect) -> str:
+    """What it does by itself, in words."""
+    if not math.isfinite(effect.loss):
+        return "Alone it makes the loss infinite or NaN"
+    if not math.isfinite(effect.gradient):
+        return f"Alone it moves the loss by {percent(effect.loss)} and makes the gradient infinite or NaN"
+    return f"Alone it moves the loss by {percent(effect.loss)}, the gradient by {percent(effect.gradient)}"
 
 
 def percent(x: float | None) -> str:
@@ -279,6 +328,8 @@ def percent(x: float | None) -> str:
         return "-"
     if not math.isfinite(x):
         return "not finite"
+    if x >= 10:
+        return f"{x:.2g} times"
     return f"{100 * x:.3g} %" if x >= 1e-5 else f"{x:.0e}" if x else "0"
 
 

@@ -1,7 +1,7 @@
 """The stages of one caption, theirs beside ours: which of the arrays that an implementation makes is which stage?
 
-Arrays are matched by shape and direction of rows, in order: a later stage is never an earlier array.  A positive factor per row
-does not count.
+An array is a stage only if its values are that stage's on two batches: the paper's, or the explanation's where one was found.
+A positive factor per row does not count up to eq. 5.  So a mask, an input or a sum of both directions is none.
 """
 
 import math
@@ -10,6 +10,8 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling.caller import Caller
+from parity.checker.diagnosis import variants
+from parity.checker.diagnosis.behaviour import setting_of
 from parity.checker.diagnosis.diagnose import Diagnosis
 from parity.checker.probes import PROBES, Probe
 from sparc_ref import fine_grained_loss
@@ -27,20 +29,56 @@ def side_by_side(ask: Caller, diagnosis: Diagnosis) -> list[dict[str, Any]]:
     if not {"fine", "total"} & set(ask.convention.losses):
         return []
     probe = PROBES.get(diagnosis.evidence or "padded", PROBES["padded"])
-    ours = reference(probe)
-    records = ask(probe, trace=True).stages or []
-    b = int(np.argmax(probe.mask.sum(1)))
-    n = int(probe.mask[b].sum())
-    theirs = match(records, ours, probe, b)
+    other = PROBES["padded_again" if probe.name != "padded_again" else "padded"]
+    one, two = (seen(ask, p, diagnosis) for p in (probe, other))
     found = []
+    ours = reference(probe)
+    b = longest(probe)
+    n = int(probe.mask[b].sum())
+    time = -1
     for name, equation, rows, columns in STAGES:
         mine = real_part(np.atleast_2d(ours[name][b]), name, n)
-        where, other = theirs.get(name, ("", None))
+        both = [key for key, (at, *_) in one[name].items() if key in two[name] and (at >= time or columns != "patches")]
+        where, theirs = "", None
+        if both:
+            best = min(both, key=lambda key: (not one[name][key][2], key[0].endswith("()"), one[name][key][0]))
+            time, theirs, _ = one[name][best]
+            where = best[0]
         found.append({
             "name": name, "equation": equation, "probe": probe.name, "rows": rows, "columns": columns, "ours": rows_of(mine),
-            "theirs": None if other is None else rows_of(other), "where": where,
-            "off": None if other is None else off(mine, other, name),
+            "theirs": None if theirs is None else rows_of(theirs), "where": where,
+            "off": None if theirs is None else off(mine, theirs, name),
         })
+    return found
+
+
+def longest(probe: Probe) -> int:
+    return int(np.argmax(probe.mask.sum(1)))
+
+
+def seen(ask, probe, diagnosis) -> dict[str, dict[tuple[str, int], tuple[int, np.ndarray, bool]]]:
+    """Stage -> (where, turn) -> (time, matrix of the longest caption, whether no factor is between), of arrays that are it."""
+    b = longest(probe)
+    n = int(probe.mask[b].sum())
+    known = [reference(probe)]
+    if (fine := setting_of(diagnosis)) is not None:
+        known.append(variants.evaluate(probe, fine, grad=False).stages)
+    turns: dict[str, int] = {}
+    records = [(where, turns.update({where: turns.get(where, -1) + 1}) or turns[where], x)
+               for where, x in ask(probe, trace=True).stages or []]
+    found: dict[str, dict] = {name: {} for name, *_ in STAGES}
+    for name, *_ in STAGES:
+        for stages in known:
+            if name not in stages or np.ndim(stages[name]) < 2 or len(stages[name]) != len(probe.mask):
+                continue
+            mine = real_part(np.atleast_2d(stages[name][b]), name, n)
+            for time, (where, turn, x) in enumerate(records):
+                view = view_of(x, mine.shape, probe, b, turn, turns[where] + 1, name)
+                between = None if view is None else off(mine, view, name, nan=True)
+                if view is not None and between is not None and between < 1e-5:
+                    plain = bool(np.allclose(view, mine, rtol=1e-5, atol=1e-6, equal_nan=True))
+                    key = (where, turn if turns[where] + 1 < len(probe.mask) else turn - b)
+                    found[name].setdefault(key, (time, view, plain))
     return found
 
 
@@ -54,40 +92,6 @@ def real_part(x, name, n):
     if name.startswith("loss"):
         return x[:, :n]
     return x[:n, :n] if name.startswith("logits") else x[:n]
-
-
-def match(records, ours, probe, b) -> dict[str, tuple[str, np.ndarray]]:
-    """Stage -> (where, (rows, columns) of caption b), by the best sum of likenesses in order."""
-    n = int(probe.mask[b].sum())
-    turns: dict[str, int] = {}
-    candidates = []
-    for where, x in records:
-        turn = turns[where] = turns.get(where, -1) + 1
-        candidates.append((where, x, turn))
-    count = {where: last + 1 for where, last in turns.items()}
-    wanted = [(name, np.atleast_2d(ours[name][b])) for name, *_ in STAGES]
-    wanted = [(name, real_part(mine, name, n)) for name, mine in wanted]
-    table = np.zeros((len(wanted), len(candidates)))
-    views: dict[tuple[int, int], np.ndarray] = {}
-    for i, (name, mine) in enumerate(wanted):
-        for j, (where, x, turn) in enumerate(candidates):
-            view = view_of(x, mine.shape, probe, b, turn, count[where], name)
-            if view is not None and (not name.startswith("loss") or alike(mine, view) > 0.98):  # many rows are alike there
-                named = 0.0 if where.endswith("()") else 0.03  # of two that are alike, the one with a name
-                same = 0.5 if np.allclose(view, mine, rtol=1e-5, atol=1e-6) else 0.0  # before one that is so but for a factor
-                views[i, j], table[i, j] = view, alike(mine, view) + named + same
-    best = np.zeros((len(wanted) + 1, len(candidates) + 1))
-    for i in range(len(wanted) - 1, -1, -1):
-        for j in range(len(candidates) - 1, -1, -1):
-            take = table[i, j] + best[i + 1, j + 1] if table[i, j] > 0.3 else 0.0
-            best[i, j] = max(best[i + 1, j], best[i, j + 1], take)
-    found, j = {}, 0
-    for i, (name, _) in enumerate(wanted):
-        for k in range(j, len(candidates)):
-            if table[i, k] > 0.3 and math.isclose(table[i, k] + best[i + 1, k + 1], best[i, j]):
-                found[name], j = (candidates[k][0], views[i, k]), k + 1
-                break
-    return found
 
 
 def view_of(x, shape, probe, b, turn, turns, name) -> np.ndarray | None:
@@ -115,15 +119,13 @@ def view_of(x, shape, probe, b, turn, turns, name) -> np.ndarray | None:
     return None
 
 
-def alike(a, b) -> float:
-    """Mean cosine of rows, 0 to 1; NaN counts as unlike."""
-    with np.errstate(all="ignore"):
-        product = (a * b).sum(-1) / np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
-    return float(np.clip(np.where(np.isfinite(product), product, 0), 0, 1).mean())
+def off(mine, other, name, nan=False) -> float | None:
+    """Largest difference, of rows of length 1 where a factor per row is harmless, else relative to the largest entry.
 
-
-def off(mine, other, name) -> float | None:
-    """Largest difference, of rows of length 1 where a factor per row is harmless, else relative to the largest entry."""
+    nan: where both are NaN they are alike.  None where theirs is not finite.
+    """
+    if nan and (np.isnan(mine) == np.isnan(other)).all() and not np.isnan(mine).all():
+        mine, other = np.nan_to_num(mine), np.nan_to_num(other)
     if not np.isfinite(other).all():
         return None
     if name in ("logits_vt", "loss_vt", "loss_tv"):

@@ -5,6 +5,8 @@ import math
 from collections.abc import Iterable, Mapping
 from typing import Any
 
+from parity.checker.calling.packing import visible
+
 
 def number(x: Any) -> float | None:
     """A number, also one that JSON had to write as text; None for anything else."""
@@ -35,6 +37,8 @@ def percent(x):
     value = number(x)
     if value is None or not math.isfinite(value):
         return "NaN" if value is None or math.isnan(value) else "∞"
+    if value >= 10:
+        return f"{value:.2g} times"
     return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
 
 
@@ -52,7 +56,3 @@ def capital(text):
 def safe(text: Any) -> str:
     """Text for HTML, quotes included; control characters made visible, and those that turn the text around."""
     return html.escape(visible(text), quote=True)
-
-
-def visible(text: Any) -> str:
-    return "".join(c if c.isprintable() or c in "\n\t" else f"\\x{ord(c):02x}" for c in str(text))

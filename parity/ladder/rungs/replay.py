@@ -1,5 +1,6 @@
 """Frozen vectors, replayed through the reference and through the trainer, tensor by tensor in forward order."""
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import replace
 from functools import partial
@@ -8,7 +9,9 @@ from typing import Any
 import numpy as np
 
 from parity import vectors
+from parity.ladder.rungs.judge import BY_FACTOR, is_gradient, judge
 from parity.ladder.rungs.reconverge import harmless
+from parity.ladder.rungs.rounded import rounded
 from parity.ladder.rungs.setup import NotRun, Row, Setup, worst
 from parity.ladder.rungs.trainer_calls import CALLS
 from parity.vectors import budgets, runs
@@ -34,18 +37,25 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
     if not cases:
         raise NotRun(f"no vector of level {level} was asked for")
     remarks: dict[str, list[str]] = {}
+    by_factor = 0
     for i, case in enumerate(cases):
         setup.tick(i / len(cases))
+        lengths: dict[str, Any] = {}
         for side, call in sides(setup, case):
             for dtype in DTYPES:
                 if dtype in case.dtypes and (dtype in WHOLE or narrow(side, case.level, dtype)):
-                    for row in one(case, side, dtype, call):
-                        if row.note and not row.note.startswith("as "):
+                    if dtype not in lengths:
+                        lengths[dtype] = factor_twin(setup, case, dtype)
+                    for row in one(case, side, dtype, call, lengths[dtype]):
+                        by_factor += row.note.startswith(BY_FACTOR)
+                        if row.note and not row.note.startswith(("as ", BY_FACTOR)):
                             remarks.setdefault(f"{row.name} ({row.side}) {row.note}", []).append(case.id)
                         yield row
     for remark, ids in remarks.items():
         ids = list(dict.fromkeys(ids))
         setup.note(f"{remark}; in {len(ids)} case{'s' if len(ids) > 1 else ''}, such as {ids[0]}")
+    if by_factor:
+        setup.note(f"{by_factor} comparisons in 16 bits: {BY_FACTOR}, for the budget of the entries proves nothing")
     too = sum(case.function in CALLS for case in cases)
     setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
 
@@ -106,8 +116,58 @@ def named(case: vectors.Case, mid: Mapping, out: Mapping, grads: Mapping) -> dic
     return {name: x for name, x in found.items() if name in case.budget}
 
 
-def one(case: vectors.Case, side: str, dtype: str, call: Callable) -> Iterator[Row]:
-    """One case on one side in one dtype."""
+def factor_twin(setup: Setup, case: vectors.Case, dtype: str) -> dict[str, tuple[np.ndarray, float]]:
+    """For each gradient what its factor is taken along, and how far that may be off, measured now.
+
+    In 16 bits: the float64 gradient of inputs that are rounded as the answer's are.  The budget of a frozen 16-bit vector holds
+    what rounding the inputs does and is too wide to see a per cent; a gradient's length along this one is not.  What may be off
+    is measured by the reference's own run on other arrays than those on trial: losses, which are float32 inside, in float32
+    with their results rounded; what is not widened on NumPy arrays that round after every operation, and in float16 on
+    torch's arrays too.  In float32 and float64: torch's arrays in float32, and float64 with inputs nudged by its rounding.
+    """
+    names = [name for name in case.budget if name.startswith("grad.")]
+    if not names:
+        return {}
+    if dtype in WHOLE:
+        rng = np.random.default_rng(len(case.id))
+
+        def nudged(x, _):
+            moved = 1 + budgets.EPS["float32"] * rng.choice([-1.0, 1.0], np.shape(x))
+            return np.asarray(x, np.float64) * moved if np.issubdtype(x.dtype, np.floating) else x
+
+        ours = [by_reference(setup, case, "float32", lambda x, _: runs.cast(x, "torch", "float32")),
+                by_reference(setup, case, "float64", nudged)]
+        want = {name: case.tensors[name] for name in names if np.all(np.isfinite(case.tensors[name]))}
+        allowed = budgets.factor_budgets(want, ours, budgets.EPS["float32"])
+        unit = budgets.EPS[dtype] / budgets.EPS["float32"]
+        return {name: (x, allowed[name] * unit) for name, x in want.items() if math.isfinite(allowed[name])}
+
+    def narrow(x, kind):
+        x = runs.cast(x, "torch", dtype)
+        return budgets.to_float64(x).astype(kind) if x.is_floating_point() else x.numpy()
+
+    exact = by_reference(setup, case, "float64", lambda x, _: narrow(x, np.float64))
+    if case.level == "losses" and case.function != "align_patches":
+        own = by_reference(setup, case, "float32", lambda x, _: narrow(x, np.float32))
+        owns = [{name: budgets.to_float64(runs.cast(np.asarray(x), "torch", dtype)) for name, x in own.items()}]
+    else:
+        owns = [by_reference(setup, case, dtype, lambda x, _: everywhere(narrow(x, np.float32), dtype))]
+        owns += [by_reference(setup, case, dtype, lambda x, _: runs.cast(x, "torch", dtype))] if dtype == "float16" else []
+    exact, *owns = ({n: budgets.to_float64(x) for n, x in each.items() if n.startswith("grad.")} for each in (exact, *owns))
+    if not all(np.all(np.isfinite(x)) for each in (exact, *owns) for x in each.values()):
+        return {}
+    allowed = budgets.factor_budgets(exact, owns, budgets.EPS[dtype] / 2)
+    return {name: (x, allowed[name]) for name, x in exact.items()}
+
+
+def everywhere(x: np.ndarray, dtype: str) -> np.ndarray:
+    return rounded(x, f"{dtype} everywhere") if x.dtype == np.float32 else x
+
+
+def one(
+    case: vectors.Case, side: str, dtype: str, call: Callable, lengths: Mapping[str, tuple[np.ndarray, float]] = {}
+) -> Iterator[Row]:
+    """One case on one side in one dtype.      lengths: factor_twin's"""
     got = call(case, dtype)
     told = {case.id: case} | {other.id: other for other in case.alternatives}
     for d in in_forward_order(vectors.compare(case, got, dtype)):
@@ -121,7 +181,13 @@ def one(case: vectors.Case, side: str, dtype: str, call: Callable) -> Iterator[R
                 error, note = (after, why) if after <= d.budget else (error, note)
         again = None if dtype == "float64" else partial(_again, case, side, call, d.name)
         place = where(case, d.name, got, against)
-        yield Row(label(case, d.name), dtype, side, error, d.budget, where=place, note=note, again=again)
+        if d.name not in got or not is_gradient(label(case, d.name)):
+            yield Row(label(case, d.name), dtype, side, error, d.budget, where=place, note=note, again=again)
+            continue
+        mine = vectors.zero_padding(budgets.to_float64(got[d.name]), case.tensors.get("in.mask"), case.padding.get(d.name, ()))
+        twin = lengths.get(d.name) if against is case else None
+        yield judge(label(case, d.name), dtype, side, mine, against.tensors[d.name], against.scale[d.name], d.budget,
+                    where=place, note=note, again=again, twin=twin)
 
 
 def in_forward_order(differences: list[vectors.Difference]) -> list[vectors.Difference]:

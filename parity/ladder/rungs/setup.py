@@ -1,6 +1,7 @@
 """What every rung is given, and what it yields."""
 
 import importlib
+import math
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -29,11 +30,17 @@ class Row:
     note: str = ""                  # such as a difference that was found to be harmless
     must_leave: bool = False        # a planted error that has to be seen: ok means error > budget
     again: Callable[[], tuple[float, float]] | None = field(default=None, compare=False, repr=False)  # error, budget in float64
+    notices: float | None = None    # a gradient: the smallest change of its size that would have been seen here (judge.py)
 
     @property
     def ok(self) -> bool:
-        """Within the budget; NaN never is."""
-        return self.error > self.budget if self.must_leave else self.error <= self.budget
+        """Within the budget; NaN never is, on either side, nor is what is infinite."""
+        return math.isfinite(self.error) and (self.error > self.budget if self.must_leave else self.error <= self.budget)
+
+    @property
+    def proves(self) -> bool:
+        """Whether being within the budget says anything: see budgets.PROVES."""
+        return self.must_leave or self.budget < budgets.PROVES
 
 
 @dataclass(frozen=True)

@@ -8,10 +8,24 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.ladder.rungs import replay
+from parity.ladder.rungs import mixed, replay
+from parity.ladder.rungs.judge import judge
+from parity.ladder.rungs.record import Pass, recorded
 from parity.ladder.rungs.rounded import BITS, Rounded
-from parity.ladder.rungs.setup import Row, Setup
-from parity.ladder.rungs.whole import BUDGET, DTYPES, cast, dither, draw, nudge, rows, sizes, widen
+from parity.ladder.rungs.setup import NotRun, Row, Setup
+from parity.ladder.rungs.whole import (
+    BUDGET,
+    DTYPES,
+    WIDE,
+    Drawn,
+    cast,
+    draw,
+    nudge,
+    rows,
+    sizes,
+    torch_batch,
+    trainer_model,
+)
 from parity.vectors import budgets
 from sparc_ref.data import Batches, DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS, init_params
@@ -89,14 +103,63 @@ def steps(setup: Setup, count: int = 10) -> Iterator[Row]:
             runs.append(run(params=nudge(params, dtype, setup.seed), batches=batches, dtype="float64"))
         return runs
 
-    want = budgets.measure(several, ("float32", "bfloat16"))
-    scalars = [name for name in want if want[name].want.ndim == 0]
-    widen(want, [run(params=dither(params, setup.seed + i), batches=batches, dtype="bfloat16") for i in range(2)], scalars)
-    want = pooled(want, count)
-    for dtype in DTYPES:
+    want = pooled(budgets.measure(several, ("float32",)), count)
+    for dtype in WIDE:
         got = trainer_training(setup, config, params, batches, count, dtype, SCHEDULE, keep)
         again = partial(trainer_training, setup, config, params, batches, count, "float64", SCHEDULE, keep)
         yield from rows(got, want, dtype, "trainer", again=again)
+    yield from mixed_steps(setup, drawn, keep)
+
+
+def mixed_steps(setup: Setup, drawn: list[Drawn], keep: Callable[[int], bool]) -> Iterator[Row]:
+    """The same updates under autocast, each judged from where the trainer stood before it: see mixed.py.
+
+    Losses, gradients and norms step by step; parameters by the reference's AdamW on the trainer's own gradients.
+    """
+    for attempt in range(10):
+        if attempt:
+            seeds = [setup.seed + 1000 * attempt + i for i in range(len(drawn))]
+            drawn = [draw(replace(setup, seed=seed), d.config, *d.mask.shape) for seed, d in zip(seeds, drawn)]
+        ran, found = recorded_steps(setup, drawn)
+        if all(mixed.threshold_distance(setup, d, each) > mixed.NEAR for d, each in zip(drawn, ran)):
+            break
+    else:
+        raise NotRun(f"no {len(drawn)} batches keep {mixed.NEAR} between their bfloat16 similarities and the threshold")
+    optim = setup.reference.optim
+    state: dict[type, Any] = {}
+    for i, (d, each) in enumerate(zip(drawn, ran)):
+        for row in mixed.rows(setup, d, each, "mixed", "trainer", 1.0, clip=LIMIT):
+            yield replace(row, name=f"{row.name} {i + 1}" if row.name in ("loss", "norm") else row.name)
+        rate, after = optim.warmup_cosine(i, **SCHEDULE), {}
+        for kind in (np.float64, np.float32):
+            params = {name: p.astype(kind) for name, p in each.passes[0].params.items()}
+            grads = {name: each.grads[f"grad.{name}"].astype(kind) for name in params}
+            after[kind], state[kind] = optim.adamw_step(params, grads, state.get(kind) or optim.adamw_init(params), rate)
+            after[kind] = optim.clamp_theta(after[kind])
+        if keep(i + 1):
+            for name, want in after[np.float64].items():
+                scale = budgets.scale(want)
+                budget = budgets.from_measured(budgets.error(after[np.float32][name], want, scale), "float32")
+                yield judge(f"after {i + 1}.{name}", "mixed", "trainer", found[i][name], want, scale, budget)
+
+
+def recorded_steps(setup: Setup, drawn: list[Drawn]) -> tuple[list[mixed.Trained], list[dict[str, np.ndarray]]]:
+    """The trainer's updates under autocast: what each computed on the way, and the parameters after it."""
+    t = setup.trainer
+    model = trainer_model(setup, drawn[0], "mixed")
+    optimizer = t.optim.make_adamw(model, SCHEDULE["peak"])
+    ran, after = [], []
+    passes: list[Pass] = []
+    with recorded(model, passes):
+        for step, d in enumerate(drawn):
+            before = len(passes)
+            rate = t.optim.warmup_cosine(step, **SCHEDULE)
+            said = t.optim.train_step(model, torch_batch(d, "mixed", setup.device), optimizer, rate, clip=LIMIT,
+                                      autocast=torch.bfloat16)
+            grads = {f"grad.{name}": g for name, g in t.model.dump_grads(model).items()}
+            ran.append(mixed.Trained(passes[before:], {name: budgets.to_float64(x) for name, x in said.items()}, grads))
+            after.append(t.model.dump_params(model))
+    return ran, after
 
 
 def pooled(found: dict[str, budgets.Measured], count: int) -> dict[str, budgets.Measured]:

@@ -10,8 +10,22 @@ from typing import Any
 import numpy as np
 import torch
 
+from parity.ladder.rungs.record import Pass, recorded
 from parity.ladder.rungs.setup import NotRun, Row, Setup
-from parity.ladder.rungs.whole import DTYPES, TOY, Drawn, draw, measured, on_host, rows, torch_batch, trainer_model, trainer_run
+from parity.ladder.rungs.whole import (
+    DTYPES,
+    TOY,
+    WIDE,
+    Drawn,
+    draw,
+    measured,
+    on_host,
+    rows,
+    step_by_step,
+    torch_batch,
+    trainer_model,
+    trainer_run,
+)
 from parity.vectors import budgets
 
 
@@ -32,7 +46,7 @@ def compiled(setup: Setup) -> Iterator[Row]:
         raise NotRun("torch.compile needs a C++ compiler (such as g++), and there is none on the PATH")
     config = replace(TOY, vision_depth=1, text_depth=1) if setup.quick else TOY
     drawn = draw(setup, config, 5, config.max_tokens)
-    budgeted = measured(setup, drawn)
+    budgeted = measured(setup, drawn, low=("float32", "bfloat16"))
     for dtype in ("float32",) if setup.quick else DTYPES:
         torch._dynamo.reset()
         eager = trainer_run(setup, drawn, dtype)
@@ -52,32 +66,38 @@ def checkpointing(setup: Setup) -> Iterator[Row]:
     """Blocks computed again in backward against blocks kept."""
     drawn = draw(setup, TOY, 5, TOY.max_tokens)
     budgeted = measured(setup, drawn)
-    for dtype in DTYPES:
+    ways: dict[str, dict[str, Any]] = {"checkpointed": {"options": {"checkpoint": True}},
+                                       "fine-grained loss in chunks": {"fine_chunk": 2}}
+    for dtype in WIDE:
         want = against(trainer_run(setup, drawn, dtype), budgeted)
-        got = trainer_run(setup, drawn, dtype, options={"checkpoint": True})
-        yield from rows(got, want, dtype, "trainer, checkpointed",
-                        again=partial(trainer_run, setup, drawn, "float64", options={"checkpoint": True}))
-        got = trainer_run(setup, drawn, dtype, fine_chunk=2)
-        yield from rows(got, want, dtype, "trainer, fine-grained loss in chunks",
-                        again=partial(trainer_run, setup, drawn, "float64", fine_chunk=2))
+        for way, options in ways.items():
+            yield from rows(trainer_run(setup, drawn, dtype, **options), want, dtype, f"trainer, {way}",
+                            again=partial(trainer_run, setup, drawn, "float64", **options))
+    for way, options in ways.items():
+        yield from step_by_step(setup, drawn, partial(trainer_run, **options), f"trainer, {way}")
 
 
 def accumulation(setup: Setup) -> Iterator[Row]:
     """A batch in parts against the whole batch: exact for the global loss too, whose negatives are the whole batch's."""
     drawn = draw(setup, TOY, 5, TOY.max_tokens)
     budgeted = measured(setup, drawn)
-    for dtype in DTYPES:
+    for dtype in WIDE:
         want = by_backward(setup, drawn, dtype, accumulate=1)
         for parts in (2, 5):
             again = partial(by_backward, setup, drawn, "float64", accumulate=parts)
             yield from rows(by_backward(setup, drawn, dtype, accumulate=parts), against(want, budgeted), dtype,
                             f"trainer, {parts} parts", again=again)
+    for parts in (2, 5):
+        yield from step_by_step(setup, drawn, partial(by_backward, accumulate=parts), f"trainer, {parts} parts", 1.0)
 
 
-def by_backward(setup: Setup, drawn: Drawn, dtype: str, **options: Any) -> dict[str, np.ndarray]:
+def by_backward(
+    setup: Setup, drawn: Drawn, dtype: str, record: list[Pass] | None = None, **options: Any
+) -> dict[str, np.ndarray]:
     """Loss and gradients as a training step takes them."""
     model = trainer_model(setup, drawn, dtype)
     autocast = torch.bfloat16 if dtype == "mixed" else None
-    loss = setup.trainer.optim.backward(model, torch_batch(drawn, dtype, setup.device), autocast=autocast, **options)
+    with recorded(model, record):
+        loss = setup.trainer.optim.backward(model, torch_batch(drawn, dtype, setup.device), autocast=autocast, **options)
     grads = setup.trainer.model.dump_grads(model)
     return on_host({"loss": loss} | {f"grad.{name}": grads[name] for name in drawn.params}, drawn.mask)

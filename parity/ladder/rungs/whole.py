@@ -12,9 +12,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from parity.ladder.rungs import replay
+from parity.ladder.rungs import mixed, replay
+from parity.ladder.rungs.judge import judge
+from parity.ladder.rungs.record import Pass, recorded
 from parity.ladder.rungs.rounded import BITS, rounded
-from parity.ladder.rungs.setup import NotRun, Row, Setup, worst
+from parity.ladder.rungs.setup import NotRun, Row, Setup
 from parity.vectors import budgets
 from sparc_ref.model import PRESETS, SPARCConfig, parameter_shapes
 
@@ -171,25 +173,51 @@ def trainer_loss(setup: Setup, model: Any, images: Any, tokens: Any, mask: Any, 
 
 def trainer_run(
     setup: Setup, drawn: Drawn, dtype: str, device: str | None = None, towers: Any = None, wrap: Callable = lambda model: model,
-    options: Mapping[str, Any] = {}, **loss_options: Any,
+    options: Mapping[str, Any] = {}, record: list[Pass] | None = None, **loss_options: Any,
 ) -> dict[str, np.ndarray]:
-    """The same by the trainer.      wrap: such as torch.compile; options: SPARC's"""
+    """The same by the trainer.      wrap: such as torch.compile; options: SPARC's; record: gets what was computed on the way"""
     device = device or setup.device
     model = trainer_model(setup, drawn, dtype, device, **options)
     images, tokens, mask = torch_batch(drawn, dtype, device)
-    if towers is not None:
-        with autocast(dtype, device):
-            f_v, f_t = model.vision(images), model.text(tokens, mask)
-        torch.autograd.backward([f_v, f_t], [torch.tensor(d, dtype=f.dtype, device=device) for d, f in zip(towers, (f_v, f_t))])
-        found = {"image_features": f_v, "text_features": f_t}
-        names = [name for name in drawn.params if name.startswith(("vision.", "text."))]
-    else:
-        loss, stages = trainer_loss(setup, wrap(model), images, tokens, mask, drawn.config, dtype, **loss_options)
-        (loss * UPSTREAM).backward()
-        found = {name: stages[name] for name in FEATURES + LOSSES[:2] if name in stages} | {"loss": loss}
-        names = list(drawn.params)
+    with recorded(model, record):
+        if towers is not None:
+            with autocast(dtype, device):
+                f_v, f_t = model.vision(images), model.text(tokens, mask)
+            upstream = [torch.tensor(d, dtype=f.dtype, device=device) for d, f in zip(towers, (f_v, f_t))]
+            torch.autograd.backward([f_v, f_t], upstream)
+            found = {"image_features": f_v, "text_features": f_t}
+            names = [name for name in drawn.params if name.startswith(("vision.", "text."))]
+        else:
+            loss, stages = trainer_loss(setup, wrap(model), images, tokens, mask, drawn.config, dtype, **loss_options)
+            (loss * UPSTREAM).backward()
+            found = {name: stages[name] for name in FEATURES + LOSSES[:2] if name in stages} | {"loss": loss}
+            names = list(drawn.params)
     grads = setup.trainer.model.dump_grads(model)
     return on_host(found | {f"grad.{name}": grads[name] for name in names}, drawn.mask)
+
+
+def step_by_step(
+    setup: Setup, drawn: Drawn, run: Callable[..., dict[str, np.ndarray]], side: str, dloss: mixed.Upstream = UPSTREAM
+) -> Iterator[Row]:
+    """Mixed precision: see mixed.py.      run(setup, drawn, dtype, record=...) -> losses and gradients by name
+
+    bfloat16 embeddings are other ones than those that `draw` looked at: where one of theirs comes too near to the threshold for
+    float32 to keep the same patches, another batch is drawn.
+    """
+    def trained(drawn: Drawn, dtype: str) -> mixed.Trained:
+        passes: list[Pass] = []
+        found = run(setup, drawn, dtype, record=passes)
+        passes = [each for each in passes if each.grads]  # those without are embeddings that were made again
+        return mixed.Trained(passes, {name: found[name] for name in (*LOSSES, *FEATURES) if name in found},
+                             {name: g for name, g in found.items() if name.startswith("grad.")})
+
+    for attempt in range(20):
+        ran = trained(drawn, "mixed")
+        if not isinstance(dloss, float) or mixed.threshold_distance(setup, drawn, ran) > mixed.NEAR:
+            yield from mixed.rows(setup, drawn, ran, "mixed", side, dloss, again=partial(trained, drawn, "float64"))
+            return
+        drawn = draw(replace(setup, seed=setup.seed + 1000 * (attempt + 1)), drawn.config, *drawn.mask.shape)
+    raise NotRun(f"no batch of {len(drawn.mask)} keeps {mixed.NEAR} between its bfloat16 similarities and the threshold")
 
 
 def on_host(found: Mapping[str, Any], mask: np.ndarray) -> dict[str, np.ndarray]:
@@ -209,7 +237,7 @@ def shuffled(drawn: Drawn, order: np.ndarray) -> Drawn:
 
 
 def measured(
-    setup: Setup, drawn: Drawn, towers: Any = None, low: Iterable[str] = ("float32", "bfloat16"), device: str = "cpu"
+    setup: Setup, drawn: Drawn, towers: Any = None, low: Iterable[str] = ("float32",), device: str = "cpu"
 ) -> dict[str, budgets.Measured]:
     """Each tensor's float64 value and budgets, by the reference's own runs.      -> name -> budgets.Measured
 
@@ -255,6 +283,8 @@ def widen(found: dict[str, budgets.Measured], runs: Iterable[Mapping[str, np.nda
             m = found[name]
             error = budgets.error(run[name], m.want, m.scale)
             m.budget["bfloat16"] = max(m.budget["bfloat16"], budgets.from_measured(error, "float32"))
+            if "bfloat16" in m.along:
+                m.along["bfloat16"] = max(m.along["bfloat16"], budgets.SLACK * budgets.factor_noise(run[name], m.want))
 
 
 def share_scalars(found: dict[str, budgets.Measured]) -> dict[str, budgets.Measured]:
@@ -263,8 +293,11 @@ def share_scalars(found: dict[str, budgets.Measured]) -> dict[str, budgets.Measu
         scalars = [m for name, m in found.items() if m.want.ndim == 0 and name.startswith(start)]
         for dtype in scalars[0].budget if scalars else ():
             most = max(m.budget[dtype] for m in scalars)
+            along = max((m.along[dtype] for m in scalars if dtype in m.along), default=0.0)
             for m in scalars:
                 m.budget[dtype] = most
+                if m.along:
+                    m.along[dtype] = along
     return found
 
 
@@ -280,8 +313,9 @@ def rows(got: Mapping[str, np.ndarray], want: Mapping[str, Any], dtype: str, sid
     if missing:
         raise ValueError(f"{side}: expected the tensors {', '.join(sorted(want)[:5])}, ...; differs in {sorted(missing)[:5]}")
     for name, m in want.items():
-        yield Row(name, dtype, side, budgets.error(got[name], m.want, m.scale), m.budget[BUDGET[dtype]],
-                  where=worst(got[name], m.want), note=note, again=partial(_again, again, name, m) if again else None)
+        low = BUDGET[dtype]
+        yield judge(name, dtype, side, got[name], m.want, m.scale, m.budget[low], m.along.get(low), note=note,
+                    again=partial(_again, again, name, m) if again else None)
 
 
 def _again(again, name, m):
@@ -289,6 +323,7 @@ def _again(again, name, m):
 
 
 DTYPES = ("float64", "float32", "mixed")
+WIDE = DTYPES[:2]                   # compared from end to end; "mixed" step by step
 
 
 def encoders(setup: Setup) -> Iterator[Row]:
@@ -296,14 +331,20 @@ def encoders(setup: Setup) -> Iterator[Row]:
     yield from replay.inside(setup, "encoders")
     s = sizes(setup)
     drawn = draw(setup, PRESETS[s.model], s.batch, s.tokens)
-    rng = np.random.default_rng(setup.seed + 1)
-    c = drawn.config
-    towers = [rng.standard_normal((s.batch, c.grid[0] * c.grid[1], c.vision_width)),
-              rng.standard_normal((s.batch, s.tokens, c.text_width)) * drawn.mask[..., None]]
+    towers = upstream(setup, drawn)
     want = measured(setup, drawn, towers)
-    for dtype in DTYPES:
+    for dtype in WIDE:
         again = partial(trainer_run, setup, drawn, "float64", towers=towers)
         yield from rows(trainer_run(setup, drawn, dtype, towers=towers), want, dtype, "trainer", again=again)
+    yield from step_by_step(setup, drawn, partial(trainer_run, towers=towers), "trainer", towers)
+
+
+def upstream(setup: Setup, drawn: Drawn) -> list[np.ndarray]:
+    """A random gradient for every feature of both towers, 0 at padding; exact in float32."""
+    rng, c = np.random.default_rng(setup.seed + 1), drawn.config
+    d_v = rng.standard_normal((len(drawn.mask), c.grid[0] * c.grid[1], c.vision_width))
+    d_t = rng.standard_normal((*drawn.mask.shape, c.text_width)) * drawn.mask[..., None]
+    return [d.astype(np.float32).astype(np.float64) for d in (d_v, d_t)]
 
 
 def gradients(setup: Setup) -> Iterator[Row]:
@@ -314,15 +355,15 @@ def gradients(setup: Setup) -> Iterator[Row]:
     want = measured(setup, drawn)
     largest = {}
     for dtype in DTYPES:
-        found = list(rows(trainer_run(setup, drawn, dtype), want, dtype, "trainer",
-                          again=partial(trainer_run, setup, drawn, "float64")))
+        if dtype == "mixed":
+            found = list(step_by_step(setup, drawn, trainer_run, "trainer"))
+        else:
+            again = partial(trainer_run, setup, drawn, "float64")
+            found = list(rows(trainer_run(setup, drawn, dtype), want, dtype, "trainer", again=again))
         yield from found
         grads = [row for row in found if row.name.startswith("grad.")]
-        largest[dtype] = max(grads, key=lambda row: row.error)
-    setup.note(f"{s.model}, {len(grads)} gradients, batch {s.batch}: the largest error is "
-               + "; ".join(f"{row.error:.1e} in {dtype} ({row.name.removeprefix('grad.')}, budget {row.budget:.1e})"
+        largest[dtype] = max(grads, key=lambda row: row.error / row.budget)
+    setup.note(f"{s.model}, {len(grads)} gradients, batch {s.batch}: the closest to its budget is "
+               + "; ".join(f"{row.name.removeprefix('grad.')} in {dtype}, {row.error:.1e} of {row.budget:.1e}"
                            for dtype, row in largest.items()))
-    blind = [row.budget for row in grads if row.budget > 0.5]
-    if blind:
-        setup.note(f"mixed: {len(blind)} of {len(grads)} budgets are above half the tensor's scale, for the reference's own "
-                   f"bfloat16 runs are off by up to {max(blind) / budgets.SLACK:.0%} there: on those, float64 and float32 tell")
+    setup.note("mixed: every tensor that the trainer rounded, again in float64 from the tensors before it (rungs/mixed.py)")

@@ -37,7 +37,15 @@ FLAGS = {
 
 def _fine(x, o):
     loss, trace, back = fine_grained_loss(x["v"], x["t"], x["mask"], x["theta"], **o)
-    return {"loss": loss}, trace, lambda ct: dict(zip(("v", "t", "theta"), back(float(ct["loss"]))))
+    return {"loss": loss}, trace, lambda ct: dict(zip(("v", "t", "theta"), _beyond_too(back, float(ct["loss"]))))
+
+
+def _beyond_too(back, dloss):
+    """back(dloss); where one gradient leaves a 16-bit range, which is an error, infinity for it and the others as they are."""
+    try:
+        return back(dloss)
+    except ArithmeticError:
+        return tuple(16.0 * d for d in back(dloss / 16))
 
 
 def _fine_oracle(x, o):
@@ -57,7 +65,7 @@ def _align_oracle(x, o):
 
 def _global(x, o):
     loss, trace, back = global_loss(x["v_bar"], x["t_bar"], x["theta"])
-    return {"loss": loss}, trace, lambda ct: dict(zip(("v_bar", "t_bar", "theta"), back(float(ct["loss"]))))
+    return {"loss": loss}, trace, lambda ct: dict(zip(("v_bar", "t_bar", "theta"), _beyond_too(back, float(ct["loss"]))))
 
 
 def _global_oracle(x, o):

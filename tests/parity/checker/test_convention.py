@@ -186,7 +186,7 @@ class Model(nn.Module):
         return {"loss": fine(v, t, attention_mask, self.logit_scale.exp())}
 
 class Unknown(nn.Module):
-    def __init__(self, backbone):
+    def __init__(self, recipe):
         super().__init__()
     def forward(self, v, t, mask):
         return fine(v, t, mask, 1.0)
@@ -351,9 +351,9 @@ def test_torch_functions_modules_and_models(workers, name, written, attributes, 
 
 
 def test_a_constructor_that_needs_what_nobody_knows_is_asked_for(workers):
-    with pytest.raises(Unclear, match="--init backbone=VALUE"):
+    with pytest.raises(Unclear, match="--init recipe=VALUE"):
         infer(workers("Unknown", "in_torch"))
-    assert infer(workers("Unknown", "in_torch"), {"init": {"backbone": None}})[0].written == "v,t,mask"
+    assert infer(workers("Unknown", "in_torch"), {"init": {"recipe": None}})[0].written == "v,t,mask"
 
 
 def test_names_alone():

@@ -26,13 +26,15 @@ from boxes import (
     wrapped,
 )
 
+from parity.checker.diagnosis import diagnose as engine
 from parity.checker.diagnosis.asking import Box, gradient_off, simplest
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
-from parity.checker.diagnosis.diagnose import diagnose
 from parity.checker.diagnosis.matching import cost
 from parity.checker.diagnosis.switches import WAYS, Variant, found_in, variant_of
 from parity.checker.diagnosis.variants import evaluate
 from parity.checker.probes import HELD_OUT, PROBES, Answer
+
+diagnose = functools.partial(engine.diagnose, edges=True)  # ties are told apart here
 
 INDEPENDENT = [                                           # keywords of plain, ids that must come out
     ({}, [], "eq6"),
@@ -104,7 +106,7 @@ def test_each_alone_is_found(planted):
         assert d.conditions and set(d.conditions) <= set(DEVIATIONS[planted.id].hidden_by) | {"no padding", "no flat rows"}
     if planted.id != "reduction.token":
         assert d.stage == planted.id.split(".")[0] or is_equal([str(planted)], d)
-    assert d.calls < 100 and d.note.startswith("Your ")
+    assert d.calls < 240 and d.note.startswith("Your ")
 
 
 def test_effect_of_each_is_measured():

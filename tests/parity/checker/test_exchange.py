@@ -79,6 +79,21 @@ def test_values_alone_single_precision_and_two_losses(folder):
     assert {name: d.verdict for name, d in judge(folder).diagnosis.losses.items()} == {"fine": "eq6", "global": "eq6"}
 
 
+@pytest.mark.parametrize("kept", [("v",), ("t",), ("theta",), ("v", "theta")])
+def test_gradients_that_were_not_given_are_not_said_to_be_missing(folder, kept):
+    answer(folder)
+    for path in folder.glob("grad.*"):
+        given = load_file(path)
+        save_file({leaf: given[leaf] for leaf in kept}, path)
+    report = parity.check(folder)
+    assert report.verdict == "eq6" and report.behaviour.findings == () and report.deviations == ()
+    said = next(item.value for item in report.convention.items if item.what == "grad.*")
+    assert said.startswith(", ".join(kept) + "; not given, and not compared: ")
+    for path in folder.glob("grad.*"):                    # one that was given and is wrong is still seen
+        save_file({leaf: np.asarray(-2 * x) for leaf, x in load_file(path).items()}, path)
+    assert parity.check(folder).verdict != "eq6"
+
+
 def test_batches_without_an_answer_are_named(folder):
     answer(folder)
     (folder / "out.all_padding.safetensors").unlink()

@@ -24,6 +24,7 @@ def run(pytester, monkeypatch):
     root = str(EXAMPLES.parents[1])
     monkeypatch.setenv("PYTHONPATH", root)
     monkeypatch.setenv("PYTEST_DISABLE_PLUGIN_AUTOLOAD", "1")
+    monkeypatch.setenv("COLUMNS", "300")                  # what does not fit in a line pytest cuts off
 
     def go(*arguments):
         return pytester.runpytest_subprocess("-p", "parity.checker.pytest_plugin", *arguments)
@@ -47,16 +48,25 @@ def test_another_reading_fails_with_the_explanation_unless_accepted(run, pyteste
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*EQUALS LISTING 1*", "*reduction.token*", "*loss.mean()*"])
     assert "Traceback" not in result.stdout.str()
+    result.stdout.fnmatch_lines(["FAILED*sparc?*loss? - SPARC: equals Listing 1*"])
     run("--sparc-impl", f"{path}:loss", "--sparc-accept", "listing1").assert_outcomes(passed=1)
 
 
 def test_wrong_use_is_one_line(run):
     result = run("--sparc-impl", "no_such_module:loss")
     result.assert_outcomes(failed=1)
-    result.stdout.fnmatch_lines(["*no module 'no_such_module'*"])
+    result.stdout.fnmatch_lines(["*no module 'no_such_module'*", "FAILED*no_such_module:loss? - SPARC: cannot run: NotFound*"])
     assert run("--sparc-option", "mask").ret == pytest.ExitCode.NO_TESTS_COLLECTED
     result = run("--sparc-impl", str(EXAMPLES / "numpy_loss.py"), "--sparc-option", "masc=lengths")
-    result.stdout.fnmatch_lines(["*no option masc*"])
+    result.stdout.fnmatch_lines(["*no option masc*", "FAILED*numpy_loss.py? - check: no option masc*"])
+
+
+def test_a_test_that_asks_and_fails_has_its_line_too(run, pytester):
+    path = pytester.makepyfile(listing=NUMPY_LISTING)
+    pytester.makepyfile(test_mine=f"def test_report(sparc_check):\n    sparc_check({str(path) + ':loss'!r})\n")
+    result = run()
+    result.assert_outcomes(failed=1)
+    result.stdout.fnmatch_lines(["*EQUALS LISTING 1*", "FAILED*test_report - *SPARC: equals Listing 1*"])
 
 
 def test_importing_the_plugin_imports_neither_torch_nor_numpy():

@@ -21,7 +21,7 @@ def column_range(s):
 
 
 def top(h, k=3):
-    return h * (h >= h.topk(k, 2).values[..., -1:])
+    return h * (h >= h.topk(min(k, h.shape[2]), 2).values[..., -1:])
 
 
 OUTSIDE = [
@@ -56,7 +56,7 @@ def test_what_is_outside_the_table_is_located_and_called_unexplained(number):
     assert d.verdict == "unexplained" and not d.deviations and d.reproduced_to is None, d.note
     assert d.stage == stage, d.note
     assert d.evidence in PROBES and "no known deviation explains it" in d.note
-    assert d.calls < 120
+    assert d.calls < 240                                  # sizes of real use among them
 
 
 def test_an_unknown_fault_beside_known_ones_is_located():

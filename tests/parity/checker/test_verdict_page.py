@@ -42,7 +42,8 @@ def report(**changes):
         "harmless": [deviation | {"id": "similarity.scaled", "words": "the similarity is multiplied by 1/tau", "effect": None}],
         "equals": [["threshold.absent", "norm.missing"]],
         "behaviour": [finding("edge.mutates_inputs"), finding("edge.padding_leak", ["threshold.constant"])],
-        "notes": ["float16: off by 1e-4"], "stage": "threshold", "evidence": "padded",
+        "notes": ["float16: off by 1e-4"], "stage": "threshold", "evidence": "padded", "base": "eq. 6",
+        "rounding": {"loss": 1e-9, "gradient": 1e-7}, "limits": [], "edges": [], "tried": {},
         "off": [{"probe": "padded", "shows": "everything", "loss": 0.25, "gradient": 0.031},
                 {"probe": "single", "shows": "no padding", "loss": 1e-16, "gradient": None},
                 {"probe": "flat", "shows": "a flat row", "loss": None, "gradient": 2e-15}],
@@ -105,7 +106,7 @@ def test_page_says_it_all():
                   "moves the loss by 12% and the gradient by 50% (batch padded again)", "Sparsity ignores the resolution.",
                   "by any value or gradient: threshold.absent, norm.missing.",
                   "do not show Title of edge.mutates_inputs", "Evidence of edge.mutates_inputs.", "fix of edge.mutates_inputs",
-                  "follows from it Evidence of edge.padding_leak (threshold.constant)", "The similarity is multiplied by 1/tau",
+                  "What follows from it. Evidence of edge.padding_leak.", "The similarity is multiplied by 1/tau",
                   "x patches (B,P,D) certain others raise", "--call v,t,mask", "Equal on 1 of 3 batches.", "numbers to 3e-15",
                   "padded 25% 3.1% everything single 1e-16 – no padding flat not finite 2e-15 a flat row",
                   "Float16: off by 1e-4", "torch 2.13.0, 127 calls in a process of its own, 6.2 s"):
@@ -133,10 +134,46 @@ def test_in_a_sound_one_an_array_that_is_off_is_no_stage():
     assert "Loss of groups: off by 70%" in Reader(page(report(stages=found))).shown()
 
 
-def test_a_fault_right_after_an_array_is_said_so():
+def test_no_mark_on_a_stage_that_the_picture_shows_equal():
     found = [stage("grouped", [[1.0, 0.5]], [[1.0, 0.5]], 0.0), stage("logits_vt", [[1.0, 0.5]], [[0.3, 0.5]], 0.7)]
-    said = Reader(page(report(verdict="unexplained", stage="grouping", stages=found))).shown()
-    assert "Grouped patches goes wrong right after this" in said and "goes wrong here first" not in said
+    seen = Reader(page(report(verdict="unexplained", stage="grouping", stages=found)))
+    assert [attrs.get("class") for tag, attrs in seen.tags if tag == "figure"] == ["same", "first"]
+    assert seen.shown().count("goes wrong here first") == 1
+
+
+def test_what_follows_stands_under_its_cause():
+    text = Reader(page(report())).shown()
+    assert text.index("A constant threshold") < text.index("Evidence of edge.padding_leak") < text.index("do not show")
+    other = Reader(page(report(behaviour=[finding("edge.batch_split", ["reduction.token"])]))).shown()
+    assert "What follows from it Evidence of edge.batch_split (reduction.token)" in other
+
+
+def test_differences_are_drawn_in_the_units_of_off():
+    ours, theirs = [[3.0, 4.0], [0.0, 2.0]], [[30.0, 40.0], [2.0, 2.0]]
+    made = stage_figures.change(*(stage_figures.matrix(x) for x in (ours, theirs)), "weights")
+    assert abs(made[0]).max() < 1e-12 and abs(made).max() == pytest.approx(0.5**0.5)
+    made = stage_figures.change(*(stage_figures.matrix(x) for x in (ours, theirs)), "logits_vt")
+    assert abs(made).max() == pytest.approx(36 / 4)
+    assert stage_figures.biggest(stage("weights", ours, theirs, 0.7)) == pytest.approx(0.5**0.5)
+    assert stage_figures.biggest(stage("weights", ours, None, None)) == 0.0
+
+
+def test_errors_of_more_than_ten_times_are_factors_with_their_cause():
+    rows = [{"probe": "zero_unit", "shows": "zeros", "loss": 0.0, "gradient": 3e11}]
+    assert "3e+11 times, of zeros' norm" in Reader(page(report(off=rows))).shown()
+    assert "301%" in Reader(page(report(off=[{"probe": "padded", "shows": "", "loss": 3.01, "gradient": None}]))).shown()
+
+
+def test_the_reading_that_it_is_measured_against_is_named():
+    assert "Against Listing 1 in float64" in Reader(page(report(base="Listing 1"))).shown()
+
+
+def test_limits_ties_and_what_was_tried_are_said():
+    tie = report()["deviations"][0] | {"id": "threshold.strict", "words": "the threshold is strict"}
+    tried = {"B": [1, 64], "P": [2, 256], "similarity": [0.3, 500.0], "dtypes": ["float64"]}
+    seen = Reader(page(report(edges=[tie], tried=tried)))
+    assert "Only where numbers are exactly equal" in seen.shown() and "The threshold is strict" in seen.shown()
+    assert "Tried: B 1-64, P 2-256, similarities to 500, float64." in seen.shown()
 
 
 def test_listing_1_is_a_reading_and_no_fault():

@@ -7,11 +7,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from parity.checker.calling import guard
 from parity.checker.calling.process import can_fork, descendants
 from parity.checker.calling.target import target_of
 from parity.checker.calling.worker import Stopped, Worker
 
-HOSTILE = '''
+HOSTILE = r'''
 import ctypes, os, subprocess, sys, time
 import numpy as np
 
@@ -41,7 +42,7 @@ def far_too_much(v, t):
 
 def prints(v, t):
     for i in range(200):
-        os.write(1, b'{"ok": true, "bytes": 0}\\n' * 1000)
+        os.write(1, b'{"ok": true, "bytes": 0}\n' * 1000)
         print("x" * 1000, flush=True)
         sys.stderr.write("y" * 1000)
     return plain(v, t)
@@ -54,10 +55,82 @@ def closes(v, t):
     return plain(v, t)
 
 def spawns(v, t):
-    children = [subprocess.Popen(["sleep", "1000"]), subprocess.Popen(["sleep", "1000"], start_new_session=True)]
-    with open(os.environ["PIDS"], "w") as file:
-        file.write(" ".join(str(child.pid) for child in children))
+    subprocess.Popen(["sleep", "1000.25"]), subprocess.Popen(["sleep", "1000.25"], start_new_session=True)
     return plain(v, t)
+
+def daemon(v, t, seconds="1000.5", env=None):
+    if not os.fork():
+        os.setsid()
+        if not os.fork():
+            os.execvpe("sleep", ["sleep", seconds], os.environ if env is None else env)
+        os._exit(0)
+    os.wait()
+    while not sleeping(seconds):
+        time.sleep(0.01)
+    return plain(v, t)
+
+def sleeping(seconds):
+    import glob
+    return any(seconds.encode() in open(path, "rb").read() for path in glob.glob("/proc/[0-9]*/cmdline"))
+
+def daemon_without_a_trace(v, t):
+    return daemon(v, t, "1000.75", {"PATH": os.environ["PATH"]})
+
+def kills_its_parents(v, t):
+    pid = os.getppid()
+    while pid > 1:
+        parent = int(open(f"/proc/{pid}/stat").read().rpartition(")")[2].split()[1])
+        os.kill(pid, 9)
+        pid = parent
+    time.sleep(0.3)
+    return plain(v, t)
+
+def kills_its_parent_and_leaves_a_daemon(v, t):
+    daemon(v, t, "1000.875")
+    return kills_its_parents(v, t)
+
+def kills_its_group(v, t):
+    os.killpg(0, 9)
+
+def forges(v, t):
+    line = b'{"losses": {"fine": "3.0"}, "outputs": [], "paths": {}, "passed": [], "mutated": [], "bytes": 0}\n'
+    for fd in map(int, os.listdir("/proc/self/fd")):
+        if fd > 2:
+            try:
+                os.write(fd, line)
+            except OSError:
+                pass
+    return plain(v, t)
+
+def forges_from_a_child(v, t):
+    code = "import os\nfor fd in range(3, 300):\n try: os.write(fd, b'x y')\n except OSError: pass"
+    subprocess.run([sys.executable, "-c", code], close_fds=False)
+    return plain(v, t)
+
+def one_large_allocation(v, t):
+    return float(np.zeros(1 << 27).sum() * 0) + plain(v, t)
+
+def held_for_a_moment(v, t):
+    held = np.ones(3 << 23)
+    del held
+    return plain(v, t)
+
+def environment(v, t):
+    return float(sum(name in os.environ for name in ("SECRET_TOKEN", "PASSED"))) + plain(v, t)
+
+def escapes(v, t):
+    print("\x1b[2J\x1b]0;gone\x07", flush=True)
+    os.write(2, b"\x1b[31mred\n")
+    raise ValueError("\x1b[2J\x1b[31mgone \u202e")
+
+def dials(v, t):
+    import socket
+    with socket.socket() as server, socket.socket() as client:
+        server.bind(("127.0.0.1", 0))
+        server.listen()
+        client.connect(server.getsockname())              # itself it may talk to
+    names = [name for _, name in socket.if_nameindex()]
+    return float(names == ["lo"]) + plain(v, t)
 
 def raises(v, t):
     raise ValueError(f"v has shape {v.shape}")
@@ -143,14 +216,116 @@ def test_prints_and_reads_do_not_reach_the_pipes(hostile, name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def test_no_orphans(hostile, tmp_path, monkeypatch):
-    monkeypatch.setenv("PIDS", str(tmp_path / "pids"))
+def sleeping(seconds):
+    """Processes that sleep for so many seconds."""
+    found = []
+    for path in Path("/proc").glob("[0-9]*/cmdline"):
+        try:
+            words = path.read_bytes().split(b"\0")
+        except OSError:
+            continue
+        if words[:2] == [b"sleep", seconds.encode()]:
+            found.append(int(path.parent.name))
+    return found
+
+
+def test_no_orphans(hostile):
     with worker(hostile, "spawns") as w:
         w.ask(request(), ARRAYS)
         pid = w.pid
-        children = [int(x) for x in (tmp_path / "pids").read_text().split()]
-        assert set(children) <= set(descendants(pid))
+        children = sleeping("1000.25")
+        assert len(children) == 2 and set(children) <= set(descendants(pid))
     assert gone(pid) and all(gone(child) for child in children)
+
+
+@pytest.fixture(params=[True, False], ids=["namespaces", "none"])
+def enclosed(request):
+    """With the namespaces that this system allows, and as where it allows none."""
+    return {"network": not request.param}
+
+
+@pytest.mark.parametrize("name, seconds", [("daemon", "1000.5"), ("daemon_without_a_trace", "1000.75")])
+def test_a_daemon_that_left_session_and_parents_is_ended(hostile, enclosed, name, seconds):
+    with worker(hostile, name, **enclosed) as w:
+        assert float(w.ask(request(), ARRAYS)[0]["losses"]["fine"]) == 528
+        found = sleeping(seconds)
+        assert len(found) == 1
+    assert gone(found[0])
+
+
+def test_killing_its_parents_does_no_harm(hostile, tmp_path):
+    """In a process of its own: without namespaces the checker itself can be hit, as any process of the same user."""
+    code = (
+        "import sys; sys.path.insert(0, sys.argv[1]); from test_worker import ARRAYS, request\n"
+        "from parity.checker.calling.target import target_of\nfrom parity.checker.calling.worker import Stopped, Worker\n"
+        f"with Worker(target_of({str(hostile) + ':kills_its_parents'!r})) as w:\n"
+        "    try: print(w.ask(request(), ARRAYS)[0]['losses']['fine'])\n"
+        "    except Stopped as stop: print(stop)\n"
+        f"with Worker(target_of({str(hostile) + ':plain'!r})) as w: print(w.ask(request(), ARRAYS)[0]['losses']['fine'])\n"
+    )
+    import subprocess
+    import sys
+
+    if not guard.allowed(guard.NEWPID | guard.NEWNET):
+        pytest.skip("this system gives no process namespace")
+    done = subprocess.run([sys.executable, "-c", code, str(Path(__file__).parent)], capture_output=True, text=True, timeout=60,
+                          env=os.environ | {"PYTHONPATH": os.getcwd()})
+    assert done.returncode == 0 and done.stdout.splitlines()[-1] == "528.0", done.stderr
+
+
+@pytest.mark.parametrize("network", [False, True])
+def test_a_signal_to_its_group_ends_itself_alone(hostile, network):
+    with worker(hostile, "kills_its_group", network=network) as w, pytest.raises(Stopped, match="SIGKILL"):
+        w.ask(request(), ARRAYS)
+
+
+@pytest.mark.parametrize("name", ["forges", "forges_from_a_child"])
+def test_a_reply_cannot_be_forged_on_the_pipe(hostile, name):
+    with worker(hostile, name) as w:
+        try:
+            assert float(w.ask(request(), ARRAYS)[0]["losses"]["fine"]) == 528
+        except Stopped as stop:
+            assert name == "forges" and "checker's own pipe" in str(stop)
+
+
+def test_one_large_allocation_is_seen(hostile):
+    with worker(hostile, "one_large_allocation", memory_limit=200 << 20) as w:
+        try:
+            error = w.ask(request(), ARRAYS)[0]["error"]
+            assert "MemoryError" in error["type"] and "one_large_allocation" in error["lines"][-1]
+        except Stopped as stop:
+            assert stop.kind == "memory"
+
+
+def test_memory_that_was_held_for_a_moment_is_seen(hostile):
+    with worker(hostile, "held_for_a_moment", memory_limit=100 << 20) as w, pytest.raises(Stopped, match="more than the limit"):
+        w.ask(request(), ARRAYS)
+
+
+def test_the_environment_is_a_short_list(hostile, monkeypatch):
+    monkeypatch.setenv("SECRET_TOKEN", "1")
+    monkeypatch.setenv("PASSED", "1")
+    for env, seen in (((), 0), (("PASSED",), 1)):
+        with worker(hostile, "environment", env=env) as w:
+            assert float(w.ask(request(), ARRAYS)[0]["losses"]["fine"]) == 528 + seen
+            assert "SECRET_TOKEN" not in Path(f"/proc/{w.main}/environ").read_text()
+
+
+def test_escapes_are_shown_escaped(hostile):
+    with worker(hostile, "escapes") as w:
+        error = w.ask(request(), ARRAYS)[0]["error"]
+        assert error["message"] == r"\x1b[2J\x1b[31mgone \x202e"
+        assert "\x1b" not in w.printed() and r"\x1b[31mred" in w.printed()
+
+
+def test_it_reaches_nobody_but_itself_where_the_system_allows(hostile):
+    if not guard.allowed(guard.NEWNET):
+        pytest.skip("this system gives no network namespace")
+    with worker(hostile, "dials") as w:
+        assert float(w.ask(request(), ARRAYS)[0]["losses"]["fine"]) == 529 and not w.network
+    with worker(hostile, "dials", network=True) as w:
+        w.ask(request(), ARRAYS)
+        assert w.network
 
 
 def test_the_process_dies_with_its_parent(hostile, tmp_path):

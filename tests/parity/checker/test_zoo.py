@@ -54,7 +54,8 @@ def sample(paths, number, seed=0):
 
 def test_every_line_of_the_survey_is_there_alone():
     alone = {zoo_truth.parse(zoo_cases.label(path)["deviations"]).popitem()[0] for path in ALONE}
-    shown = {x for path in ALL for x in (*zoo_cases.label(path)["harmless"], *zoo_cases.label(path)["behaviour"])}
+    shown = {x for path in ALL for x in (
+        *zoo_cases.label(path)["harmless"], *zoo_cases.label(path)["behaviour"], *zoo_cases.label(path)["edges"])}
     listing1 = {"reduction.token"} if any(zoo_cases.label(path)["verdict"] == "listing1" for path in SOUND) else set()
     assert set(SURVEY) <= alone | shown | listing1
 
@@ -71,9 +72,10 @@ def test_header_is_read_without_running_the_file(path):
     expect = zoo_cases.label(path)
     assert expect.keys() <= {
         "target", "verdict", "deviations", "harmless", "conditions", "behaviour", "also", "call", "returns", "framework",
-        "precision", "init", "attributes", "stage",
+        "precision", "init", "attributes", "stage", "edges",
     }
-    named = zoo_truth.parse([*expect["deviations"], *expect["also"], *expect["harmless"], *expect["behaviour"]])
+    named = zoo_truth.parse([*expect["deviations"], *expect["also"], *expect["harmless"], *expect["behaviour"],
+                             *expect["edges"]])
     assert named.keys() <= DEVIATIONS.keys()
     assert set(expect["conditions"]) <= set(zoo_cases.CONDITIONS)
     assert bool(expect["conditions"]) == (expect["verdict"] == "conditional")
@@ -121,7 +123,10 @@ def verify(path, names):
             for base in ((), ("reduction.token",))
         }
         if expect["verdict"] in ("eq6", "listing1"):
-            assert all(equal[("reduction.token",) if expect["verdict"] == "listing1" else ()].values())
+            agreed = equal[("reduction.token",) if expect["verdict"] == "listing1" else ()]
+            ties = [batch for batch in agreed if BATCHES[batch].knife and expect["edges"]]
+            assert all(same for batch, same in agreed.items() if batch not in ties)
+            assert not any(agreed[batch] for batch in ties)   # only an exact tie tells
         elif len(names) == len(BATCHES):
             check_conditions(expect, wanted, equal, answers)
 
@@ -131,9 +136,7 @@ def check_conditions(expect, wanted, equal, answers):
     chosen = {batch: BATCHES[batch] for batch in answers}
     needed = [zoo_cases.conditions_needed(found, chosen) for found in equal.values()]
     fewest = min((found for found in needed if found is not None), key=len, default=None)
-    if zoo_truth.parse(expect["deviations"]).keys() == {"threshold.strict"}:
-        assert fewest == [] and not equal[()]["knife"]    # only an exact tie tells
-    elif expect["verdict"] == "conditional":
+    if expect["verdict"] == "conditional":
         assert fewest == expect["conditions"] or (wanted == "fine" and fewest == [])
     elif wanted == "fine" and any(x.startswith("global") for x in (*expect["deviations"], expect.get("stage", ""))):
         assert fewest == []
@@ -255,6 +258,8 @@ def faults_of(report, expect):
     harmless = {x["id"] for x in report["harmless"]}
     if not harmless <= set(expect["harmless"]):
         wrong.append(f"harmless {sorted(harmless)}, of which only {expect['harmless']} are there")
+    if [x["id"] for x in report["edges"]] != expect["edges"]:
+        wrong.append(f"on exact ties {[x['id'] for x in report['edges']]}, not {expect['edges']}")
     seen = {x["id"] for x in report["behaviour"]}
     if not set(expect["behaviour"]) <= seen:
         wrong.append(f"behaviour {sorted(seen)} without {expect['behaviour']}")
@@ -283,7 +288,7 @@ def test_what_a_checker_gets_wrong_would_be_noticed():
     expect = zoo_cases.label(zoo_cases.ZOO / "faulty" / "threshold_hard_coded.py")
     good = {
         "verdict": "explained", "deviations": [{"id": "threshold.constant", "value": 0.3}], "stage": "threshold", "equals": [],
-        "conditions": [], "harmless": [], "behaviour": [],
+        "conditions": [], "harmless": [], "behaviour": [], "edges": [],
     }
     assert not faults_of(good, expect)
     for change in (

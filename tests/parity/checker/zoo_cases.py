@@ -2,7 +2,8 @@
 
     EXPECT = {"target": function or class, "verdict", "deviations", "harmless", "conditions", "call": one word per argument,
               "returns": "fine" or what it gives; where needed "init", "attributes", "framework", "stage", "precision",
-              "behaviour": findings that no loss or gradient shows, "also": true consequences that may be named or not}
+              "behaviour": findings that no loss or gradient shows, "also": true consequences that may be named or not,
+              "edges": what shows only where numbers are exactly equal}
 
 call     v patches (B,P,D) | v_bdhw (B,D,H,W) | v_cls (B,1+P,D) | t | mask bool | mask_int | mask_float | padding (true there) |
          lengths | scale 1/tau | tau | theta log(1/tau) | v_bar | t_bar; "name=word" where the argument goes by keyword
@@ -27,7 +28,7 @@ CONDITIONS = (                                            # from mild to strong
     "unit-norm patches",
 )
 DEFAULTS = {"returns": "fine", "framework": "torch", "precision": 1e-9} | {
-    key: [] for key in ("deviations", "harmless", "conditions", "behaviour", "also")
+    key: [] for key in ("deviations", "harmless", "conditions", "behaviour", "also", "edges")
 }
 
 
@@ -277,7 +278,7 @@ def losses_given(expect):
 
 def expected(expect, batch, wanted="fine", deviations=None):
     """Loss and gradients that a label promises.      deviations: others than the label's"""
-    dev = zoo_truth.parse(expect["deviations"] if deviations is None else deviations)
+    dev = zoo_truth.parse([*expect["deviations"], *expect.get("edges", [])] if deviations is None else deviations)
     if deviations is None and "edge.zero_padding" in expect["also"] and wanted != "global":
         dev["edge.zero_padding"] = None
     if deviations is None and expect["verdict"] == "listing1":

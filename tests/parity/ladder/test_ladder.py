@@ -9,7 +9,7 @@ import pytest
 
 from parity import __main__
 from parity.ladder import climb as ladder
-from parity.ladder import gpu_check
+from parity.ladder import gpu_check, report
 from parity.ladder.rungs import cuda, reconverge, replay, rounded, setup, training, variants, whole
 from parity.ladder.rungs.setup import NotRun, Row, Setup, reference_side, trainer_side
 from parity.vectors import budgets
@@ -48,28 +48,31 @@ def all_ok(rows):
 def test_rows_know_whether_they_are_within_their_budget():
     assert Row("x", "float64", "trainer", 1e-16, 2e-16).ok and not Row("x", "float64", "trainer", 3e-16, 2e-16).ok
     assert not Row("x", "float64", "trainer", math.nan, math.inf).ok
+    for odd in (math.nan, math.inf, -math.inf):           # in the error, in the budget, in both
+        assert not Row("x", "float64", "trainer", odd, 1.0).ok and not Row("x", "float64", "trainer", odd, odd).ok
+        assert not Row("x", "float32", "trainer", odd, 0.1, must_leave=True).ok
+    assert not Row("x", "float64", "trainer", 0.0, math.nan).ok and not Row("x", "float64", "trainer", 0.0, -1.0).ok
+    assert not Row("x", "float32", "trainer", 1.0, math.nan, must_leave=True).ok
+    assert Row("x", "float64", "trainer", 0.0, 0.0999).proves and not Row("x", "float64", "trainer", 0.0, 0.1).proves
+    assert not Row("x", "float64", "trainer", 0.0, math.inf).proves and not Row("x", "float64", "trainer", 0.0, math.nan).proves
     assert Row("x", "float32", "trainer", 1.0, 0.1, must_leave=True).ok
     assert not Row("x", "float32", "trainer", 0.0, 0.1, must_leave=True).ok
 
 
-@pytest.mark.parametrize("rung", ["ops", "losses", "encoders", "gradients", "steps", "band", "checkpointing", "accumulation"])
-def test_a_rung_holds_on_toy_sizes(small, rung):
-    rows = all_ok(next(r for r in ladder.RUNGS if r.name == rung).climb(small))
-    assert {"trainer", "reference"} & {row.side.split(",")[0] for row in rows}
-    if rung in ("encoders", "gradients", "steps", "checkpointing", "accumulation"):
-        assert {"float64", "float32", "mixed"} <= {row.dtype for row in rows}
-
-
 def test_every_parameter_has_a_gradient_row_in_forward_order(small):
-    names = list(dict.fromkeys(row.name for row in whole.gradients(small) if row.dtype == "mixed"))
-    assert names[:6] == list(whole.FEATURES) and names[6:9] == list(whole.LOSSES)
-    assert names[9:] == [f"grad.{name}" for name in whole.parameter_shapes(whole.TOY)]
+    gradients = [f"grad.{name}" for name in whole.parameter_shapes(whole.TOY)]
+    rows = all_ok(whole.gradients(replace(small, wanted=lambda name: False)))
+    for dtype in ("float64", "float32", "mixed"):
+        names = list(dict.fromkeys(row.name for row in rows if row.dtype == dtype))
+        named = [name for name in names if name in (*whole.FEATURES, *whole.LOSSES, *gradients)]
+        assert [name for name in named if name in gradients] == gradients, dtype
+        assert set(named[:9]) == {*whole.FEATURES, *whole.LOSSES} and (dtype == "mixed" or names == named), dtype
 
 
 def test_budgets_are_measured_and_tell_one_precision_from_the_next(small):
     """Each precision leaves the budget of the next finer one: none of them is so wide that it lets everything through."""
     drawn = whole.draw(small, whole.TOY, 5, 7)
-    want = whole.measured(small, drawn)
+    want = whole.measured(small, drawn, low=("float32", "bfloat16"))
     low = whole.reference_run(small, drawn, "float32")
     lower = whole.reference_run(small, drawn, "bfloat16")
     for name, m in want.items():
@@ -119,7 +122,13 @@ def climbed(monkeypatch, *rungs, **options):
     return ladder.run(**options)
 
 
+def unable(reason):
+    raise NotRun(reason)
+    yield
+
+
 GOOD = Row("before", "float64", "trainer", 1e-16, 1e-15)
+BLIND = Row("blind", "bfloat16", "trainer", 0.01, 0.2)
 AFTER = Row("after", "float64", "trainer", 1.0, 1e-15)
 
 
@@ -150,6 +159,72 @@ def test_what_cannot_be_run_is_not_passed(monkeypatch):
     results = climbed(monkeypatch, replace(rung(), climb=climb), *others)
     assert [r["status"] for r in results["rungs"]] == ["not run", "passed", "not run"]
     assert results["rungs"][0]["reason"] == "no compiler" and results["rungs"][2]["reason"] == "nothing was compared"
+
+
+@pytest.mark.parametrize(
+    ("rungs", "options"),
+    [
+        ([GOOD], {"minutes": 1e-4}),                      # no time for any
+        ([], {}),                                         # a rung that yields nothing
+        ([BLIND, BLIND], {}),                             # none of whose comparisons proves anything
+        (None, {}),                                       # one that cannot be climbed here
+    ],
+    ids=["no time", "no rows", "no proof", "unable"],
+)
+def test_nothing_run_is_nothing_passed(monkeypatch, tmp_path, capsys, rungs, options):
+    climb = (lambda setup: unable("no compiler")) if rungs is None else (lambda setup: iter(rungs))
+    only = replace(rung(), climb=climb, quick=100.0 if options else 1.0)
+    results = climbed(monkeypatch, only, replace(only, name="another"), **options)
+    assert not results["passed"] and results["failure"] is None
+    assert [r["status"] for r in results["rungs"]] == ["not run"] * 2 and all(r["reason"] for r in results["rungs"])
+    arguments = [f"--{name}={value}" for name, value in options.items()]
+    assert __main__.main(["ladder", "--out", str(tmp_path), *arguments]) == 1
+    said = capsys.readouterr().out
+    assert "Nothing was run, so nothing is passed; NOT RUN: made up, another" in said and "Passed" not in said
+    assert json.loads((tmp_path / "results.json").read_text())["passed"] is False
+    assert 'failures="1"' in (tmp_path / "junit.xml").read_text() and "Nothing was run" in (tmp_path / "report.md").read_text()
+    assert "FAILED" in (tmp_path / "report.html").read_text()
+
+
+def test_the_true_command_without_time(tmp_path, capsys):
+    """As it is typed; the rungs are the ladder's own."""
+    assert __main__.main(["ladder", "--minutes", "0.0001", "--out", str(tmp_path)]) == 1
+    assert "Nothing was run, so nothing is passed; NOT RUN: ops, losses, encoders" in capsys.readouterr().out
+
+
+def test_a_budget_that_is_not_a_number_fails(monkeypatch, tmp_path):
+    results = climbed(monkeypatch, rung(GOOD, Row("x", "float64", "trainer", 0.0, math.nan)))
+    assert not results["passed"] and results["failure"]["row"]["name"] == "x"
+    report.write(results, tmp_path)
+    assert json.loads((tmp_path / "results.json").read_text())["failure"]["row"]["budget"] == "nan"
+
+
+def test_what_proves_nothing_is_counted_and_said(monkeypatch, capsys):
+    said: list = []
+    results = climbed(monkeypatch, rung(GOOD, BLIND, replace(BLIND, budget=0.05), replace(BLIND, error=0.19)), say=said.append)
+    assert results["passed"] and results["rungs"][0]["blind"] == 2
+    assert "2 of them prove nothing" in said[0] and "of which 2 prove nothing" in report.verdict(results)
+    row = results["rungs"][0]["rows"][1]
+    assert (row["count"], row["blind"], row["proves"], row["budget"]) == (3, 2, True, 0.05)  # the one that proves is shown
+    alone = climbed(monkeypatch, rung(GOOD, BLIND))
+    assert "proves nothing" in report.describe(alone["rungs"][0]["rows"][1])
+    assert "proves nothing" in report.junit(alone) and "#999" in report.page(alone)
+    assert next(iter(report.lines(alone)))[2] == "1"
+    over = climbed(monkeypatch, rung(GOOD, replace(BLIND, error=0.3)))
+    assert not over["passed"]                             # beyond even such a budget is a fault
+
+
+def test_of_several_comparisons_the_one_that_notices_most_counts(monkeypatch):
+    rows = [replace(GOOD, name="grad.x", notices=x) for x in (1e-3, math.nan, 1e-13, math.inf)]
+    zero = replace(GOOD, name="grad.zero", notices=math.nan)
+    results = climbed(monkeypatch, rung(*rows, zero, replace(GOOD, name="grad.y", dtype="mixed", notices=0.2)))
+    assert [(e["dtype"], e["gradients"], e["zero"], e["median"], e["worst"], e["name"]) for e in results["sensitivity"]] == [
+        ("float64", 1, 1, 1e-13, 1e-13, "grad.x"), ("mixed", 1, 0, 0.2, 0.2, "grad.y")]
+    text = report.markdown(results)
+    assert "| made up | 1e-13; 1e-13 |  |  |  | 20.0%; 20.0% |" in text
+    assert "noticed in float64, aim 1e-12: met by every gradient" in text
+    assert "noticed in mixed, aim 5.0%: missed by the worst gradient of made up: grad.y (trainer) 20.0%" in text
+    assert "1 gradients are exactly zero" in text and "20.0%; 20.0%" in report.page(results)
 
 
 def test_what_raises_has_failed(monkeypatch):
@@ -286,12 +361,41 @@ def test_the_gpu_report(monkeypatch, good):
     climbed_ = climbed(monkeypatch, rung(GOOD if good else AFTER))
     climbed_["versions"]["gpu"] = "NVIDIA H100 80GB HBM3"
     part = {"status": "passed", "seconds": 3.0, "said": ["3 passed ```"], "result": None}
-    found = {"ladder": part | {"result": climbed_}, "tests": part, "benchmarks": part}
+    timed = part | {"result": [{"what": "x", "side": "y", "seconds": 0.5, "GiB": 1.0}]}
+    found = {"ladder": part | {"result": climbed_}, "tests": part, "benchmarks": timed}
     name, text = gpu_check.report(found, 7.0, "2026-01-02")
     assert name == "report-NVIDIA-H100-80GB-HBM3-2026-01-02" and gpu_check.passed(found) == good
-    assert ("FAILED" in text) != good and "| made up |" in text and "No numbers" in text
+    assert ("FAILED" in text) != good and "| made up |" in text
     without = found | {"ladder": part}
     assert not gpu_check.passed(without) and "wrote no results" in gpu_check.report(without, 1)[1]
+
+
+def test_the_gpu_check_does_not_accept_what_was_not_run(monkeypatch):
+    """Each part alone, without anything to show for it."""
+    cannot = replace(rung(), name="vit", climb=lambda setup: unable("this GPU is too small"))
+    results = climbed(monkeypatch, rung(GOOD), cannot)
+    results["versions"]["gpu"] = "a GPU"
+    part = {"status": "passed", "seconds": 3.0, "said": ["collected", "2 passed, 3 skipped in 1 s"], "result": None}
+    timed = [{"what": "x", "side": "y", "seconds": 0.5, "GiB": 1.0}, {"what": "x", "side": "z", "seconds": None, "GiB": None}]
+    sound = {"ladder": part | {"result": results}, "tests": part, "benchmarks": part | {"result": timed}}
+    assert gpu_check.passed(sound), gpu_check.problems(sound)
+
+    nothing = climbed(monkeypatch, replace(rung(GOOD), quick=100.0), minutes=1e-4)
+    late = climbed(monkeypatch, rung(GOOD), replace(rung(GOOD), name="slow", quick=100.0), minutes=1)
+    blind = climbed(monkeypatch, rung(BLIND))
+    for name, change, words in (
+        ("ladder", {"result": nothing}, "nothing was run"), ("ladder", {"result": late}, "slow was not run"),
+        ("ladder", {"result": blind}, "nothing was run"), ("ladder", {"result": None}, "wrote no results"),
+        ("ladder", {"result": nothing | {"passed": True}}, "nothing was run"),
+        ("tests", {"said": ["31 skipped in 2 s"]}, "none was run"), ("tests", {"said": ["0 passed"]}, "none was run"),
+        ("tests", {"said": []}, "none was run"), ("tests", {"status": "failed, exit status 1"}, "exit status 1"),
+        ("benchmarks", {"result": []}, "none was run"), ("benchmarks", {"result": None}, "none was run"),
+        ("benchmarks", {"result": timed[1:]}, "none was run"),
+    ):
+        found = sound | {name: sound[name] | change}
+        assert not gpu_check.passed(found), (name, change)
+        assert any(words in text for text in gpu_check.problems(found)), gpu_check.problems(found)
+        assert "FAILED" in gpu_check.report(found, 7.0, "2026-01-02")[1]
 
 
 def test_a_part_that_takes_too_long_is_stopped():

@@ -15,18 +15,19 @@ from parity.ladder import charts, report
 
 def row(name="grad.v", side="trainer", dtype="float64", error=1e-16, budget=1e-15, **more):
     found = {"name": name, "side": side, "dtype": dtype, "error": error, "budget": budget, "where": "", "note": "",
-             "must_leave": False, "count": 1} | more
+             "must_leave": False, "proves": True, "notices": None, "count": 1, "blind": 0} | more
     left = found["error"] > found["budget"]
     return found | {"ok": left if found["must_leave"] else not left and not math.isnan(error)}
 
 
 def rung(name="losses", status="passed", rows=(), **more):
     return {"name": name, "what": f"What {name} asks.", "status": status, "reason": "", "seconds": 1.25,
-            "compared": 7 * len(rows), "notes": [], "rows": list(rows), "series": None} | more
+            "compared": 7 * len(rows), "blind": 0, "cannot": False, "notes": [], "rows": list(rows), "series": None} | more
 
 
 def results(*rungs, failure=None, **more):
-    return {"schema": 1, "title": "Parity ladder", "passed": failure is None, "preset": "quick", "device": "cpu",
+    return {"schema": 2, "sensitivity": [],
+            "title": "Parity ladder", "passed": failure is None, "preset": "quick", "device": "cpu",
             "command": "python -m parity ladder", "started": "2026-01-02T03:04:05+0000", "seconds": 61.5,
             "settings": {"seed": 0, "threads": 1, "TF32": "off (CPU)"},
             "versions": {"sparc_ref": "0.1", "numpy": "2.4", "torch": "2.13"}, "rungs": list(rungs), "failure": failure} | more
@@ -133,13 +134,13 @@ def test_terminal_and_markdown_say_the_same(found):
     assert report.verdict(found) in shown
     assert found["failure"] is None or found["failure"]["verdict"] in shown
     widths = {len(re.split(r"(?<!\\)\|", line)) for line in text.splitlines() if line.startswith("|")}
-    assert widths == {9}
+    assert widths == {10}
 
 
 def test_each_cell_is_the_row_that_came_closest():
     cells = next(report.lines(results(rung(rows=[*GOOD, row("late", error=9e-16), row("mild", error=1e-14, budget=1e-12)]))))
-    assert cells == ["losses", "42", "9.0e-16 of 1.0e-15", "1.0e-07 of 1.0e-06", "1.0e-02 of 5.0e-02", "ok", "1 s"]
-    assert next(report.lines(FAILED))[2] == "2.5e-01 of 2.0e-15"
+    assert cells == ["losses", "42", "0", "9.0e-16 of 1.0e-15", "1.0e-07 of 1.0e-06", "1.0e-02 of 5.0e-02", "ok", "1 s"]
+    assert next(report.lines(FAILED))[3] == "2.5e-01 of 2.0e-15"
 
 
 @pytest.mark.parametrize("found", [PASSED, FAILED])
@@ -201,7 +202,7 @@ def test_texts_are_escaped_everywhere(tmp_path):
     assert "script" not in Strict(report.page(found)).seen
     ElementTree.fromstring(report.junit(found).encode())
     lines = [line for line in report.markdown(found).splitlines() if line.startswith("|")]
-    assert all(len(re.split(r"(?<!\\)\|", line)) == 9 for line in lines)
+    assert all(len(re.split(r"(?<!\\)\|", line)) == 10 for line in lines)
     report.write(found, tmp_path)
 
 

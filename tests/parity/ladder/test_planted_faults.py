@@ -41,7 +41,9 @@ def copies(tmp_path_factory):
 def copy(folder: Path, package, name: str, old: str, file: str = "", changes=()) -> str:
     """A package's files under another name, with changes in one of them; comments do not count.  -> its name"""
     (folder / name).mkdir()
-    for source in sorted(Path(package.__file__).parent.glob("*.py")):
+    sources = sorted(Path(package.__file__).parent.glob("*.py"))
+    assert not file or file in [source.name for source in sources], f"no {file} in {package.__name__}: where did it go?"
+    for source in sources:
         text = source.read_text()
         if source.name == file:
             text = re.sub(r"[ \t]+# .*", "", text)
@@ -139,6 +141,12 @@ def test_a_fault_in_the_fine_grained_loss_is_found_at_its_stage(copies, changes,
     assert row["name"].removeprefix("fine_grained_loss.").startswith(tensor) and row["side"] == "trainer", row
     assert where in row["where"] and row["dtype"] == "float64", row
     assert not results["passed"] and "a fault, not rounding" in results["failure"]["verdict"]
+
+
+@pytest.mark.parametrize("file, right", [("loss.py", "this is nowhere"), ("lost.py", "F.normalize")])
+def test_what_cannot_be_planted_says_so(copies, file, right):
+    with pytest.raises(AssertionError, match=r"move the fault to where it went|where did it go"):
+        copy(copies, parity.trainer, f"planted_{next(NUMBERS)}", "parity.trainer", file, [(right, "")])
 
 
 def test_the_sound_trainer_passes(copies):

@@ -49,6 +49,23 @@ def test_the_reference_keeps_its_budgets_in_half_precision(dtype):
     assert not failed and tried > 140
 
 
+def test_a_budget_of_a_tenth_of_the_scale_proves_nothing():
+    """It is said of every such tensor, and an answer of which nothing is proven does not pass."""
+    seen = {True: 0, False: 0}
+    for case in CASES.values():
+        for dtype in case.dtypes:
+            found = vectors.compare(case, own_answer(case), dtype)
+            for d in found:
+                seen[d.proves] += 1
+                assert d.proves == (case.budget[d.name][dtype] < 0.1) == ("proves nothing" not in str(d))
+                assert d.proves or dtype in ("float16", "bfloat16")
+            assert vectors.passes(found)                  # every case has an output that proves something
+            blind = [d for d in found if not d.proves]
+            assert not vectors.passes(blind)
+    assert seen[False] > 1000 and seen[True] > 8000
+    assert "<- beyond" in str(vectors.Difference("grad.x", 0.3, 0.2, False)) and not vectors.passes([])
+
+
 def test_budgets_are_tight():
     """A thousandth of a per cent in float64, one per cent in float32: seen in every case that is not exactly 0."""
     for case in CASES.values():
@@ -199,7 +216,14 @@ def test_a_planted_fault_is_seen_where_it_is(module, right, wrong, id, tensor):
 def test_a_planted_fault_is_seen_in_float32_too(module, right, wrong, id, tensor):
     id = "fine_range_small" if "1e-10" in wrong else id       # too small for float32 elsewhere
     with planted((module, right, wrong)) as faulty:
-        assert first_wrong(faulty, CASES[id], "float32") is not None
+        found = first_wrong(faulty, CASES[id], "float32")
+    assert hasattr(found, "name"), f"seen as a wrong number, not because the fault breaks the code: {found}"
+
+
+@pytest.mark.parametrize("fault", [("alignment", "this is nowhere", ""), ("nowhere", "c = a @ v", "c = a")])
+def test_what_cannot_be_planted_says_so(fault):
+    with pytest.raises(AssertionError, match="move the fault to where it went"), planted(fault):
+        pass
 
 
 def test_what_cancels_does_not_fail_a_loss():

@@ -9,7 +9,8 @@ import pytest
 from safetensors.numpy import save
 
 from parity import vectors
-from parity.vectors import safe_read
+from parity.commands import Vectors
+from parity.vectors import cases, freeze, read, safe_read
 
 KEPT = ("global_default", "global_one_sample", "fine_ties_minimum_first", "fine_ties_minimum")
 
@@ -67,6 +68,58 @@ def refused(folder, match):
 
 def test_the_sound_folder_loads(folder):
     assert set(vectors.load(folder)) == set(KEPT)
+
+
+# --- the manifest's own digest ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def frozen(tmp_path, monkeypatch):
+    """A copy of the vectors that the code takes for its own."""
+    copy = shutil.copytree(vectors.FOLDER, tmp_path / "v1")
+    monkeypatch.setattr(read, "FOLDER", copy)
+    return copy
+
+
+def test_every_flipped_bit_of_the_manifest_is_refused(frozen):
+    """Budgets, scales, notes: bits that neither the schema nor any other check of the manifest can miss."""
+    path = frozen / vectors.MANIFEST
+    content = path.read_bytes()
+    read.read_manifest(frozen)
+    rng = np.random.default_rng(7)
+    for at in [0, len(content) - 1, content.index(b'"budget"') + 30, *rng.integers(0, len(content), 60).tolist()]:
+        path.write_bytes(content[:at] + bytes([content[at] ^ (1 << int(rng.integers(8)))]) + content[at + 1 :])
+        refused(frozen, f"manifest.json: refused: its sha256 is .*, that of the frozen one is {read.DIGEST[:12]}")
+    for changed in (content + b" ", content[:-1], b""):
+        path.write_bytes(changed)
+        refused(frozen, "manifest.json: refused: its sha256 is")
+    path.write_bytes(content)
+    assert len(read.read_manifest(frozen)["cases"]) == 197
+
+
+def test_another_folder_has_no_digest_and_says_so(few_cases, folder, capsys):
+    assert freeze.main(Vectors(folder=folder)) == 0
+    assert f"{folder}: no digest in the code to compare with" in capsys.readouterr().out
+
+
+def test_writing_into_the_vectors_of_the_package_prints_the_digest(few_cases, folder, monkeypatch, capsys):
+    monkeypatch.setattr(read, "FOLDER", folder)
+    monkeypatch.setattr(read, "DIGEST", safe_read.digest((folder / vectors.MANIFEST).read_bytes()))
+    few_cases.append(next(case for case in cases.definitions() if case.id == "softmax"))
+    assert freeze.main(Vectors(write=True)) == 0
+    said = capsys.readouterr().out.splitlines()[-1]
+    refused(folder, "its sha256 is")
+    assert said == f'DIGEST = "{safe_read.digest((folder / vectors.MANIFEST).read_bytes())}"'
+    monkeypatch.setattr(read, "DIGEST", said.split('"')[1])
+    assert len(vectors.load(folder)) == 5
+
+
+@pytest.fixture
+def few_cases(monkeypatch):
+    """Only the cases of `folder` are defined."""
+    kept = [case for case in cases.definitions() if case.id in KEPT]
+    monkeypatch.setattr(freeze, "definitions", lambda: list(kept))
+    return kept
 
 
 # --- files ---------------------------------------------------------------------------------------------------------------

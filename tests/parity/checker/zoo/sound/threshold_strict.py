@@ -5,8 +5,8 @@ import torch.nn.functional as F
 
 EXPECT = {
     "target": "loss_fn",
-    "verdict": "explained",
-    "deviations": ["threshold.strict"],
+    "verdict": "eq6",
+    "edges": ["threshold.strict"],
     "call": ["v", "t", "mask", "scale"],
 }
 

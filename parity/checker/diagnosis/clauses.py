@@ -1,0 +1,373 @@
+"""The one door through which a diagnosis's sentences leave: each carries the measurement that supports it.
+
+A sentence is said only if its measurement, taken again on probes that the search did not use, says the same; else what is
+weaker is said, or nothing.  TEMPLATES holds them all, by kind.
+"""
+
+import functools
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import numpy as np
+
+from parity.checker.diagnosis import search
+from parity.checker.diagnosis.asking import gradient_off, loss_off
+from parity.checker.diagnosis.designs import apart, equiangular, mixture, pairs, parallel, rotation
+from parity.checker.diagnosis.switches import Variant
+from parity.checker.probes import Probe, draw, threshold_probe
+
+
+@dataclass(frozen=True)
+class Template:
+    """words, with places for the facts; holds(read, **facts) measures them anew; weaker: what is said where it does not."""
+
+    words: str
+    holds: Callable[..., bool]
+    weaker: str = ""
+
+
+def say(read: Any, kind: str, **facts: Any) -> str:
+    """Through the door of the box that is read."""
+    read.box.door = read.box.door or Door()
+    return read.box.door.say(kind, read, **facts)
+
+
+@dataclass
+class Door:
+    """Counts what was said, what was said weaker, and what was withheld, by kind."""
+
+    said: list[str] = field(default_factory=list)
+    weaker: list[str] = field(default_factory=list)
+    withheld: list[str] = field(default_factory=list)
+
+    def say(self, kind: str, read: Any, **facts: Any) -> str:
+        """The sentence, or its weaker form, or "".  Raises KeyError for a kind that has no template."""
+        template = TEMPLATES[kind]
+        try:
+            true = bool(template.holds(read, **facts))
+        except (ArithmeticError, ValueError, LookupError, TypeError):
+            true = False
+        text = template.words if true else template.weaker
+        (self.said if true else self.weaker if text else self.withheld).append(kind)
+        return text.format(**facts)
+
+
+# ------------------------------------------------------------------------------------------- probes that no search used
+
+
+@functools.cache
+def fresh(kind: str) -> tuple[Probe, ...]:
+    """Batches of a kind, drawn for this file alone."""
+    main, more = {"columns": 6, "patches": 9}, {"columns": 7, "patches": 12}
+    match kind:
+        case "padded":
+            return draw("again_padded", (4, 6, 2), **main), draw("again_padded_more", (3, 7, 5, 2), **more)
+        case "single":
+            return draw("again_single", (6,), **main), draw("again_single_more", (7,), **more)
+        case "unit":
+            return draw("again_unit", (6,), **main, unit=True), draw("again_unit_more", (7,), **more, unit=True)
+        case "unpadded":
+            return draw("again_unpadded", (6, 6, 6), **main), draw("again_unpadded_more", (7, 7, 7, 7), **more)
+        case "equal":
+            return draw("again_equal", (3, 3, 3), **main), draw("again_equal_more", (4, 4, 4, 4), **more)
+        case "single padded":
+            return draw("again_single_padded", (4,), **main), draw("again_single_padded_more", (3,), **more)
+        case "flat":
+            return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True)
+        case "pairs":
+            return pairs("again_pairs_4", 4, 4), pairs("again_pairs_6", 6, 6)
+        case "warmer":
+            return pairs("again_warmer_4", 4, 4, 0.4), pairs("again_warmer_6", 6, 6, 0.4)
+        case "spare":
+            return pairs("again_spare_4", 4, 9), pairs("again_spare_6", 6, 11)
+        case "norm":
+            return tuple(turned(p, n) for n, p in enumerate(fresh("pairs")))
+        case "logits":
+            return equiangular("again_angles", 6, 0.4), equiangular("again_angles_wide", 5, -0.2)
+        case "grouping":
+            return (apart("again_apart_even", even=True, theta=0.8),)
+        case "reduction":
+            return (apart("again_apart", [1.3, 0.7, 1.0, 1.7, 0.8], 0.8),)
+        case "parallel":
+            return (parallel("again_parallel", 9, True, 0.8),)
+    raise KeyError(kind)
+
+
+def turned(probe: Probe, n: int) -> Probe:
+    """In another direction, with other lengths."""
+    r, lengths = rotation(20 + n), np.linspace(0.6, 1.9, probe.t.shape[1])[:, None]
+    return replace(probe, v=probe.v @ r / lengths, t=probe.t @ r * lengths, name=f"{probe.name}_turned")
+
+
+# ------------------------------------------------------------------------------------------------------- measurements
+
+
+def given(read, probe, settings, tol=None) -> bool:
+    """Whether one of these settings gives the value read."""
+    tol = tol or 10 * read.box.tolerances()[0]
+    reading = read(probe)
+    if reading.error is not None:
+        raise ArithmeticError(f"{probe.name}: {reading.error}")
+    values = [search.evaluated(probe, o).losses["fine"] for o in settings]
+    return any(loss_off(reading.value, x) < tol for x in values)
+
+
+def near(read, a, b) -> bool:
+    return abs(a - b) <= 1e3 * read.box.tolerances()[0] * max(1.0, abs(a), abs(b))
+
+
+def value(read, probe) -> float:
+    """Raises ArithmeticError where there is no finite answer: nothing can be said of it."""
+    reading = read(probe)
+    if reading.error is not None or not reading.finite:
+        raise ArithmeticError(f"{probe.name}: {reading.error or 'not finite'}")
+    return reading.value
+
+
+def raises(read, error) -> bool:
+    """On every batch of one sample, and in their code: a call that was put wrongly is no error of theirs."""
+    return " at " in error and all(error.partition(":")[0] == (read(p).error or "").partition(":")[0] for p in fresh("single"))
+
+
+def never_finite(read) -> bool:
+    return all(read(p).error is None and not read(p).finite for p in fresh("single"))
+
+
+def always_zero(read) -> bool:
+    return all(abs(value(read, p)) < 1e-9 for p in (*fresh("single"), *fresh("unpadded")))
+
+
+def no_gradient_below(read, low, high, many) -> bool:
+    """At other similarities and another temperature: those below get none, those above do."""
+    below = np.linspace(0.1, 0.97, many // 2 - 1) * low
+    wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
+    for name, theta in (("again_threshold", 0.0), ("again_threshold_warmer", 1.0)):
+        reading = read(replace(threshold_probe(name, wanted), theta=theta))
+        size = np.abs(reading.grads["v"][0]).max(-1)[2:]
+        if ((size > 1e-13 * max(size.max(), 1e-30)) != (wanted > low)).any():
+            return False
+    return True
+
+
+def flat_is_else(read, setting) -> bool:
+    """Other batches with a flat row are not explained, and those without are."""
+    kinds = [replace(setting, flat=how) for how in ("uniform", "zero", "nan", "nan_gradient", "nan_gradient_zero")]
+    return given(read, fresh("unpadded")[0], [setting]) and not any(given(read, p, kinds) for p in fresh("flat"))
+
+
+def two_results(read) -> bool:
+    one = fresh("single")[0]
+    two = replace(one, v=one.v * (1 + 1e-13), name="again_single_the_same")
+    return not near(read, value(read, one), value(read, two))
+
+
+def follows(read, where, stage, followed) -> bool:
+    """A trace of another batch is recognised as far, and no further."""
+    seen = followed(fresh("single")[0])
+    return seen is not None and seen.stage == stage and seen.where == where and not seen.kind
+
+
+def cosine_again(read, where, followed) -> bool:
+    seen = followed(fresh("single")[0])
+    return seen is not None and seen.kind == "cosine" and seen.seen.get("similarity") == where
+
+
+def family(read, stage, settings) -> bool:
+    """Fresh pairs are the paper's, a fresh one of the family is given by none of the settings."""
+    alone = [o for o in settings if o == Variant()]
+    return bool(alone) and all(given(read, p, alone) for p in fresh("pairs")) and not any(
+        given(read, p, settings) for p in fresh(stage))
+
+
+def tokens_length(read) -> bool:
+    one = fresh("pairs")[0]
+    other = replace(one, t=one.t * np.array([0.7, 1.6, 2.2, 1.0])[:, None], name="again_pairs_4_longer")
+    return not near(read, value(read, one), value(read, other))
+
+
+def spare_matter(read) -> bool:
+    return all(not near(read, value(read, p), value(read, q)) for p, q in zip(fresh("spare"), fresh("pairs")))
+
+
+def spare_factor(read) -> bool:
+    both = [value(read, s) / value(read, p) for s, p in zip(fresh("spare"), fresh("pairs"))]
+    colder = [replace(p, theta=0.7, name=f"{p.name}_colder") for p in (fresh("spare")[0], fresh("pairs")[0])]
+    return near(read, value(read, colder[0]) / value(read, colder[1]), both[0]) and not near(read, both[0], 1.0)
+
+
+def parallel_alone(read, tau) -> bool:
+    """Some setting gives parallel patches, the same setting does not give pairs."""
+    found = search.first_level(read, list(fresh("parallel")), ("keys", "none"), "tokens", tau, 10 * read.box.tolerances()[0])
+    return bool(found) and not any(given(read, p, [c.fine for c in found]) for p in fresh("pairs"))
+
+
+def entropy(n: int, gap: float) -> float:
+    """Cross-entropy of n classes, one of which is ahead by `gap`."""
+    return math.log1p((n - 1) * math.exp(-gap))
+
+
+def factor_of_count(read) -> bool:
+    ratios = [value(read, p) / entropy(p.t.shape[1], math.exp(p.theta)) for p in (*fresh("pairs"), *fresh("warmer"))]
+    return near(read, ratios[0], ratios[2]) and near(read, ratios[1], ratios[3]) and not near(read, ratios[0], ratios[1])
+
+
+def turning(read) -> bool:
+    return all(not near(read, value(read, p), value(read, q)) for p, q in zip(fresh("pairs"), fresh("norm")))
+
+
+def gap_is(read, gap, factor) -> bool:
+    return all(near(read, value(read, p), factor * entropy(p.t.shape[1], gap)) for p in fresh("pairs"))
+
+
+def gap_in_scale(read, gap) -> bool:
+    """Two temperatures give one difference of cosines."""
+    cosines = []
+    for p in (fresh("pairs")[0], fresh("warmer")[0]):
+        x = math.expm1(value(read, p)) / (p.t.shape[1] - 1)
+        cosines.append(-math.log(x) / math.exp(p.theta))
+    return near(read, *cosines) and near(read, cosines[0], gap)
+
+
+def no_gap(read) -> bool:
+    """No gap and factor give 3 (known), 4 and 6 pairs."""
+    counts, values = (4, 6, 5), [value(read, p) for p in (*fresh("pairs"), pairs("again_pairs_5", 5, 5))]
+    if min(values) <= 0:
+        return True
+    for gap in np.linspace(-20, 40, 2401):
+        made = [entropy(n, gap) for n in counts]
+        factor = values[0] / made[0]
+        if all(abs(factor * m / y - 1) < 2e-3 for m, y in zip(made, values)):
+            return False
+    return True
+
+
+def unit_alone(read, settings) -> bool:
+    return all(given(read, p, settings) for p in fresh("unit")) and not any(given(read, p, settings) for p in fresh("single"))
+
+
+def mixtures_right(read, settings) -> bool:
+    made = [mixture("again_mixture", x=0.5, other=-0.05)[0], mixture("again_mixture_more", x=0.7, patches=11)[0]]
+    return all(given(read, p, settings) for p in made)
+
+
+def weighs(read, weight, measured) -> bool:
+    """The weight of 0.6 again, at other temperatures: it is inferred from the loss, which knows the temperature."""
+    probe, a, b = mixture("again_mixture_weight", x=0.6)
+    for theta in (0.4, 1.6):
+        again = measured(read, replace(probe, theta=theta, name=f"{probe.name}_{theta}"), a, b)
+        if again is None or abs(again - weight) > 1e-4:
+            return False
+    return True
+
+
+def equal_lengths_alone(read, settings) -> bool:
+    """Some way to mask and to average gives batches of captions of equal length, none those of several."""
+    made = [o for s in settings for o in search.second_settings(s)]
+    fitting = [o for o in made if all(given(read, p, [o]) for p in fresh("equal"))]
+    return bool(fitting) and not any(all(given(read, p, [o]) for p in fresh("padded")) for o in fitting)
+
+
+def one_caption(read, settings, factor) -> bool:
+    """No way to mask gives one caption with padding; factor: but it is only off by one that embeddings do not change."""
+    made = [o for s in settings for o in search.second_settings(s)]
+    return constant_share(read, fresh("single padded"), made, factor)
+
+
+def no_padding(read, settings, factor) -> bool:
+    made = [o for s in settings for o in search.second_settings(s)]
+    return constant_share(read, fresh("unpadded"), made, factor)
+
+
+def constant_share(read, probes, made, factor) -> bool:
+    if any(all(given(read, p, [o]) for p in probes) for o in made):
+        return False
+    first = probes[0]
+    other = replace(first, v=first.v[:, ::-1] * 1.3, t=first.t[..., ::-1] + 0.2 * first.t, name=f"{first.name}_other")
+    shares = [value(read, p) / search.evaluated(p, made[0]).losses["fine"] for p in (first, other)]
+    return near(read, *shares) == factor
+
+
+@functools.cache
+def under(conditions: tuple[str, ...]) -> tuple[Probe, ...]:
+    """Batches that fulfil conditions and, as far as those allow, nothing else."""
+    alone, unit = "B = 1" in conditions, "unit-norm patches" in conditions
+    made: list[Probe] = []
+    sizes: tuple[tuple[int, int, tuple[int, ...]], ...] = ((6, 9, (4, 6, 2)), (7, 12, (3, 7, 5, 2)), (6, 10, (5, 1, 3)))
+    for columns, patches, lengths in sizes:
+        if "no padding" in conditions:
+            lengths = (columns,) * len(lengths)
+        elif "equal lengths" in conditions:
+            lengths = (columns - 2,) * len(lengths)
+        lengths = lengths[:1] if alone else lengths
+        name = "-".join(["again", *conditions, str(patches)])
+        made.append(draw(name, lengths, columns, patches, unit=unit))
+    return tuple(made)
+
+
+def same_losses(one: Variant, two: Variant) -> bool:
+    """Two settings give the same value and gradients on batches of every kind."""
+    for kind in ("padded", "unpadded", "single", "equal", "single padded"):
+        for p in fresh(kind):
+            a, b = (search.evaluated(p, o) for o in (one, two))
+            off = gradient_off(a.grads["fine"], b.grads["fine"])
+            if loss_off(a.losses["fine"], b.losses["fine"]) > 1e-9 or (off or 0.0) > 1e-7:
+                return False
+    return True
+
+
+def no_gradients(read) -> bool:
+    return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
+
+
+TEMPLATES = {
+    "raises on one": Template("A batch of one sample raises {error}.", raises, "A batch of one sample gave no answer."),
+    "never finite": Template("Even one sample without padding gives no finite loss.", never_finite),
+    "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
+    "threshold": Template("With {many} patches, those of min-max similarity below {low:.4g} get no gradient, those above "
+                          "{high:.4g} do.", no_gradient_below),
+    "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
+    "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
+    "followed": Template("What it makes is the paper's up to {where}.", follows),
+    "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
+                       cosine_again),
+    "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,
+                     "Other directions or lengths of embeddings whose cosines are 0 and 1 show it."),
+    "logits": Template("It is right for cosines of 0 and 1, and wrong between, with groups that are the tokens themselves.",
+                       family, "Cosines between 0 and 1 show it, with groups that are the tokens themselves."),
+    "grouping": Template("It is right where each token's one patch points where the token does, and wrong where it does not.",
+                         family, "Tokens that have one patch each, in another direction than their own, show it."),
+    "reduction": Template("It is right where all tokens have the same loss, and wrong where their losses or lengths differ.",
+                          family, "Tokens of different losses or lengths show it."),
+    "token length": Template("Where each token has its one patch, the loss changes with the length of tokens.", tokens_length),
+    "spare": Template("Patches that resemble no token, all of them equally little, change it.", spare_matter),
+    "spare factor": Template("Patches that resemble no token change it by a factor.", spare_factor),
+    "parallel": Template("Where all patches point one way a known setting gives its values; where each token is one patch, "
+                         "that does not.", parallel_alone),
+    "factor of count": Template("With tokens that are one patch each it is cross-entropy times a factor that changes with "
+                                "their number.", factor_of_count),
+    "turning": Template("It changes as vectors are turned or lengthened whose cosines are 0 and 1.", turning),
+    "gap": Template("Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {scale:.4g}.",
+                    lambda read, gap, factor, scale: gap_is(read, gap, factor)),
+    "gap in scale": Template("With tokens that are one patch each it is cross-entropy of cosines that differ by {gap:.4g}, "
+                             "where those of the tokens differ by 1.", gap_in_scale),
+    "no gap": Template("No one difference of logits, times any factor, makes cross-entropy of it where cosines are 0 and 1.",
+                       no_gap),
+    "unit alone": Template("It agrees where all patches have length 1.", unit_alone),
+    "mixtures": Template("Weights of patches well above the threshold are right.", mixtures_right),
+    "weight": Template("A patch of min-max similarity 0.6 weighs {weight:.4g} times as much as the likest one.",
+                       weighs),
+    "weight and": Template("A patch of min-max similarity 0.6 weighs {weight:.4g} times as much as the likest one, and {other} "
+                           "with {name}.", lambda read, weight, measured, other, name: weighs(read, weight, measured)),
+    "one caption": Template("One caption with padding is enough to show it.",
+                            lambda read, settings: one_caption(read, settings, False)),
+    "one caption factor": Template("One caption with padding is off by a factor that embeddings do not change.",
+                                   lambda read, settings: one_caption(read, settings, True)),
+    "captions": Template("It takes other captions, and no padding, to show it.",
+                         lambda read, settings: no_padding(read, settings, False)),
+    "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
+                                lambda read, settings: no_padding(read, settings, True)),
+    "equal lengths": Template("Captions of equal length hide it.", equal_lengths_alone),
+    "no gradients": Template("It gives no gradient, so values alone were compared.", no_gradients),
+}  # fmt: skip

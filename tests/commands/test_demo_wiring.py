@@ -1,0 +1,173 @@
+"""The demo with two seeds: whose weights, whose scenes, whose numbers; every cell, panel and picture of its report.
+
+Everything is computed again from the checkpoints that it left.
+"""
+
+import contextlib
+import io
+import json
+import re
+from dataclasses import replace
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from pages import Tables, figures_asked_for, numbers_in, written, written_spread
+
+pytest.importorskip("matplotlib")
+
+from sparc_ref.commands import demo as d
+from sparc_ref.data import DrawnScenes
+from sparc_ref.run.examples import explain_examples
+from sparc_ref.run.measure import evaluate
+from sparc_ref.run.rundir import load_run, read_metrics
+from sparc_ref.show.results import NUMBERS
+
+SEEDS, STEPS, EXAMPLES = (4, 5), 3, 9
+NAMES = {"sparc": "SPARC", "global": "global loss only"}
+
+
+@pytest.fixture(scope="module")
+def ran(tmp_path_factory):
+    """The demo, its recipe with small sizes; what train() was given; what figures were asked for; what was printed."""
+    out, said, given, recipe, train = tmp_path_factory.mktemp("demo"), [], [], d.recipe, d.train
+    printed = io.StringIO()
+
+    def small(config):
+        scenes, validation, tokenizer, model, training = recipe(config)
+        model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
+        training = replace(training, batch=4, eval_limit=8, lr=0.02, warmup=1, log_every=2)
+        return scenes, replace(validation, count=8), tokenizer, model, training
+
+    def watched(model, training, datasets, tokenizer, folder, **how):
+        given.append((model, training, list(datasets), folder, how["validation"]))
+        return train(model, training, datasets, tokenizer, folder, **how)
+
+    with pytest.MonkeyPatch.context() as patch, figures_asked_for() as figures, contextlib.redirect_stdout(printed):
+        patch.setattr(d, "recipe", small)
+        patch.setattr(d, "train", watched)
+        page = d.demo(d.DemoConfig(out=out, seed=SEEDS[0], seeds=2, steps=STEPS, examples=EXAMPLES, checkpoint_every=STEPS),
+                      say=said.append)
+    folders = {(s, key): out / f"seed_{s:02d}" / key for s in SEEDS for key in NAMES}
+    return SimpleNamespace(
+        out=out, page=page.read_text(encoding="utf-8"), printed=printed.getvalue(), given=given, figures=figures, said=said,
+        folders=folders, runs={who: load_run(folder) for who, folder in folders.items()},
+        finals={who: json.loads((folder / "final.json").read_text()) for who, folder in folders.items()},
+    )
+
+
+def test_each_model_is_trained_on_training_scenes_and_validated_on_others(ran):
+    assert [folder for *_, folder, _ in ran.given] == list(ran.folders.values())
+    for (seed, key), (model, training, datasets, _, validation) in zip(ran.folders, ran.given, strict=True):
+        assert (model.lambda_f > 0) == (key == "sparc") and model.lambda_g > 0 and training.seed == seed
+        assert ran.runs[seed, key][1] == model
+        (scenes,) = datasets
+        (checks,) = validation.values()
+        assert scenes == DrawnScenes("train", style="short") and checks == DrawnScenes("validation", count=8, style="short")
+        params, _, tokenizer, _ = ran.runs[seed, key]
+        last = [row for row in read_metrics(ran.folders[seed, key] / "metrics.jsonl") if row["kind"] == "eval"][-1]
+        numbers = evaluate(params, model, checks, tokenizer, seed=seed)
+        assert all(last[name] == pytest.approx(x, rel=1e-4, abs=1e-5) for name, x in numbers.items())
+
+
+def test_final_numbers_are_those_of_test_scenes_and_of_unseen_pairs(ran):
+    """Measured: float32 sums in another order move them by 1e-6."""
+    for (seed, key), final in ran.finals.items():
+        params, model, tokenizer, _ = ran.runs[seed, key]
+        wanted = {}
+        for split, prefix in (("test", ""), ("unseen", "unseen_")):
+            numbers = evaluate(params, model, DrawnScenes(split, count=EXAMPLES, style="short"), tokenizer)
+            wanted |= {prefix + name: x for name, x in numbers.items()}
+        assert final.keys() == {*wanted, "seconds"}
+        for name, x in wanted.items():
+            assert final[name] == pytest.approx(x, rel=1e-4, abs=1e-5), (seed, key, name)
+        rows = [row for row in read_metrics(ran.folders[seed, key] / "metrics.jsonl") if row["kind"] == "train"]
+        assert [row["step"] for row in rows] == [2, 3], "of three updates two are logged"
+        assert final["seconds"] == pytest.approx(np.mean([row["seconds"] for row in rows]) * 3)
+    assert len({round(final["fine_loss"], 3) for final in ran.finals.values()}) == 4, "the case can tell"
+
+
+def test_the_spread_is_that_of_the_model(ran):
+    measured = json.loads((ran.out / "seeds.json").read_text())
+    assert measured["finals"] == [{key: ran.finals[s, key] for key in NAMES} for s in SEEDS]
+    for key in NAMES:
+        for name, (mean, sd, n) in measured["spread"][key].items():
+            values = [ran.finals[s, key][name] for s in SEEDS]
+            assert (mean, sd, n) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 2), name
+    assert f"--seed {SEEDS[0]} --seeds 2 --steps {STEPS}" in measured["command"]
+    assert measured["recipe"]["examples"] == EXAMPLES, "a spread is that of so many examples"
+
+
+def cells(ran):
+    """(key, [value, value], [spread, spread], chance) of every row, from the finals of the first seed."""
+    keys = [n.key for n in NUMBERS[:-1]] + [f"unseen_{k}" for k in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
+    first = [ran.finals[SEEDS[0], key] for key in NAMES]
+    for key in [*keys, "seconds"]:
+        values = [written(key, final[key]) for final in first]
+        over = [[ran.finals[s, k][key] for s in SEEDS] for k in NAMES]
+        spreads = [written_spread(key, np.mean(x), np.std(x, ddof=1), 2) for x in over]
+        known = [final[f"{key}_chance"] for final in first if f"{key}_chance" in final]
+        chance = written(key, 0.0) if key.endswith("gap") else written(key, np.mean(known)) if known else ""
+        yield key, values, spreads, chance
+
+
+def test_every_cell_of_the_page_and_every_number_in_the_terminal(ran):
+    head, *rows = Tables(ran.page).tables[0]
+    assert head == ["", *NAMES.values(), "chance"]
+    labels, printed, group = {n.key: n.label for n in NUMBERS}, [], ""
+    rows = [(row, group := row[0] if len(row) == 1 else group) for row in rows]
+    rows = [(row, group) for row, group in rows if len(row) > 1]
+    for (row, group), (key, values, spreads, chance) in zip(rows, cells(ran), strict=True):
+        assert row == [labels[key.removeprefix("unseen_")], *(f"{v} {s}" for v, s in zip(values, spreads)), chance], key
+        assert key.startswith("unseen_") == ("unseen" in group.lower())
+        printed += [*values, *filter(None, [chance]), *spreads]
+    assert numbers_in(ran.printed.partition("\n\n")[0]) == printed
+    assert re.split(r" {2,}", ran.printed.splitlines()[0].strip()) == [*NAMES.values(), "chance"]
+
+
+def test_pictures_are_of_test_scenes_through_their_own_model(ran):
+    scenes = DrawnScenes("test", count=EXAMPLES, style="short")
+    shown = [i for i in range(EXAMPLES) if len(scenes[i].regions) >= 3]
+    seen = {}
+    for key, name in NAMES.items():
+        params, model, tokenizer, _ = ran.runs[SEEDS[0], key]
+        seen[name] = explain_examples(params, model, scenes, tokenizer, shown[:6])
+    maps = ran.figures["explain"]
+    assert len(maps) >= 2 and len(maps) % 2 == 0
+    for n, call in enumerate(maps):
+        name = list(NAMES.values())[n % 2]
+        e = seen[name][n // 2]
+        assert name in call.title and np.array_equal(call.image, scenes[shown[n // 2]].image) and call.grid == (8, 8)
+        for stage in ("similarity", "minmax", "weights"):
+            np.testing.assert_allclose(getattr(call, stage), getattr(e, stage), atol=1e-4, err_msg=stage)
+    assert np.abs(maps[0].similarity - maps[1].similarity).max() > 0.01, "the case can tell"
+    (masks,) = ran.figures["masks"]
+    assert list(masks.predictions) == list(NAMES.values()) and tuple(masks.classes) == scenes.classes
+    for n, i in enumerate(shown[:6]):
+        assert np.array_equal(masks.images[n], scenes[i].image)
+        for name, predicted in masks.predictions.items():
+            assert np.array_equal(masks.truths[n], seen[name][n].truth)
+            assert (predicted[n] == seen[name][n].predicted).mean() > 0.95, name
+    assert any((a != b).mean() > 0.1 for a, b in zip(*masks.predictions.values())), "the case can tell"
+
+
+def test_curves_settings_data_and_files_are_their_own_models(ran):
+    (curves,) = ran.figures["curves"]
+    assert {name: list(rows) for name, rows in curves.series.items()} == {
+        name: read_metrics(ran.folders[SEEDS[0], key] / "metrics.jsonl") for key, name in NAMES.items()}
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(ran.page).tables[1:] for row in table}
+    models = [ran.runs[SEEDS[0], key][1] for key in NAMES]
+    for name in ("lambda_f", "lambda_g", "vision_width", "text_positions", "h_v"):
+        assert rows[name] == [str(getattr(model, name)) for model in models]
+    assert rows["steps"] == [str(STEPS)] * 2 and rows["lr"] == ["0.02"] * 2
+    assert rows["split"] == ["train", "test"] and rows["count"] == ["10000", str(EXAMPLES)]
+    assert f"{STEPS} steps on drawn-train" in ran.page and "of drawn-test" in ran.page
+    assert f"sparc-ref demo --seed {SEEDS[0]} " in ran.page and f"--steps {STEPS} --examples {EXAMPLES}" in ran.page
+    files = {key: rows[f"{name}: numbers"] for key, name in NAMES.items()}
+    for key, (file,) in files.items():
+        assert json.loads((ran.out / file).read_text()) == ran.finals[SEEDS[0], key]
+    for key, name in NAMES.items():
+        for what, end in (("configuration", "config.json"), ("metrics", "metrics.jsonl"), ("checkpoint", f"step_{STEPS:08d}")):
+            (file,) = rows[f"{name}: {what}"]
+            assert (ran.out / file).exists() and (ran.out / file).is_relative_to(ran.folders[SEEDS[0], key])
+            assert file.endswith(end)

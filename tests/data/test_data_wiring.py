@@ -1,0 +1,61 @@
+"""Beyond the memory that is allowed, the same pictures and captions come as within it: resized, cropped, every caption."""
+
+import json
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from sparc_ref.data import Batches, Example, WordTokenizer, open_captions
+
+WORDS = WordTokenizer([f"w{i}" for i in range(60)])
+
+
+class Mixed:
+    """Pictures of several sizes, one to four captions each, every word once."""
+
+    name, classes = "mixed", ()
+
+    def __init__(self):
+        rng = np.random.default_rng(0)
+        self.examples = [Example(rng.integers(0, 256, (4 + i % 3, 5, 3), np.uint8),
+                                 tuple(f"w{4 * i + k}" for k in range(1 + i % 4))) for i in range(12)]
+
+    def __len__(self):
+        return 12
+
+    def __getitem__(self, i):
+        return self.examples[i]
+
+
+def draw(data, memory_mb, image_size, epochs):
+    batches = Batches(data, WORDS, 4, seed=2, max_tokens=3, image_size=image_size, memory_mb=memory_mb)
+    return [next(batches) for _ in range(epochs * batches.per_epoch)]
+
+
+@pytest.mark.parametrize("room", [0, 6 * 6 * 3 * 5, 10**6], ids=["nothing", "five pictures", "all"])
+def test_batches_do_not_depend_on_memory(room):
+    data, seen = Mixed(), set()
+    for batch, whole in zip(draw(data, room / 2**20, 6, 20), draw(data, 1024, 6, 20)):
+        assert batch.images.shape == (4, 3, 6, 6) and np.array_equal(batch.images, whole.images)
+        for i, k, tokens in zip(batch.index, batch.caption, batch.tokens):
+            assert tokens[0] == WORDS.encode(data[int(i)].captions[int(k)]).ids[0]
+            seen.add((int(i), int(k)))
+        assert np.array_equal(batch.caption, whole.caption) and np.array_equal(batch.tokens, whole.tokens)
+    assert seen == {(i, k) for i in range(12) for k in range(len(data[i].captions))}, "every caption is drawn"
+
+
+@pytest.mark.parametrize("how", ["squash", "crop"])
+def test_captioned_files_do_not_depend_on_memory(tmp_path, how):
+    """Wide pictures, so that what is cropped and what is squeezed differ."""
+    rng = np.random.default_rng(1)
+    with open(tmp_path / "captions.jsonl", "w") as file:
+        for n in range(3):
+            Image.fromarray(rng.integers(0, 256, (10, 30, 3), np.uint8)).save(tmp_path / f"{n}.png")
+            for k in range(3):
+                file.write(json.dumps({"image": f"{n}.png", "caption": f"w{10 * n + k}"}) + "\n")
+    kept, lazy = (open_captions(tmp_path, size=8, how=how, memory_mb=room, progress=False) for room in (1, 0))
+    other = open_captions(tmp_path, size=8, how={"squash": "crop", "crop": "squash"}[how], progress=False)
+    for n in range(3):
+        assert kept[n].captions == lazy[n].captions == tuple(f"w{10 * n + k}" for k in range(3))
+        assert np.array_equal(kept[n].image, lazy[n].image) and not np.array_equal(kept[n].image, other[n].image)

@@ -1,0 +1,267 @@
+"""What is taken as it is: layouts, patch masks, one method, an instance, towers; what is asked instead of called wrongly."""
+
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+import parity
+from parity.checker.calling.caller import Caller
+from parity.checker.calling.convention import infer
+from parity.checker.calling.target import target_of
+from parity.checker.calling.trial import CannotRun, Unclear
+from parity.checker.calling.worker import Worker
+from parity.checker.probes import PROBES
+from sparc_ref import fine_grained_loss
+
+TAKES = '''
+import torch
+from torch import nn
+import torch.nn.functional as F
+
+def fine(v, t, mask, scale):
+    s = t @ v.mT
+    lo, hi = s.amin(-1, keepdim=True), s.amax(-1, keepdim=True)
+    s = (s - lo) / (hi - lo)
+    s = torch.where(s >= 1 / v.shape[1], s, 0.0)
+    c = F.normalize(s / s.sum(-1, keepdim=True) @ v, dim=-1)
+    z = scale * c @ F.normalize(t, dim=-1).mT
+    low = torch.finfo(z.dtype).min
+    a = z.masked_fill(~mask[:, None], low).log_softmax(-1) + z.mT.masked_fill(~mask[:, None], low).log_softmax(-1)
+    ce = -torch.where(mask, a.diagonal(dim1=1, dim2=2), 0.0)
+    return (ce.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2
+
+def text_bdl(patches, tokens, mask, scale):
+    return fine(patches, tokens.transpose(1, 2), mask, scale)
+
+def both_channels_first(patches, tokens, mask, scale):
+    return fine(patches.mT, tokens.mT, mask, scale)
+
+def sequence_first(patches, tokens, key_padding_mask, scale):
+    return fine(patches.transpose(0, 1), tokens.transpose(0, 1), ~key_padding_mask, scale)
+
+def all_sequence_first(patches, tokens, mask, temperature):
+    return fine(patches.transpose(0, 1), tokens.transpose(0, 1), mask.T, 1 / temperature)
+
+def sequence_first_with_cls(vit_out, text_out, text_pad, tau):
+    return fine(vit_out[1:].permute(1, 0, 2), text_out.permute(1, 0, 2), ~text_pad, 1 / tau)
+
+def log_tau_exp(patches, tokens, mask, log_tau):
+    return fine(patches, tokens, mask, torch.exp(-log_tau))
+
+def by_length(img_seq, txt_seq, txt_len, inv_temp):
+    return fine(img_seq, txt_seq, torch.arange(txt_seq.shape[1]) < txt_len.view(-1, 1), inv_temp)
+
+def loop_over_second_axis(image, text, mask, scale):
+    each = [fine(image[:, i][None], text[:, i][None], mask[i][None], scale) for i in range(text.shape[1])]
+    return torch.stack(each).mean()
+
+def loop_without_mask(image, text, scale):
+    one = torch.ones(1, text.shape[0], dtype=torch.bool)
+    each = [fine(image[:, i][None], text[:, i][None], one, scale) for i in range(text.shape[1])]
+    return torch.stack(each).mean()
+
+def patch_mask_true(patches, patch_mask, tokens, token_mask, scale):
+    assert patch_mask.shape == patches.shape[:2]
+    return fine(patches.masked_fill(~patch_mask[..., None], 0), tokens, token_mask, scale)
+
+def patch_mask_padding(image_features, text_features, image_padding_mask, text_padding_mask, scale):
+    return fine(image_features.masked_fill(image_padding_mask[..., None], 0), text_features, ~text_padding_mask, scale)
+
+def patch_mask_float(image_features, image_mask, text_features, text_mask, scale):
+    return fine(image_features * image_mask.unsqueeze(-1), text_features, text_mask.bool(), scale)
+
+class OneMethod:
+    def __init__(self, temperature=0.07):
+        self.temperature = temperature
+    def compute(self, v, t, mask):
+        return fine(v, t, mask, 1 / self.temperature)
+
+class OneStatic:
+    @staticmethod
+    def loss(v, t, mask, tau):
+        return fine(v, t, mask, 1 / tau)
+
+class NoForward(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.logit_scale = nn.Parameter(torch.tensor(2.66))
+    def training_loss(self, v, t, mask):
+        return fine(v, t, mask, self.logit_scale.exp())
+
+class TwoMethods:
+    def align(self, v, t, mask, tau):
+        return fine(v, t, mask, 1 / tau)
+    def contrast(self, v, t, mask, tau):
+        return fine(v, t, mask, 1 / tau)
+
+class Towers(nn.Module):
+    def __init__(self, vision_tower, text_tower, embed_dim):
+        super().__init__()
+        self.vision, self.text = vision_tower, text_tower
+        self.proj = nn.Linear(vision_tower.config.hidden_size, embed_dim)
+        self.logit_scale = nn.Parameter(torch.tensor(2.66))
+    def forward(self, pixel_values, input_ids, attention_mask):
+        v = self.proj(self.vision(pixel_values=pixel_values).last_hidden_state)
+        t = self.text(input_ids, attention_mask=attention_mask).last_hidden_state
+        return fine(v, t, attention_mask, self.logit_scale.exp())
+
+class Annotated(nn.Module):
+    def __init__(self, encode: nn.Module):
+        super().__init__()
+        self.encode = encode
+    def forward(self, image, text, mask, scale):
+        return fine(self.encode(image), text, mask, scale)
+
+def five_axes(patches, tokens, mask, scale):
+    b, n, h, w, d = patches.shape
+    return fine(patches.reshape(b, n * h * w, d), tokens, mask, scale)
+
+def a_dict(batch, scale):
+    return fine(batch["v"], batch["t"], batch["mask"], scale)
+
+def a_config(vision, text, mask, cfg):
+    return fine(vision, text, mask, 1 / cfg["tau"])
+
+def a_pair(features, mask, scale):
+    v, t = features
+    return fine(v, t, mask, scale)
+
+def width_first(patches, tokens, mask, scale):
+    return fine(patches.permute(1, 2, 0), tokens, mask, scale)
+
+def a_typo(patches, tokens, mask, scale):
+    return fine(patches, tokens, maskk, scale)
+'''
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("layouts")
+    (folder / "takes.py").write_text(TAKES)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def worker(folder):
+    with Worker(target_of(f"{folder}/takes.py:fine")) as made:
+        def of(name):
+            made.reload(target_of(f"{folder}/takes.py:{name}"))
+            return made
+
+        yield of
+
+
+@pytest.mark.parametrize("name, written", [
+    ("text_bdl", "v,t_bdl,mask,scale"), ("both_channels_first", "v_bdp,t_bdl,mask,scale"),
+    ("sequence_first", "v_pbd,t_lbd,padding,scale"), ("all_sequence_first", "v_pbd,t_lbd,mask_lb,tau"),
+    ("sequence_first_with_cls", "v_pbd_cls,t_lbd,padding,tau"), ("log_tau_exp", "v,t,mask,log_tau"),
+    ("by_length", "v,t,lengths,scale"), ("loop_over_second_axis", "v_pbd,t_lbd,mask,scale"),
+    ("patch_mask_true", "v,v_mask,t,mask,scale"),
+    ("patch_mask_padding", "v,t,v_padding,padding,scale"), ("patch_mask_float", "v,v_mask,t,mask,scale"),
+    ("OneMethod", "v,t,mask"), ("OneStatic", "v,t,mask,tau"), ("NoForward", "v,t,mask"), ("Towers", "v,t,mask"),
+    ("Annotated", "v,t,mask,scale"),
+])
+def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, written):
+    w = worker(name)
+    convention = infer(w)[0]
+    assert convention.written == written
+    assert next(i.sure for i in convention.items if i.what == "returns") == "certain"
+    probe = PROBES["padded"]
+    answer = Caller(w, convention)(probe)
+    loss, _, back = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))
+    assert answer.losses["fine"] == pytest.approx(float(loss), rel=1e-6)
+    for leaf, want in zip(("v", "t"), back()):            # in the layout of the probe, whatever theirs is
+        np.testing.assert_allclose(answer.grads["fine"][leaf], want, rtol=1e-6, atol=1e-9)
+
+
+def test_what_was_ruled_out_is_certain(worker):
+    for name, what in (("log_tau_exp", "log_tau"), ("by_length", "txt_len"), ("by_length", "inv_temp")):
+        found = next(i for i in infer(worker(name))[0].items if i.what == what)
+        assert found.sure == "certain", found
+
+
+def test_a_layout_that_runs_but_is_no_loss_gives_way_to_one_that_is(worker):
+    """The usual layout runs here too: three tokens of a batch look for ten patches of another."""
+    convention = infer(worker("loop_without_mask"))[0]
+    assert convention.written == "v_pbd,t_lbd,scale"
+    assert next(i for i in convention.items if i.what == "image").sure == "likely"
+
+
+@pytest.mark.parametrize("name, words", [
+    ("five_axes", "expected 5, got 3.*--call"), ("a_dict", "--call"), ("a_config", "--set"),
+    ("a_pair", "too many values to unpack.*--call"),
+])
+def test_a_call_of_ours_that_may_be_wrong_is_a_question(worker, name, words):
+    with pytest.raises(Unclear, match=words):
+        infer(worker(name))
+
+
+def test_an_error_of_shapes_that_no_layout_avoids_says_so(worker):
+    with pytest.raises(CannotRun) as stop:
+        infer(worker("width_first"))
+    batch, note = stop.value.notes
+    assert "B 3, P 10, L 6, D 16" in batch and "none runs" in note and "--call" in note
+    with pytest.raises(CannotRun) as stop:
+        infer(worker("a_typo"))
+    assert stop.value.notes == (batch,) and stop.value.error["type"] == "NameError"
+
+
+def test_two_methods_are_a_question(folder):
+    with pytest.raises(Unclear, match=r"takes.py:TwoMethods.align\n.*takes.py:TwoMethods.contrast"):
+        parity.check(f"{folder}/takes.py:TwoMethods")
+
+
+INSTANCE = '''
+import sys
+sys.path.insert(0, {folder!r})
+from torch import nn
+from takes import fine
+
+class SparcCriterion(nn.Module):
+    def __init__(self, temperature):
+        super().__init__()
+        self.tau = temperature
+    def forward(self, patches, tokens, mask):
+        return fine(patches, tokens, mask, 1 / self.tau)
+
+class Helper:
+    def __init__(self, temperature):
+        self.temperature = temperature
+    def compute_it(self, patches, tokens, mask):
+        return fine(patches, tokens, mask, 1 / self.temperature)
+
+{made}
+'''
+
+
+@pytest.mark.parametrize("made, attribute", [
+    ("criterion = SparcCriterion(0.1)\ndel Helper", "tau"), ("thing = Helper(0.1)\ndel SparcCriterion", "temperature"),
+    ("import functools\nloss = functools.partial(fine, scale=14.0)\ndel Helper, SparcCriterion", None),
+])
+def test_what_a_module_made_is_taken(folder, tmp_path, made, attribute):
+    (tmp_path / "made.py").write_text(INSTANCE.format(folder=str(folder), made=made))
+    with Worker(target_of(str(tmp_path / "made.py"))) as w:
+        convention = infer(w)[0]
+        assert convention.attributes == ({attribute: "tau"} if attribute else {})
+        probe = PROBES["padded"]
+        loss = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))[0]
+        assert Caller(w, convention)(probe).losses["fine"] == pytest.approx(float(loss), rel=1e-9)
+
+
+def test_an_object_with_one_method_is_taken_and_one_without_is_not():
+    class Loss:
+        def compute(self, v, t, mask, scale):
+            return fine_grained_loss(v, t, mask, np.log(scale))[0]
+
+    with Worker(target_of(Loss())) as w:
+        assert infer(w)[0].written == "v,t,mask,scale"
+    with pytest.raises(ValueError, match="expected something to call"):
+        target_of(3)
+
+
+def test_the_question_is_exit_status_2(folder):
+    done = subprocess.run([sys.executable, "-m", "parity", "check", f"{folder}/takes.py:five_axes", "--html", "none"],
+                          capture_output=True, text=True, timeout=120)
+    assert done.returncode == 2 and "--call" in done.stderr

@@ -1,0 +1,327 @@
+"""Every number, map, mask and setting stands under its own label: runs whose numbers all differ, and each cell looked at."""
+
+import io
+import re
+from dataclasses import fields
+
+import numpy as np
+import pytest
+
+pytest.importorskip("matplotlib")
+from pages import Tables, figures_asked_for, numbers_in, unit, written, written_spread
+
+from sparc_ref.run.examples import Explained
+from sparc_ref.show import plots
+from sparc_ref.show.explain import table as words_table
+from sparc_ref.show.report import DemoReport, Run, page, print_results, results_table
+from sparc_ref.show.results import NUMBERS, Number, findings
+
+NAMES = ("one", "two")
+# what a label has to say for a key; "…" continues the row above it
+LABELS = {
+    "t2i_r1": "caption finds its picture.*R@1", "t2i_r5": "….*R@5", "t2i_r10": "….*R@10",
+    "i2t_r1": "picture finds a caption.*R@1", "i2t_r5": "….*R@5", "i2t_r10": "….*R@10",
+    "pointing": "pointing|top patch", "mass": "share of a name's weight", "iou": r"region of a name.*\(IoU\)",
+    "choice": "picks its object", "miou": "mean IoU, bare class names", "miou_foreground": "….*object pixels",
+    "miou_caption": "mean IoU, names as in captions", "miou_caption_foreground": "….*object pixels",
+    "grounding_gap": "grounding gap", "fine_loss": "fine-grained loss, true pictures", "seconds": "training time",
+}  # fmt: skip
+GROUPS = {"Retrieval": ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_r10"),
+          "Localisation": ("pointing", "mass", "iou", "choice"), "Cost": ("seconds",),
+          "Grounding": ("grounding_gap", "fine_loss"),
+          "Segmentation": ("miou", "miou_foreground", "miou_caption", "miou_caption_foreground")}  # fmt: skip
+SAID = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
+        "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}  # fmt: skip
+PANELS = {"Global loss": ("loss_global", None), "Fine-grained loss": ("loss_fine", None),
+          "Retrieval: caption finds": ("t2i_r1", "t2i_r1_chance"), "a name's top patch": ("pointing", "pointing_chance"),
+          "picks its object": ("choice", "choice_chance"), "segmentation": ("miou", "miou_chance"),
+          "Grounding gap": ("grounding_gap", 0.0)}  # fmt: skip
+
+
+def value(key, run):
+    """A number of its own for every key and run; far above its chance."""
+    return 0.3 + 0.023 * list(LABELS).index(key) + 0.011 * run + (7 * run + 40 if key == "seconds" else 0)
+
+
+def chance(key, run):
+    return 0.01 * (list(LABELS).index(key) + 1) + 0.002 * run
+
+
+def spread(key, run):
+    return value(key, run) + 0.005, 0.001 * (list(LABELS).index(key) + 2) + 0.02 * run, 3 + run
+
+
+def written_chance(key):
+    return {"grounding_gap": "0.000 nats", "seconds": "", "fine_loss": ""}.get(
+        key, written(key, (chance(key, 0) + chance(key, 1)) / 2))
+
+
+def explained(run, i):
+    """An example whose arrays are its own; the grid is not square."""
+    rng = np.random.default_rng(10 * run + i)
+    s, m, w = (rng.random((3, 6)) for _ in range(3))
+    w[0, 1] = w[1, 3] = w[1, 5] = 0
+    truth = np.full((8, 12), -1)
+    truth[2:6, 1 + i:5 + i] = 1
+    more = {"pieces": (1, 1, 1)} if "pieces" in {f.name for f in fields(Explained)} else {}
+    return Explained(rng.integers(0, 256, (8, 12, 3), np.uint8), f"caption {i}", ("a", "red", f"box{i}"), s - 0.5, m, w, w,
+                     (2, 3), np.array([-1, 0, 0]), str(i), rng.integers(0, 3, (8, 12)), truth, ("k0", "k1", "k2"), **more)
+
+
+def report():
+    runs = []
+    for r, name in enumerate(NAMES):
+        final = {key: value(key, r) for key in LABELS} | {"images": 50.0, "captions": 70.0}
+        final |= {f"{key}_chance": chance(key, r) for key in LABELS if key not in ("seconds", "fine_loss", "grounding_gap")}
+        metrics = [{"step": s, **{key: value_over_time(key, r, s) for key, _ in PANELS.values()}} for s in range(4)]
+        runs.append(Run(name, {"lambda_f": r + 0.25, "width": 64}, metrics, final, {key: spread(key, r) for key in LABELS},
+                        (explained(r, 0), explained(r, 1)), {"metrics": f"{name}/m.jsonl", "checkpoint": f"{name}/c"}))
+    return DemoReport("title", runs, {"name": "trained-on", "count": 11}, {"name": "tested-on", "count": 22},
+                      {"python": "3.99"}, ("command",), (), scenes=2)
+
+
+def value_over_time(key, run, step):
+    return 1.0 + [k for k, _ in PANELS.values()].index(key) + 0.1 * run + 0.01 * step
+
+
+@pytest.fixture(scope="module")
+def drawn():
+    """The page, and what its figures were asked to draw."""
+    with figures_asked_for() as calls:
+        text = page(report())
+    return text, Tables(text).tables, calls
+
+
+def test_labels_say_what_their_keys_are():
+    keys = [n.key for n in NUMBERS]
+    assert keys[-1] == "seconds" and set(keys) == set(LABELS)
+    for n in NUMBERS:
+        assert re.search(LABELS[n.key], n.label), (n.key, n.label)
+        assert n.kind == unit(n.key) and n.better == {"fine_loss": "lower", "seconds": None}.get(n.key, "higher")
+    assert {group: tuple(n.key for n in NUMBERS if n.group == group) for group in GROUPS} == GROUPS
+    for key in keys:                                              # "…" needs its own row above it
+        for end in ("_r5", "_r10", "_foreground"):
+            if key.endswith(end):
+                above = [k for k in keys[:keys.index(key)] if not re.match("…", LABELS[k])]
+                assert above[-1] == key.removesuffix(end) + ("_r1" if end.startswith("_r") else "")
+
+
+def test_every_cell_of_the_page(drawn):
+    _, tables, _ = drawn
+    head, *rows = tables[0]
+    assert head == ["", *NAMES, "chance"]
+    rows = [row for row in rows if len(row) > 1]
+    for n, row in zip(NUMBERS, rows, strict=True):
+        cells = [f"{written(n.key, value(n.key, r))} {written_spread(n.key, *spread(n.key, r))}" for r in (0, 1)]
+        assert row == [n.label, *cells, written_chance(n.key)]
+
+
+def in_order():
+    out = []
+    for n in NUMBERS:
+        out += [*(written(n.key, value(n.key, r)) for r in (0, 1)), *filter(None, [written_chance(n.key)])]
+        out += [written_spread(n.key, *spread(n.key, r)) for r in (0, 1)]
+    return out
+
+
+def test_every_number_in_the_terminal(monkeypatch):
+    """As plain text and as a table with colours: values, chance, then the spreads under them, run after run."""
+    table, _, _ = results_table(report()).partition("\n\n")
+    assert re.split(r" {2,}", table.splitlines()[0].strip()) == [*NAMES, "chance"]
+    assert numbers_in(table) == in_order()
+    for n in NUMBERS:
+        assert re.search(rf"^ +{re.escape(n.label)} +{re.escape(written(n.key, value(n.key, 0)))} ", table, re.M), n.key
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    print_results(report(), terminal)
+    lines = re.sub(r"\x1b\[[\d;]*m", "", terminal.getvalue()).partition(findings(report())[0][:20])[0]
+    assert numbers_in(lines) == in_order()
+    for n in NUMBERS:
+        assert re.search(rf"{re.escape(n.label)} +│ +{re.escape(written(n.key, value(n.key, 0)))} ", lines), n.key
+    assert re.search(r"one +┃ +two +┃ +chance", lines)
+
+
+def test_a_number_has_the_chance_of_its_own_key():
+    numbers = (Number("pointing", "seen", "Seen"), Number("unseen_pointing", "unseen", "Unseen"))
+    final = {"pointing": 0.5, "pointing_chance": 0.1, "unseen_pointing": 0.4, "unseen_pointing_chance": 0.2}
+    one = DemoReport("t", [Run("one", final=final)], numbers=numbers)
+    assert numbers_in(results_table(one).partition("\n\n")[0]) == ["50.0 %", "10.0 %", "40.0 %", "20.0 %"]
+    assert [row for row in Tables(page(one)).tables[0][1:] if len(row) > 1] == [
+        ["seen", "50.0 %", "10.0 %"], ["unseen", "40.0 %", "20.0 %"]]
+
+
+def test_sentences_name_the_run_that_is_ahead_with_its_numbers():
+    """The second run is a little ahead everywhere; without spreads all of it is said."""
+    runs = [Run(run.name, final=run.final) for run in report().runs]
+    (ahead,) = [text for text in findings(DemoReport("t", runs)) if "is ahead on" in text]
+    assert ahead.startswith("Two is ahead on")
+    for key, words in SAID.items():
+        assert f"{words} ({written(key, value(key, 1))} against {written(key, value(key, 0))})" in ahead
+    final = {f"{key}_chance": 0.9 for key in SAID} | {key: value(key, 0) for key in SAID if key != "choice"}
+    at_chance = Run("low", final=final)
+    (low,) = findings(DemoReport("t", [at_chance]))
+    assert all((words in low) == (key not in ("choice", "grounding_gap")) for key, words in SAID.items())
+
+
+@pytest.mark.parametrize("wide", [0, 1])
+def test_a_difference_is_measured_by_the_spreads_of_both(wide):
+    """0.1 apart, where one of the two moves by 0.2 from seed to seed."""
+    runs = [Run(name, final={"pointing": 0.5 + 0.1 * r}, spread={"pointing": (0.5, 0.2 if r == wide else 0.001, 5)})
+            for r, name in enumerate(NAMES)]
+    (said, _) = findings(DemoReport("t", runs))
+    assert said == "Within the spread over seeds: pointing (60.0 % against 50.0 %, two ahead)."
+
+
+def test_heat_maps_are_those_of_their_run(drawn):
+    wanted = [(r, i) for i in (0, 1) for r in (0, 1)]
+    for call, (r, i) in zip(drawn[2]["explain"], wanted, strict=True):
+        e = explained(r, i)
+        assert np.array_equal(call.image, e.image) and call.words == e.words and call.grid == e.grid
+        assert NAMES[r] in call.title and e.caption in call.title and np.array_equal(call.objects, e.objects)
+        for name in ("similarity", "minmax", "weights"):
+            assert np.array_equal(getattr(call, name), getattr(e, name)), name
+    alts = re.findall(r'<img alt="([^"]*)"', drawn[0])
+    assert alts[:4] == [f"{NAMES[r]}, caption {i}" for r, i in wanted]
+
+
+def test_curves_and_masks_are_those_of_their_run(drawn):
+    (call,), (masks,) = drawn[2]["curves"], drawn[2]["masks"]
+    assert {name: list(rows) for name, rows in call.series.items()} == {run.name: list(run.metrics) for run in report().runs}
+    assert list(call.series) == list(masks.predictions) == list(NAMES)
+    for i in (0, 1):
+        assert np.array_equal(masks.images[i], explained(0, i).image) and np.array_equal(masks.truths[i], explained(0, i).truth)
+        for r, name in enumerate(NAMES):
+            assert np.array_equal(masks.predictions[name][i], explained(r, i).predicted)
+    assert tuple(masks.classes) == ("k0", "k1", "k2")
+
+
+def test_settings_data_and_files_stand_in_their_columns(drawn):
+    _, tables, _ = drawn
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in tables[1:] for row in table}
+    heads = [table[0] for table in tables[1:]]
+    assert ["", *NAMES] in heads and ["", "training", "evaluation"] in heads
+    assert rows["lambda_f"] == ["0.25", "1.25"] and rows["width"] == ["64", "64"]
+    assert rows["name"] == ["trained-on", "tested-on"] and rows["count"] == ["11", "22"] and rows["python"] == ["3.99"]
+    assert "on 50 pictures and 70 captions of tested-on" in drawn[0] and "3 steps on trained-on" in drawn[0]
+    assert f"which took {written('seconds', value('seconds', 0))} and {written('seconds', value('seconds', 1))}" in drawn[0]
+    for name in NAMES:
+        assert rows[f"{name}: metrics"] == [f"{name}/m.jsonl"] and rows[f"{name}: checkpoint"] == [f"{name}/c"]
+
+
+def test_every_panel_of_the_curves():
+    series = {run.name: [row | {f"{key}_chance": chance(key, 0) for key in LABELS} for row in run.metrics]
+              for run in report().runs}
+    axes = plots.curves(series).axes
+    assert len(axes) == len(PANELS)
+    for ax, (title, (key, base)) in zip(axes, PANELS.items(), strict=True):
+        assert title in ax.get_title(loc="left")
+        lines = {line.get_label(): line for line in ax.lines if line.get_label() in NAMES}
+        assert lines.keys() == set(NAMES)
+        for r, name in enumerate(NAMES):
+            assert lines[name].get_xdata().tolist() == [0, 1, 2, 3]
+            assert lines[name].get_ydata().tolist() == [value_over_time(key, r, s) for s in range(4)], (title, name)
+            (end,) = [t for t in ax.texts if t.get_text() == name]
+            assert end.get_color() == lines[name].get_color()
+        assert len({(line.get_color(), line.get_linestyle()) for line in lines.values()}) == 2
+        flat = [line.get_ydata()[0] for line in ax.lines if line.get_label() not in NAMES]
+        assert flat == ([] if base is None else [base if base == 0.0 else pytest.approx(chance(key, 0))])
+        assert "step" in ax.get_xlabel() and ax.get_ylabel() == {
+            "t2i_r1": "share of captions", "pointing": "share of names", "choice": "share of names", "miou": "mean IoU"
+        }.get(key, "nats")
+
+
+def test_names_stand_in_the_order_of_the_ends_of_their_lines():
+    series = {name: [{"step": s, "pointing": x, "pointing_chance": 0.5} for s, x in enumerate((1 - end, end))]
+              for name, end in (("one", 0.2), ("two", 0.8))}
+    (ax,) = plots.curves(series).axes
+    assert [t.get_text() for t in sorted(ax.texts, key=lambda t: t.get_position()[1])] == ["one", "chance", "two"]
+
+
+def places(figure):
+    """Axes by row from the top and column from the left, those of a size with the most of them."""
+    by_size = {}
+    for ax in figure.axes:
+        box = ax.get_position()
+        by_size.setdefault((round(box.width, 3), round(box.height, 3)), []).append((round(-box.y0, 3), round(box.x0, 3), ax))
+    cells = max(by_size.values(), key=len)
+    rows = sorted({y for y, _, _ in cells})
+    return [[ax for y, _, ax in sorted(cells, key=lambda c: c[:2]) if y == row] for row in rows]
+
+
+def beside(figure, ax):
+    """The text of the figure that is nearest in height, left of the axes."""
+    middle = ax.get_position().y0 + ax.get_position().height / 2
+    texts = [t for t in figure.texts if t.get_ha() == "right"]
+    return min(texts, key=lambda t: abs(t.get_position()[1] - middle)).get_text()
+
+
+def test_every_map_of_a_caption():
+    e = explained(0, 1)
+    figure = plots.explain(e.image, e.words, e.similarity, e.minmax, e.weights, e.grid, objects=e.objects)
+    grid = places(figure)
+    stages = (("similarity", e.similarity, (e.similarity.min(), e.similarity.max())), ("min-max", e.minmax, (0, 1)),
+              ("sparse weights", e.weights, (0, e.weights.max())))
+    assert [len(row) for row in grid] == [3] * 4
+    for row, (label, x, limits) in zip(grid, stages, strict=False):
+        for l, ax in enumerate(row):
+            assert beside(figure, ax).startswith(label)
+            assert np.array_equal(ax.images[0].get_array(), x[l].reshape(2, 3)), (label, l)
+            assert ax.images[0].get_clim() == pytest.approx(limits), "one scale for all words"
+            crosses = [tuple(at) for line in ax.lines for at in line.get_xydata().tolist()]
+            removed = np.argwhere(x[l].reshape(2, 3) == 0).tolist() if label.startswith("sparse") else []
+            assert sorted(crosses) == sorted((column, row) for row, column in removed)
+    narrow = [ax for ax in figure.axes if ax.get_position().width < grid[0][0].get_position().width / 4]
+    bars = sorted(narrow, key=lambda ax: -ax.get_position().y0)
+    for bar, (label, _, limits) in zip(bars, stages, strict=True):
+        ends = [t.get_text() for t in bar.get_yticklabels()]
+        assert [ends[0], ends[-1]] == [f"{x:.2g}" for x in limits], label
+        assert beside(figure, bar).startswith(label)
+    for l, ax in enumerate(grid[0]):
+        assert ax.get_title() == e.words[l]
+        assert ax.title.get_fontweight() == ("bold" if e.objects[l] >= 0 else "normal")
+    for l, ax in enumerate(grid[3]):
+        assert beside(figure, ax).startswith("grouped region")
+        share = np.kron(e.weights[l].reshape(2, 3) / e.weights[l].max(), np.ones((4, 4)))[..., None]
+        assert np.abs(ax.images[0].get_array() - (255 + share * (e.image - 255.0))).max() <= 1
+        strong = np.argwhere(np.kron(e.weights[l].reshape(2, 3) >= e.weights[l].max() / 2, np.ones((4, 4))))
+        ends = np.concatenate([segment for lines in ax.collections for segment in lines.get_segments()])
+        assert ends.min(0).tolist() == (strong.min(0)[::-1] - 0.5).tolist()
+        assert ends.max(0).tolist() == (strong.max(0)[::-1] + 0.5).tolist()
+    shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
+    assert any(x.shape == e.image.shape and np.array_equal(x, e.image) for x in shown), "the picture itself"
+
+
+def test_every_row_of_the_masks():
+    """White is where a model says nothing: it shows whose row it is. A class has one colour and one number in its column."""
+    classes, images = ("k0", "k1", "k2", "k3"), [explained(0, i).image for i in (0, 1)]
+    truths = [np.where(np.arange(12) < 5, 3, np.where(np.arange(12) < 9, 1, -1)) * np.ones((8, 1), int) for _ in (0, 1)]
+    said = {name: [np.where(np.arange(12)[None] + np.arange(8)[:, None] < 12 + 2 * r + i, x, -1) for i, x in enumerate(truths)]
+            for r, name in enumerate(NAMES)}
+    figure = plots.masks(images, truths, said, classes)
+    grid = places(figure)
+    assert [beside(figure, row[0]) for row in grid] == ["picture", "true", *NAMES]
+    assert [t.get_text() for t in figure.texts if t.get_text().startswith("1 ")] == ["1 k1\n2 k3"] * 2
+    for i in (0, 1):
+        assert np.array_equal(grid[0][i].images[0].get_array(), images[i])
+        colours = {}
+        for row, labels in zip(grid[1:], (truths, *said.values()), strict=True):
+            drawn = np.asarray(row[i].images[0].get_array())
+            assert np.array_equal((drawn == 255).all(-1), labels[i] == -1)
+            for number, k in (("1", 1), ("2", 3)):
+                colours.setdefault(k, set()).update(map(tuple, drawn[labels[i] == k].tolist()))
+                (text,) = [t for t in row[i].texts if t.get_text() == number]
+                assert labels[i][int(text.get_position()[1]), int(text.get_position()[0])] == k
+        assert all(len(each) == 1 for each in colours.values()) and colours[1] != colours[3]
+
+
+def test_the_words_table_counts_rows_and_columns_from_the_top_left():
+    e = explained(0, 0)
+    e.weights[:] = 0.05
+    for l, p in enumerate((1, 5, 3)):
+        e.weights[l, p] = 0.4 + 0.1 * l
+    lines = re.findall(r"^(\S+) +(\(\d, \d\)) +([\d.]+) +([\d.]+)$", words_table(e), re.M)
+    places = {word: (place, f"{0.4 + 0.1 * l:.3f}", f"{0.4 + 0.1 * l:.3f}")
+              for l, (word, place) in enumerate(zip(e.words, ("(1, 2)", "(2, 3)", "(2, 1)")))}
+    assert {word: tuple(rest) for word, *rest in lines} == places
