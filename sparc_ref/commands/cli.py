@@ -299,7 +299,7 @@ def run_evaluate(command):
         numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards)
         results[f"{spec} {dataset.name}"] = numbers
         own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
-        print(f"{found.path} on {dataset.name}{own_words}: {spec}")
+        print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")
         print(numbers_table(numbers))
         if said := grounding(numbers):
             print(said)
