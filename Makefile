@@ -7,14 +7,14 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --cons
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
-demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes)
+demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes; downloads 45 MB)
 	.venv/bin/sparc-ref demo --resume
 
 # A test per core at a time, each with one thread of BLAS and torch.
 test test-slow: export OMP_NUM_THREADS = 1
 test test-slow: export OPENBLAS_NUM_THREADS = 1
 
-test: .venv/test ## every test that takes seconds (2 to 4 minutes on 2 cores)
+test: .venv/test ## every test that takes seconds (2 to 4 minutes on 2 cores; downloads 360 MB, more where torch is the CUDA build)
 	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/test ## the tests that take minutes: ten kills, real photos, every implementation of the zoo
@@ -46,7 +46,7 @@ clean:          ## remove the environment and everything that runs wrote
 
 .venv/bin/python:
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make $(MAKECMDGOALS) PYTHON=python3.x"; exit 1; }
-	$(PYTHON) -m venv .venv
+	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is needed; Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
 .venv/run .venv/test .venv/dev: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[$(@F)]'

@@ -2,9 +2,18 @@
 
 import sys
 
+MISSING = "parity: the package {} is missing; in a clone of sparc_ref: pip install '.[parity]'"
+
 
 def main(argv: list[str] | None = None) -> int:
     """Run a command; the exit status is 0, 1 for a difference that was found, 2 for an error that the user can mend."""
+    from sparc_ref.commands.pipes import quietly
+
+    return quietly(lambda: run(argv))
+
+
+def run(argv):
+    """Load the commands, or say what they lack, and run one."""
     try:
         import tyro
 
@@ -12,7 +21,7 @@ def main(argv: list[str] | None = None) -> int:
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "parity":
             raise
-        print(f"parity: the package {error.name} is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
+        print(MISSING.format(error.name), file=sys.stderr)
         return 2
     if (sys.argv[1:] if argv is None else argv) == ["--version"]:
         from importlib.metadata import version
@@ -28,12 +37,14 @@ def main(argv: list[str] | None = None) -> int:
     )
     try:
         return command.run()
+    except BrokenPipeError:
+        raise
     except KeyboardInterrupt:
         return 130
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "parity":
             raise
-        print(f"parity: the package {error.name} is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
+        print(MISSING.format(error.name), file=sys.stderr)
         return 2
     except (ValueError, OSError) as error:
         print(f"parity: {error}", file=sys.stderr)

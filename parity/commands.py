@@ -70,7 +70,7 @@ class Check:
     isolate: tuple[str, ...] = ()   # parts of a model to set aside: vision=v text=t proj=identity
     framework: Literal["torch", "jax", "numpy", "tensorflow", "cupy"] | None = None  # default: what its code imports
     dtype: Literal["float64", "float32"] | None = None  # default: float64, float32 where that is all it takes
-    device: Literal["cpu", "cuda"] = "cpu"
+    device: Literal["cpu", "cuda"] = "cpu"  # where its arrays live: torch and CuPy also take cuda
     time_limit: float = 30.0        # seconds for one call
     budget: float = 300.0           # seconds for all calls
     memory_limit: float = 4.0       # GiB beyond what it holds once loaded

@@ -5,13 +5,20 @@ import sys
 
 def main() -> int:
     """Run the command line; the exit status is 0, 2 for an error that the user can mend, 130 after Ctrl-C."""
+    from sparc_ref.commands.pipes import quietly
+
+    return quietly(command)
+
+
+def command() -> int:
+    """Load the command line, or say what it lacks, and run it."""
     try:
         from sparc_ref.commands.cli import run
     except ModuleNotFoundError as error:
         if error.name is None or error.name.split(".")[0] == "sparc_ref":
             raise
-        print(f"sparc-ref: the package {error.name} is missing; the command line needs: pip install 'sparc_ref[run]'",
-              file=sys.stderr)
+        print(f"sparc-ref: the package {error.name} is missing; the command line needs, in a clone of sparc_ref: "
+              "pip install '.[run]'", file=sys.stderr)
         return 2
     return run(sys.argv[1:])
 

@@ -17,9 +17,9 @@ FLOATS = ("float16", "bfloat16", "float32", "float64")
 BEYOND = {"float16": 65520.0, "bfloat16": 2.0**128 - 2.0**119, "float32": 2.0**128 - 2.0**103}  # what rounds to infinity
 
 NO_GPU = """{what}
-To run on a GPU you need an NVIDIA driver and the CuPy that matches it:
-    pip install 'sparc_ref[cuda13]'      driver 580 or newer (CUDA 13)
-    pip install 'sparc_ref[cuda12]'      driver 525 or newer (CUDA 12)
+To run on a GPU you need an NVIDIA driver and the CuPy that matches it; in a clone of sparc_ref:
+    pip install '.[run,cuda13]'      driver 580 or newer (CUDA 13)
+    pip install '.[run,cuda12]'      driver 525 or newer (CUDA 12)
 Then `nvidia-smi` and `python -c "import cupy; cupy.cuda.runtime.getDeviceCount()"` should both answer.
 Without a GPU, leave the device at cpu."""
 

@@ -21,34 +21,34 @@ class SPARCConfig:
     """Sizes and decisions.  Where the paper is silent or contradicts itself, the comment says what the default rests on."""
 
     image_size: int = 224           # pixels; positions are learned for this size and resized for others
-    patch_size: int = 16
-    vision_width: int = 768
-    vision_depth: int = 12
-    vision_heads: int = 12
-    text_width: int = 768
-    text_depth: int = 12
-    text_heads: int = 12
-    vocab_size: int = 32000
-    max_tokens: int = 55
+    patch_size: int = 16            # pixels along a patch's side
+    vision_width: int = 768         # of the vision tower
+    vision_depth: int = 12          # its blocks
+    vision_heads: int = 12          # heads of its attention
+    text_width: int = 768           # of the text tower
+    text_depth: int = 12            # its blocks; 0: a token's embedding does not depend on its neighbours
+    text_heads: int = 12            # heads of its attention
+    vocab_size: int = 32000         # tokens that the model knows; a tokenizer that is learned has so many pieces at most
+    max_tokens: int = 55            # of a caption, the end token included; what is longer is cut
     embed_dim: int = 512            # D, the joint width
-    mlp_ratio: int = 4
+    mlp_ratio: int = 4              # hidden width of an MLP, as a multiple of its tower's
     gelu: str = "tanh"              # "tanh": JAX's default, the authors' framework | "erf"
-    layer_norm_eps: float = 1e-6
+    layer_norm_eps: float = 1e-6    # added to the variance in every LayerNorm
     position_resize: str = "bicubic"  # "bicubic" | "linear", when the image is not image_size
     text_positions: str = "learned"   # "learned" | "none": a caption is a bag of tokens
     text_pool: str = "masked"       # "masked": mean over real tokens | "all": Listing 1, padding included
-    h_v: str = "dense_gelu"         # section 2's h_v, C -> C on the pooled vector | "none": Listing 1
-    temperature: str = "shared"     # one theta = log(1/tau) for both losses | "separate"
+    h_v: str = "dense_gelu"         # "dense_gelu": section 2's h_v, C -> C on the pooled vector | "none": Listing 1
+    temperature: str = "shared"     # "shared": one theta = log(1/tau) for both losses | "separate"
     temperature_init: float = 0.07  # tau at the start
-    reduction: str = "sample"       # eq. 6 | "token": Listing 1
-    sigma: float | None = None      # sparsity threshold; None: 1/P
-    similarity: str = "dot"         # these five are align_patches' keywords
-    align: str = "minmax"
-    threshold_on: str = "minmax"
-    flat: str = "uniform"
-    ties: str = "share"
-    lambda_g: float = 0.5           # appendix D.4
-    lambda_f: float = 1.0           # appendix D.4 sweeps 0.5, 1, 5, 10; 0 leaves the fine-grained loss out
+    reduction: str = "sample"       # "sample": eq. 6, mean over captions | "token": Listing 1, mean over all tokens
+    sigma: float | None = None      # sparsity threshold, eq. 3; None: 1/P
+    similarity: str = "dot"         # "dot": the inner product | "cosine"; this and the next four are align_patches' keywords
+    align: str = "minmax"           # "minmax": eqs. 2-4 | "no_threshold" | "softmax": the paper's Table 8
+    threshold_on: str = "minmax"    # "minmax": eq. 3 | "weights": after eq. 4, then to sum 1 again
+    flat: str = "uniform"           # a token to which all patches are alike: "uniform" weights | "zero" | "nan": 0/0
+    ties: str = "share"             # a tied minimum or maximum: its gradient is "share"d evenly | goes to the "first"
+    lambda_g: float = 0.5           # weight of the global loss, eq. 7; appendix D.4
+    lambda_f: float = 1.0           # of the fine-grained loss, eq. 7; appendix D.4 sweeps 0.5, 1, 5, 10; 0 leaves that loss out
 
     def __post_init__(self):
         choices = CHOICES | {
@@ -96,7 +96,7 @@ PRESETS = {
     "tiny": replace(  # seconds on a CPU
         _SMALL, vision_width=64, vision_depth=2, vision_heads=4, text_width=64, text_depth=2, text_heads=4, embed_dim=64
     ),
-    "small": replace(  # minutes on a CPU; 3.7 M parameters besides the vocabulary
+    "small": replace(  # 2,000 updates take about an hour on a CPU; 3.7 M parameters besides the vocabulary
         _SMALL, vision_width=192, vision_depth=4, vision_heads=3, text_width=192, text_depth=4, text_heads=3, embed_dim=128
     ),
     "vit_b_32": replace(_PAPER, patch_size=32),

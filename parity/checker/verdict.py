@@ -31,7 +31,7 @@ OVERRIDES = ("call", "patches", "tokens", "mask", "scale", "sigma", "returns", "
              "method", "isolate", "dtype")
 
 
-NO_TORCH = "the check needs torch, of which a CPU build is enough: pip install 'sparc_ref[parity]'"
+NO_TORCH = "the check needs torch, of which a CPU build is enough: pip install '.[parity]' in a clone"
 
 
 def has_torch() -> bool:

@@ -46,7 +46,7 @@ def missing() -> list[str]:
         if not torch.cuda.is_available():
             found.append(f"torch {torch.__version__} sees no GPU: torch.cuda.is_available() is False")
     except ModuleNotFoundError:
-        found.append("torch: pip install 'sparc_ref[parity]'")
+        found.append("torch: pip install '.[parity]' in a clone of sparc_ref")
     try:
         get_device("cuda")
     except ValueError as error:
@@ -55,7 +55,7 @@ def missing() -> list[str]:
         try:
             __import__(name)
         except ModuleNotFoundError:
-            found.append(f"{name}: pip install 'sparc_ref[parity]'")
+            found.append(f"{name}: pip install '.[parity]' in a clone of sparc_ref")
     return found
 
 
@@ -64,7 +64,7 @@ def main(argv: list[str] | None = None) -> int:
     try:
         import tyro
     except ModuleNotFoundError:
-        print("gpu-check: tyro is missing: pip install 'sparc_ref[parity]'", file=sys.stderr)
+        print("gpu-check: tyro is missing: pip install '.[parity]' in a clone of sparc_ref", file=sys.stderr)
         return 2
     options = tyro.cli(GpuCheck, args=argv, prog="python -m parity.ladder.gpu_check")
     lacking = missing()

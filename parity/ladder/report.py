@@ -146,6 +146,28 @@ def worst_rows(rung: Mapping[str, Any]) -> dict[str, Mapping[str, Any]]:
     return worst
 
 
+def closest(results: Mapping[str, Any]) -> list[dict[str, Any]]:
+    """Of each rung, what came closest to its budget or went beyond it, for charts.overview.
+
+    A planted error that has to leave its budget counts only where it did not.
+    """
+    found = []
+    for rung in results["rungs"]:
+        rows = [row for row in rung["rows"] if not (row["must_leave"] and row["ok"])]
+        row = max(rows, key=lambda row: (not row["ok"], headroom(row)), default=None)
+        said, share = {"not run": "not run"}.get(rung["status"], "nothing compared"), None
+        if row is not None:
+            share, what = headroom(row), f"{row['name']}, {row['dtype']}"
+            said = f"{share:.0%}: {what}" if row["ok"] else describe(row)
+        found.append({"name": rung["name"], "said": clipped(said), "share": share, "dtype": row["dtype"] if row else "",
+                      "ok": rung["status"] != "failed" if row is None else row["ok"]})
+    return found
+
+
+def clipped(text: str, most: int = 70) -> str:
+    return text if len(text) <= most else text[:most - 1] + "…"
+
+
 def lines(results: Mapping[str, Any]) -> Iterable[list[str]]:
     """The table's cells: rung, compared, how many of these prove nothing, one cell a precision, outcome, time."""
     for rung in results["rungs"]:
@@ -156,6 +178,8 @@ def lines(results: Mapping[str, Any]) -> Iterable[list[str]]:
         yield [rung["name"], f"{rung['compared']:,}", f"{rung['blind']:,}", *cells, outcome, f"{rung['seconds']:.0f} s"]
 
 
+CELLS = ("Each cell is the tensor that came closest to its budget: its largest error and the budget, both as fractions of the "
+         "tensor's scale, or of a gradient's length where its factor came closer.")
 HEAD = ["rung", "compared", "prove nothing", *(f"{c}: error of budget" for c in COLUMNS), "", "time"]
 OUTCOME = HEAD.index("")
 
@@ -198,6 +222,7 @@ def terminal(results: Mapping[str, Any], console: Any = None) -> None:
         bad = cells[OUTCOME] != "ok"
         table.add_row(*cells, style="bold red" if cells[OUTCOME] == "FAILED" else "yellow" if bad else None)
     console.print(table)
+    console.print(f"  {CELLS}", markup=False, highlight=False, soft_wrap=True)
     if results["sensitivity"]:
         seen = Table(title=sensitivity.TITLE, title_justify="left")
         for i, name in enumerate(sensitivity.HEAD):
@@ -271,26 +296,33 @@ def junit(results: Mapping[str, Any]) -> str:
 
 
 STYLE = """
-:root { color-scheme: light; }
+:root { color-scheme: light dark; --paper: #fff; --ink: #111; --soft: #333; --axis: #555; --grid: #c2c2c2; --faint: #e4e4e4;
+        --stripe: #f2f2f2; --alarm: #fdecee; --failed: #b00020; --float64: #0a58a6; --float32: #00755a; --bits16: #a34500;
+        --broad: #8fbbe8; --good: #19702f; --good-paper: #eaf6ed; --part: #8a6100; --part-paper: #fdf5e2; --link: #0b4f8a; }
+@media (prefers-color-scheme: dark) {
+  :root { --paper: #16181b; --ink: #ececec; --soft: #c4c4c4; --axis: #b4b4b4; --grid: #565b61; --faint: #33373c;
+          --stripe: #202328; --alarm: #4a1720; --failed: #ff8c9a; --float64: #7db8f5; --float32: #4fc9a5; --bits16: #f0a05c;
+          --broad: #35618f; --good: #56b36f; --good-paper: #16301d; --part: #d9a93c; --part-paper: #362b10; --link: #8cc1f7; }
+}
 * { box-sizing: border-box; }
-body { font: 16px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: #111; background: #fff; margin: 0 auto;
+body { font: 16px/1.5 system-ui, "DejaVu Sans", Arial, sans-serif; color: var(--ink); background: var(--paper); margin: 0 auto;
        max-width: 74rem; padding: 1rem 1.2rem 4rem; overflow-wrap: break-word; }
 h1 { font-size: 1.6rem; margin: .6rem 0 .5rem; }
-h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; border-bottom: 1px solid #999; padding-bottom: .2rem; }
+h2 { font-size: 1.2rem; margin: 2.2rem 0 .3rem; border-bottom: 1px solid var(--axis); padding-bottom: .2rem; }
 p { max-width: 56rem; margin: .4rem 0; } li { max-width: 56rem; }
-.verdict { border-left: .5rem solid #19702f; background: #eaf6ed; padding: .6rem .9rem; }
-.verdict.failed { border-color: #b00020; background: #fdecee; color: #8c0019; }
+.verdict { border-left: .5rem solid var(--good); background: var(--good-paper); padding: .6rem .9rem; }
+.verdict.failed { border-color: var(--failed); background: var(--alarm); }
 .verdict strong { font-size: 1.1rem; }
-.verdict.partly { border-color: #8a6100; background: #fdf5e2; }
+.verdict.partly { border-color: var(--part); background: var(--part-paper); }
 table { border-collapse: collapse; font-variant-numeric: tabular-nums; margin: .8rem 0; }
 th, td { text-align: right; padding: .2rem .8rem .2rem 0; white-space: nowrap; vertical-align: baseline; }
 th:first-child, td:first-child, .left { text-align: left; }
-thead th { border-bottom: 2px solid #111; } tbody td { border-bottom: 1px solid #e0e0e0; }
-td.bad { color: #b00020; font-weight: bold; } tr.skipped td { color: #7a5600; }
+thead th { border-bottom: 2px solid var(--ink); } tbody td { border-bottom: 1px solid var(--grid); }
+td.bad { color: var(--failed); font-weight: bold; } tr.skipped td { color: var(--part); }
 .small td, .small th { font-size: .86rem; white-space: normal; text-align: left; }
 .scroll { overflow-x: auto; } figure { margin: .4rem 0 0; }
-svg { display: block; max-width: 100%; height: auto; } figcaption { font-size: .86rem; color: #444; max-width: 56rem; }
-a { color: #0b4f8a; }
+svg { display: block; max-width: 100%; height: auto; } figcaption { font-size: .86rem; color: var(--soft); max-width: 56rem; }
+a { color: var(--link); }
 @media print { figure, tr { break-inside: avoid; } }
 """
 
@@ -342,9 +374,9 @@ def page(results: Mapping[str, Any]) -> str:
 <h1>{e(results["title"])}</h1>
 {head}
 <p>{e(facts(results))}</p>
+<figure class="scroll">{charts.overview(closest(results))}</figure>
 {table}
-<p>Each cell is the tensor that came closest to its budget: its largest error and the budget, both as fractions of the tensor's
-scale, or of a gradient's length where its factor came closer. {charts.LEGEND}</p>
+<p>{e(CELLS)} {charts.LEGEND}</p>
 {seen}
 {f"<ul>{said}</ul>" if said else ""}
 {"".join(sections)}

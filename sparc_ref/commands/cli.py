@@ -1,15 +1,15 @@
-"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | explain, and what others add.
+"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | report | explain, and what others add.
 
 Another package adds a command by an entry point of the group "sparc_ref.commands": a dataclass with run() -> exit status, and
 `needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
 """
 
 import json
-import os
+import re
 import shlex
 import sys
 from contextlib import suppress
-from dataclasses import dataclass, field, fields, make_dataclass, replace
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, make_dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal, TypeAlias
@@ -26,13 +26,41 @@ from sparc_ref.run.train import Interrupted, TrainConfig, reasons, train
 if TYPE_CHECKING:
     Preset: TypeAlias = str
     ModelOptions: TypeAlias = SPARCConfig
-else:  # one optional option per field of SPARCConfig: what is not given is the preset's
+    TrainOptions: TypeAlias = TrainConfig
+else:
     Preset, why = Literal[tuple(PRESETS)], reasons(SPARCConfig)
+
+    def presets(name):
+        """An option's value in every preset: "64 tiny, small; 224 vit_b_32, vit_b_16, vit_l_14"."""
+        values = {}
+        for preset, config in PRESETS.items():
+            value = getattr(config, name)
+            values.setdefault("1/P" if value is None else value, []).append(preset)  # only sigma may be None
+        return "; ".join(f"{value} {', '.join(names)}" for value, names in values.items()) if len(values) > 1 else (
+            f"{next(iter(values))} in every preset")
+
+    # one optional option per field of SPARCConfig: what is not given is the preset's
     ModelOptions = make_dataclass("ModelOptions", [
-        (f.name, Annotated[f.type | None, tyro.conf.arg(help=f"{why.get(f.name, '')} [the preset's]".strip())],
+        (f.name, Annotated[f.type | None, tyro.conf.arg(
+            help=why[f.name], metavar={int: "INT", str: "STR"}.get(f.type, "FLOAT"),
+            help_behavior_hint=f"(default: {presets(f.name)})")],
          field(default=None)) for f in fields(SPARCConfig)
     ], frozen=True)
-    ModelOptions.__doc__ = "What to change in the preset. vocab_size is the most pieces that a tokenizer learns here."
+    ModelOptions.__doc__ = "What to change in the preset."
+    # TrainConfig without its checks: their messages are then this command line's, not tyro's
+    TrainOptions = make_dataclass("TrainOptions", [
+        (f.name, Annotated[f.type, tyro.conf.arg(help=reasons(TrainConfig)[f.name])], field(default=f.default))
+        for f in fields(TrainConfig)
+    ], frozen=True)
+    TrainOptions.__doc__ = "How to train."
+
+
+def otherwise(metavar, hint):
+    """An option that has no value by default: how it is written, and what happens without it."""
+    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {hint})")
+
+
+Data = "KIND[:PATH][?OPTIONS] [...]"
 
 
 @dataclass(frozen=True)
@@ -48,16 +76,19 @@ class Train:
     """
 
     out: Path                       # the run directory: configuration, metrics, tokenizer, checkpoints
-    training: TrainConfig
+    training: TrainOptions
     model: ModelOptions
-    data: tuple[str, ...] = ("drawn",)  # what to train on; several are accumulated
-    validation: tuple[str, ...] = ()  # what to measure on; default: what is kept apart, else the images trained on
-    preset: Preset = "tiny"         # tiny: seconds on a CPU; small: minutes; the others are the paper's
-    tokenizer: Path | None = None   # a saved tokenizer or a sentencepiece .model; default: learned from the captions
+    # what to train on; several are accumulated
+    data: Annotated[tuple[str, ...], tyro.conf.arg(metavar=Data)] = ("drawn",)
+    # what to measure on, every --eval-every updates
+    validation: Annotated[tuple[str, ...], otherwise(Data, "what is kept apart, else the data itself")] = ()
+    preset: Preset = "tiny"         # sizes of the model; on a CPU tiny takes minutes, small an hour; the others are the paper's
+    # a saved tokenizer or a sentencepiece .model
+    tokenizer: Annotated[Path | None, otherwise("PATH", "learned from the captions")] = None
     eos: bool = True                # end every caption with an EOS token
     lower: bool = True              # lower-case captions
-    resume: bool = False            # continue the run in `out`, bit for bit; start it where there is none
-    overwrite: bool = False         # delete the run that `out` holds
+    resume: bool = False            # continue the run in --out, bit for bit; start it where there is none
+    overwrite: bool = False         # delete the run that --out holds
 
 
 @dataclass(frozen=True)
@@ -65,12 +96,28 @@ class Evaluate:
     """Measure a trained model: retrieval, and where there are masks segmentation and localisation; the grounding gap always."""
 
     checkpoint: Path                # a checkpoint or a run directory
-    data: tuple[str, ...] = ("drawn",)  # as in train
-    split: str = "test"             # of drawn scenes: train, validation, test, unseen; of pictures: ..., heldout
-    limit: int | None = None        # examples at most
+    # what to measure on, as in train
+    data: Annotated[tuple[str, ...], otherwise(Data, "the run's validation data, else its own data")] = ()
+    # of drawn scenes: train, validation, test, unseen; of pictures: train, validation, test, heldout
+    split: Annotated[str | None, otherwise("STR", "test, where --data or the run names none")] = None
+    # examples at most
+    limit: Annotated[int | None, otherwise("INT", "1000 of scenes, all captioned pictures")] = None
     batch: int = 64                 # examples at a time
     shards: int = 4                 # parts of a batch side by side
-    json: Path | None = None        # also write the numbers here
+    json: Annotated[Path | None, otherwise("PATH", "none")] = None  # also write the numbers here
+
+
+@dataclass(frozen=True)
+class Report:
+    """Measure runs and write a page with numbers, heat maps, curves and configuration, side by side where there are several."""
+
+    # run directories; the demo's stands for both of its runs
+    runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
+    # what to measure all of them on, as in train
+    data: Annotated[tuple[str, ...], otherwise(Data, "what the first run names, as in evaluate")] = ()
+    out: Annotated[Path | None, otherwise("PATH", "report.html in the first run")] = None  # the page to write
+    # examples at most
+    limit: Annotated[int | None, otherwise("INT", "1000 of scenes, all captioned pictures")] = None
 
 
 @dataclass(frozen=True)
@@ -83,7 +130,7 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "explain": Explain}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "report": Report, "explain": Explain}
 ADDED: dict[str, Any] = {point.name: point.load() for point in sorted(entry_points(group="sparc_ref.commands"))}
 
 
@@ -118,6 +165,10 @@ def run(argv: list[str]) -> int:
                 run_train(command, again)
             case Evaluate():
                 run_evaluate(command)
+            case Report():
+                from sparc_ref.commands.report import report
+
+                report(command.runs, command.data, command.out, command.limit)
             case Explain():
                 from sparc_ref.show.explain import explain
 
@@ -136,15 +187,15 @@ def run(argv: list[str]) -> int:
             return 130
         print(f"stopped at once; the last checkpoint is intact. Continue with:\n  {again}", file=sys.stderr)
         return 130
-    except BrokenPipeError:
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 2
+    except BrokenPipeError:                               # see pipes.py
+        raise
     except ModuleNotFoundError as error:
         extra = getattr(command, "needs", "run")
-        print(f"sparc-ref: the package {error.name} is missing: pip install 'sparc_ref[{extra}]'", file=sys.stderr)
+        print(f"sparc-ref: the package {error.name} is missing; in a clone of sparc_ref: pip install '.[{extra}]'",
+              file=sys.stderr)
         return 2
     except (ValueError, OSError, MemoryError, ArithmeticError) as error:
-        print(f"sparc-ref: {error or type(error).__name__}", file=sys.stderr)
+        print(f"sparc-ref: {as_options(str(error), command) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
 
@@ -155,29 +206,49 @@ def to_continue(argv: list[str]) -> str:
                        "--resume"])
 
 
+def as_options(message: str, command: Any) -> str:
+    """A message in which fields of the command are spelled as its options: "eval_limit: ..." -> "--eval-limit: ..."
+
+    Names of several words wherever they stand alone; plain words, which may be anything, only where a message begins with
+    them and a colon; "train.lr: ", "model.lambda_f: " of two runs that differ. Paths and quoted texts stay as they are.
+    """
+    names = {f.name for f in fields(command)}
+    names |= {f.name for part in vars(command).values() if is_dataclass(part) for f in fields(part)}
+    also = {"batch_size": "batch"} if "batch" in names else {}
+    spelled = {name: "--" + name.replace("_", "-") for name in names} | {name: f"--{option}" for name, option in also.items()}
+    several = [name for name in spelled if "_" in name]
+    patterns = [rf"^({'|'.join(spelled)})(?=: )", rf"(?<![\w./-])(?:train|model)\.({'|'.join(spelled)})(?=: )",
+                *[rf"(?<![\w./'\"-])({'|'.join(several)})(?![\w/'\"=(-]|\.\w)"] * bool(several)]
+    for pattern in patterns:
+        message = re.sub(pattern, lambda found: spelled[found[1]], message)
+    return message
+
+
 def run_train(command, again):
     """The command `train`."""
     from sparc_ref.run.rundir import TOKENIZER, check_out
-    from sparc_ref.run.sources import make_tokenizer, open_source, open_tokenizer, validation_of
+    from sparc_ref.run.sources import make_tokenizer, open_source, open_tokenizer, remembered, validation_of
 
     check_out(command.out, command.resume, command.overwrite)
-    get_device(command.training.device)
+    training = TrainConfig(**asdict(command.training))
+    get_device(training.device)
     changes = {f.name: v for f in fields(command.model) if (v := getattr(command.model, f.name)) is not None}
     config = replace(PRESETS[command.preset], **changes)
     sets = [open_source(spec, config.image_size) for spec in command.data]
     for spec, dataset in zip(command.data, sets):
         if hasattr(dataset, "report"):
             print(f"{spec}: {dataset.report}")
+    named = dict(zip(command.data, sets))
     if command.validation:
         checks = {}
         for spec in command.validation:
-            opened = open_source(spec, config.image_size, split="validation")
+            opened = named[spec] = open_source(spec, config.image_size, split="validation")
             checks[f"{opened.name}" if opened.name not in checks else f"{opened.name}#{len(checks)}"] = opened
     else:
         checks = {}
         for i, (spec, dataset) in enumerate(zip(command.data, sets)):
             if apart := validation_of(spec, dataset):
-                opened = open_source(apart, config.image_size, split="validation", count=command.training.eval_limit)
+                opened = open_source(apart, config.image_size, split="validation", count=training.eval_limit)
                 checks[f"{i}:{opened.name}"] = opened
             else:
                 checks[f"{i}:{dataset.name}, trained on"] = dataset
@@ -190,16 +261,25 @@ def run_train(command, again):
         tokenizer = open_tokenizer(command.out / TOKENIZER)
     else:
         tokenizer = make_tokenizer(sets, config.vocab_size, command.eos, command.lower)
-    train(replace(config, vocab_size=tokenizer.vocab_size), command.training, sets, tokenizer, command.out,
-          validation=checks, resume=command.resume, overwrite=command.overwrite, again=again)
+    train(replace(config, vocab_size=tokenizer.vocab_size), training, sets, tokenizer, command.out,
+          validation=checks, resume=command.resume, overwrite=command.overwrite, again=again,
+          sources=remembered(command.data, command.validation, opened=named) | {"command": started(again)})
+    print(f"Measure it, and see it on a page:\n  {shlex.join(['sparc-ref', 'report', str(command.out)])}")
+
+
+def started(again: str) -> str:
+    """The command that began a run, without the place: two runs of the same hold the same."""
+    words = [word for word in shlex.split(again) if word not in ("--resume", "--overwrite")]
+    out = words.index("--out") if "--out" in words else len(words)
+    return shlex.join(word for word in [*words[:out], *words[out + 2:]] if not word.startswith("--out="))
 
 
 def run_evaluate(command):
     """The command `evaluate`: one table per data set; JSON where asked for."""
-    from sparc_ref.run.measure import evaluate
-    from sparc_ref.run.rundir import load_run
-    from sparc_ref.run.sources import check_split, has_splits, open_source
-    from sparc_ref.run.train import one_blas_thread
+    from sparc_ref.commands.report import measure
+    from sparc_ref.run.rundir import load_run, sources_of
+    from sparc_ref.run.sources import check_split, has_splits, open_source, trained_on, with_options
+    from sparc_ref.show.results import grounding, numbers_table
 
     for name in ("limit", "batch", "shards"):
         if (value := getattr(command, name)) is not None and value < 1:
@@ -208,20 +288,21 @@ def run_evaluate(command):
         check_split(command.split, command.data)
     check_output("--json", command.json)
     params, config, tokenizer, found = load_run(command.checkpoint)
+    sources = {} if command.data else sources_of(found)
+    own = sources.get("measured", {}).values()
+    own = dict.fromkeys(with_options(spec, split=command.split) if command.split and has_splits(spec) else spec for spec in own)
     results = {}
-    for spec in command.data:
-        dataset = open_source(spec, config.image_size, split=command.split)
+    for spec in command.data or own:
+        dataset = open_source(spec, config.image_size, split=command.split or "test")
         if hasattr(dataset, "report"):
             print(f"{spec}: {dataset.report}")
-        limit = command.limit or min(len(dataset), 1000 if has_splits(spec) else len(dataset))
-        with one_blas_thread(command.shards > 1):
-            numbers = evaluate(params, config, dataset, tokenizer, limit, command.batch, shards=command.shards)
+        numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards)
         results[f"{spec} {dataset.name}"] = numbers
-        print(f"{found.path} on {dataset.name}, {limit} examples")
-        for name, value in numbers.items():
-            if not name.endswith("_chance"):
-                chance = numbers.get(name + "_chance")
-                print(f"  {name:26} {value:10.4f}" + (f"   (chance {chance:.4f})" if chance is not None else ""))
+        own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
+        print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")
+        print(numbers_table(numbers))
+        if said := grounding(numbers):
+            print(said)
     if command.json:
         content = {"checkpoint": str(found.path), "step": found.step, "results": results}
         write_output(command.json, json.dumps(content, indent=1))

@@ -7,12 +7,9 @@ Writes into the run directory, one folder per model (and per seed, with several)
 The recipe below was chosen on validation scenes; the numbers are those of test scenes, and of pairs that training never shows.
 """
 
-import importlib.resources
+import datetime
 import json
-import os
-import platform
 import re
-import sys
 import time
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, replace
@@ -21,13 +18,14 @@ from typing import Any
 
 import numpy as np
 
-from sparc_ref import __version__
+from sparc_ref.commands.report import FREE, MODELS, environment, training_seconds, write_page
 from sparc_ref.model import PRESETS
 from sparc_ref.run.files import write_whole
+from sparc_ref.run.sources import remembered
 from sparc_ref.run.train import TrainConfig, train
 
-MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
-SPREAD = "demo_spread.json"                               # package data, a measured seeds.json
+DATA = "drawn?style=short"                                # as on a command line: what recipe() trains on
+SPLITS = {"": "test", "unseen": "unseen"}                 # what both models are measured on
 
 
 @dataclass(frozen=True)
@@ -36,12 +34,12 @@ class DemoConfig:
 
     out: Path = Path("runs/demo")   # the run directory
     seed: int = 0                   # initial weights, order of the data
-    seeds: int = 1                  # how many seeds, from `seed` on; their spread goes into the report and seeds.json
+    seeds: int = 1                  # how many seeds, from --seed on; their spread goes into the report and seeds.json
     steps: int = 400                # updates of each model
     examples: int = 500             # held-out scenes that the final numbers are measured on
     checkpoint_every: int = 100     # updates between checkpoints
     resume: bool = False            # continue a demo that was stopped; start it where there is none
-    overwrite: bool = False         # delete the demo that `out` holds
+    overwrite: bool = False         # delete the demo that --out holds
 
 
 def recipe(config: DemoConfig) -> tuple:
@@ -63,9 +61,9 @@ def recipe(config: DemoConfig) -> tuple:
 
 def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callable[[str], Any] = print) -> Path:
     """Train and measure both models for every seed, write report.html and print its table.   -> path of the report"""
-    if config.seeds < 1 or config.examples < 2 or config.steps < 1:
-        raise ValueError("expected seeds >= 1, examples >= 2, steps >= 1; "
-                         f"got {config.seeds}, {config.examples}, {config.steps}")
+    for name, least in (("seeds", 1), ("examples", 2), ("steps", 1)):
+        if getattr(config, name) < least:
+            raise ValueError(f"{name}: expected at least {least}, got {getattr(config, name)}")
     import sparc_ref.show.report  # noqa: F401  a missing package shows now, not after the training
 
     folders = {seed: config.out if config.seeds == 1 else config.out / f"seed_{seed:02d}"
@@ -74,13 +72,18 @@ def demo(config: DemoConfig, again: str = "sparc-ref demo --resume", say: Callab
     began, finals = time.perf_counter(), []
     for seed, folder in folders.items():
         finals.append({key: one_model(replace(config, seed=seed), key, folder, again, say) for key in MODELS})
+    seeds = None
     if config.seeds > 1:
-        measured = seeds_summary(config, finals)
-        write_json(config.out / "seeds.json", measured)
-    else:
-        measured = known_spread(recipe_of(config))
-    first = config.out if config.seeds == 1 else config.out / f"seed_{config.seed:02d}"
-    path = write_report(config, first, finals[0], measured)
+        seeds = seeds_summary(config, finals)
+        write_json(config.out / "seeds.json", seeds)
+    first, path = folders[config.seed], config.out / "report.html"
+    write_page(
+        path, {name: first / key for key, (name, _) in MODELS.items()}, measured_on(config), title="SPARC on drawn scenes",
+        finals={MODELS[key][0]: numbers for key, numbers in finals[0].items()}, seeds=seeds, say=say,
+        command=f"sparc-ref demo --seed {config.seed} --steps {config.steps} --examples {config.examples}",
+        notes=("Both models started from the same weights and saw the same batches in the same order.",
+               "The recipe was chosen on validation scenes; the numbers are those of test scenes."),
+    )
     say(f"{time.perf_counter() - began:.0f} s in all. Open {path}")
     return path
 
@@ -103,40 +106,38 @@ def check_folders(config, folders):
             check_out(folder / key, config.resume, config.overwrite)
 
 
+def measured_on(config):
+    """{name: data, as on a command line}"""
+    return {name: f"{DATA}&split={split}&count={config.examples}" for name, split in SPLITS.items()}
+
+
 def one_model(config, key, folder, again, say):
     """Train one of the two models and measure it on held-out scenes.   -> flat dict of numbers"""
     from sparc_ref.run.measure import evaluate
+    from sparc_ref.run.rundir import read_metrics
     from sparc_ref.run.train import one_blas_thread
 
     scenes, validation, tokenizer, model, training = recipe(config)
     model = replace(model, **MODELS[key][1])
     say(f"--- {MODELS[key][0]}, seed {config.seed}")
     params = train(model, training, [scenes], tokenizer, folder / key, validation={"validation": validation},
-                   resume=config.resume, overwrite=config.overwrite, again=again, say=say)
-    file = folder / key / "final.json"
-    numbers = {"seconds": training_seconds(folder / key / "metrics.jsonl")}
+                   resume=config.resume, overwrite=config.overwrite, again=again, say=say,
+                   sources=remembered([DATA], measured=measured_on(config)))
+    numbers = {"seconds": training_seconds(read_metrics(folder / key / "metrics.jsonl"))}
     with one_blas_thread(training.shards > 1):
-        for split, prefix in (("test", ""), ("unseen", "unseen_")):
+        for name, split in SPLITS.items():
             held_out = replace(scenes, split=split, count=config.examples)
             found = evaluate(params, model, held_out, tokenizer, shards=training.shards)
-            numbers |= {prefix + name: value for name, value in found.items()}
-    write_json(file, numbers)
+            numbers |= {f"{name}_{key}" if name else key: value for key, value in found.items()}
+    write_json(folder / key / "final.json", numbers)
     return numbers
-
-
-def training_seconds(metrics):
-    """Seconds of all updates, from the mean of those that were logged; evaluation and checkpoints are not in it."""
-    from sparc_ref.run.rundir import read_metrics
-
-    rows = [r for r in read_metrics(metrics) if r["kind"] == "train"]
-    return float(np.mean([r["seconds"] for r in rows]) * max(r["step"] for r in rows))
 
 
 def recipe_of(config):
     """Everything that decides the numbers except the seed, JSON-able: what a measured spread belongs to."""
     scenes, _, tokenizer, model, training = recipe(config)
     recipe_ = {"scenes": scenes.describe(), "tokenizer": tokenizer.describe(), "model": asdict(model),
-               "training": {k: v for k, v in asdict(training).items() if k not in ("seed", "checkpoint_every", "keep")},
+               "training": {k: v for k, v in asdict(training).items() if k not in FREE},
                "examples": config.examples}
     return json.loads(json.dumps(recipe_))
 
@@ -148,65 +149,9 @@ def seeds_summary(config, finals):
         names = sorted(set.intersection(*(set(f[key]) for f in finals)))
         values = {name: [f[key][name] for f in finals] for name in names}
         spread[key] = {n: [float(np.mean(x)), float(np.std(x, ddof=1)), len(x)] for n, x in values.items()}
-    return {"recipe": recipe_of(config), "spread": spread, "finals": finals,
+    return {"recipe": recipe_of(config), "spread": spread, "finals": finals, "measured": datetime.date.today().isoformat(),
             "command": f"sparc-ref demo --seed {config.seed} --seeds {config.seeds} --steps {config.steps}",
             **environment()}
-
-
-def known_spread(recipe_):
-    """The spread that ships with the package, if it was measured for this very recipe; otherwise none."""
-    file = importlib.resources.files("sparc_ref") / SPREAD
-    if not file.is_file():
-        return {}
-    measured = json.loads(file.read_text(encoding="utf-8"))
-    return measured if measured["recipe"] == recipe_ else {}
-
-
-def write_report(config, folder, finals, measured):
-    """report.html and the table in the terminal."""
-    from sparc_ref.run.examples import explain_examples
-    from sparc_ref.run.rundir import load_run, read_metrics
-    from sparc_ref.show.report import DemoReport, Run, demo_report, print_results
-    from sparc_ref.show.results import NUMBERS, Number
-
-    scenes, _, _, _, training = recipe(config)
-    test = replace(scenes, split="test", count=config.examples)
-    shown = [i for i in range(len(test)) if len(test[i].regions) >= 3][:6]
-    runs = []
-    for key, (name, _) in MODELS.items():
-        params, model, tokenizer, found = load_run(folder / key)
-        relative = os.path.relpath(folder / key, config.out)
-        runs.append(Run(
-            name=name, config={**asdict(model), **asdict(training)}, metrics=read_metrics(folder / key / "metrics.jsonl"),
-            final=finals[key], spread={k: tuple(v) for k, v in measured.get("spread", {}).get(key, {}).items()},
-            examples=explain_examples(params, model, test, tokenizer, shown),
-            files={"configuration": f"{relative}/config.json", "metrics": f"{relative}/metrics.jsonl",
-                   "checkpoint": os.path.relpath(found.path, config.out), "numbers": f"{relative}/final.json"},
-        ))
-    unseen = [Number("unseen_" + n.key, n.label, "Unseen colour-shape pairs", n.kind, n.better, n.chance)
-              for n in NUMBERS if n.key in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
-    notes = ["Both models started from the same weights and saw the same batches in the same order.",
-             "The recipe was chosen on validation scenes; the numbers are those of test scenes."]
-    if measured:
-        notes.append(f"Spread over seeds: {measured['command']}, sparc_ref {measured['sparc_ref']}, {measured['machine']}.")
-    else:
-        notes.append("The spread over seeds of this recipe is not measured; sparc-ref demo --seeds N measures it.")
-    report = DemoReport(
-        title="SPARC on drawn scenes", runs=runs, trained_on=scenes.describe(), evaluated_on=test.describe(),
-        environment=environment(), notes=notes, numbers=(*NUMBERS[:-1], *unseen, NUMBERS[-1]),
-        reproduce=(f"sparc-ref demo --seed {config.seed} --steps {config.steps} --examples {config.examples}",),
-    )
-    path = demo_report(config.out, report)
-    print_results(report)
-    return path
-
-
-def environment():
-    """Versions and the machine."""
-    from sparc_ref.backend import cores
-
-    return {"sparc_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
-            "machine": f"{cores()} cores of {platform.machine()}, {sys.platform}"}
 
 
 def write_json(path, content):

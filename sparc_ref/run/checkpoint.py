@@ -164,7 +164,10 @@ def find(path: str | os.PathLike) -> Path:
         raise CheckpointError(f"{path}: no such directory; expected a checkpoint (step_...) or a run directory")
     if STEP_NAME.fullmatch(path.name):
         raise refuse(path, f"{INDEX} is missing")
-    raise CheckpointError(f"{path}: holds no checkpoint; expected a directory with {INDEX}, or a run with checkpoints/step_...")
+    runs = [str(p.parent) for p in (*sorted(path.glob("*/checkpoints")), *sorted(path.glob("*/*/checkpoints"))) if steps(p)]
+    held = f"; the runs in it: {listed(runs)}" if runs else ""
+    raise CheckpointError(f"{path}: holds no checkpoint; expected a directory with {INDEX}, or a run with checkpoints/step_..."
+                          + held)
 
 
 def steps(folder: str | os.PathLike) -> list[Path]:

@@ -1,5 +1,7 @@
 """What figures show of single examples: the stages of the alignment, word by word, and predicted against true masks."""
 
+import re
+import unicodedata
 from dataclasses import dataclass
 from typing import Any
 
@@ -8,18 +10,23 @@ import numpy as np
 from sparc_ref.model import SPARCConfig
 from sparc_ref.run.measure import align, class_embeddings, grid_of, images_of, regions_of, segmented, texts_of, truth_of
 
+UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana, Han: no spaces between words, so a run of letters is no word
+    "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
+
 
 @dataclass(frozen=True, eq=False)
 class Explained:
     """One picture and caption, seen through one model.
 
     image       (H,W,3) uint8
-    words       L tokens of the caption as they stand in it; special tokens are left out
-    similarity, minmax, sparse, weights     (L,P), eqs. 2-4; minmax and sparse are None under align="softmax"
+    words       L words of the caption as they stand in it, the pieces of one word joined; special tokens are left out
+    similarity, minmax, sparse, weights     (L,P), eqs. 2-4, of a word in several pieces their mean, so that weights still sum
+                to 1 and average the patches as eq. 5 does on average; minmax and sparse are None under align="softmax"
     grid        (gh,gw), P = gh*gw
-    objects     (L,) the object that a token names, -1 for none
+    objects     (L,) the object that a word names, -1 for none
     predicted, truth    (H,W) class of every pixel, -1 background; None where the data set has no masks
     classes     the names that these numbers stand for
+    pieces      how many tokens each word is
     """
 
     image: np.ndarray
@@ -35,6 +42,7 @@ class Explained:
     predicted: np.ndarray | None = None
     truth: np.ndarray | None = None
     classes: tuple[str, ...] = ()
+    pieces: tuple[int, ...] = ()
 
 
 def explain_caption(params: dict, config: SPARCConfig, tokenizer, image: np.ndarray, caption: str) -> Explained:
@@ -68,7 +76,10 @@ def explain_example(params, config, tokenizer, example, classes=(), class_emb=No
         raise ValueError(f"caption: expected at least one word, got {caption!r}")
     image = images_of(params, config, [example])
     trace = align(params, config, texts_of(params, config, tokens, mask)["t"], image["v"], mask)
-    stages: dict[str, Any] = {k: trace[k][0, kept] if k in trace else None
+    words = words_of(caption, [offsets[l] for l in kept])
+    count = np.array([len(word) for word in words])
+    first = np.cumsum(count) - count                              # (L,) where each word begins
+    stages: dict[str, Any] = {k: np.add.reduceat(trace[k][0, kept], first) / count[:, None] if k in trace else None
                               for k in ("similarity", "minmax", "sparse", "weights")}
     grid = grid_of(config, [example])
     masks: dict[str, Any] = {}
@@ -78,7 +89,30 @@ def explain_example(params, config, tokenizer, example, classes=(), class_emb=No
             masks["predicted"] = segmented(image["segment"], class_emb, grid, example.image.shape[:2], upsample)[0]
     objects = regions_of(config, tokenizer, [example], [caption], np.zeros(1, int), mask)[0, kept]
     return Explained(
-        image=example.image, caption=caption, words=tuple(caption[slice(*offsets[l])].strip() for l in kept), grid=grid,
-        objects=objects, key=example.key,
+        image=example.image, caption=caption, words=tuple(caption[word[0][0]:word[-1][1]].strip() for word in words), grid=grid,
+        objects=np.maximum.reduceat(objects, first), key=example.key, pieces=tuple(map(len, words)),
         **stages, **masks,
     )
+
+
+def words_of(caption: str, offsets: list[tuple[int, int]]) -> list[list[tuple[int, int]]]:
+    """Pieces put together to words: runs of letters, digits and marks, with hyphens and apostrophes inside.
+
+    offsets: the characters (start, end) of each piece, in order. Every piece belongs to exactly one word; in scripts without
+    spaces between words a piece stays a word of its own.
+    """
+    kind = [unicodedata.category(c)[0] for c in caption]
+    inside = [k in "LMN" or c == "_" for k, c in zip(kind, caption)]
+    inside = [now or (c in "-'’" and before and after)
+              for now, c, before, after in zip(inside, caption, [False, *inside], [*inside[1:], False])]
+
+    def joined(a, b):                                             # does a piece that ends at a go on at b?
+        return a == b and inside[a - 1] and inside[a] and (kind[a] == "M" or not UNSPACED.search(caption[a - 1:a + 1]))
+
+    words: list[list[tuple[int, int]]] = []
+    for start, end in offsets:
+        if words and joined(words[-1][-1][1], start):
+            words[-1].append((start, end))
+        else:
+            words.append([(start, end)])
+    return words

@@ -311,6 +311,23 @@ def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoin
     return checkpoint.newest(path, read)
 
 
+def sources_of(found: checkpoint.Checkpoint) -> dict:
+    """What the run says of its data, see sources.remembered.   ValueError where it says nothing"""
+    kept = found.record.get("config", {}).get("sources")
+    if not isinstance(kept, dict) or not isinstance(kept.get("data"), list) or not isinstance(kept.get("measured"), dict) or \
+            not all(isinstance(spec, str) for spec in [*kept["data"], *kept["measured"].values()]):
+        raise ValueError(f"{found.path}: does not say what it was trained on; name what to measure on with --data")
+    return kept
+
+
+def last_evaluation(found: checkpoint.Checkpoint) -> dict:
+    """The newest row of its run's metrics that was measured at or before this checkpoint; {} where there is none."""
+    file = found.path.parent.parent / METRICS
+    rows = read_metrics(file) if found.path.parent.name == CHECKPOINTS and file.is_file() else []
+    rows = [r for r in rows if r.get("kind") == "eval" and r.get("step", found.step + 1) <= found.step]
+    return next((r for r in rows if r["step"] == rows[-1]["step"]), {})
+
+
 def shorten(value, most=80):
     """A JSON-able value in at most so many characters."""
     text = json.dumps(value) if not isinstance(value, str) else value

@@ -11,7 +11,7 @@ import inspect
 import os
 import types
 import typing
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from sparc_ref.data import (
@@ -53,7 +53,10 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
                              f"{', '.join(known)}; see docs/data.md")
         given[name] = parse(spec, name, value, known[name].annotation)
     options = {k: v for k, v in {"size": size, **defaults}.items() if k in known} | given
-    return make(*[path] * bool(path), **options)
+    try:
+        return make(*[path] * bool(path), **options)
+    except ValueError as error:
+        raise ValueError(f"data {spec!r}: {error}") from error
 
 
 SPLITS = {"drawn": ("train", "validation", "test", "unseen"), "pictures": ("train", "validation", "test", "heldout")}
@@ -84,6 +87,65 @@ def validation_of(spec: str, dataset: Any) -> str | None:
         head, mark, query = spec.partition("?")
         return head + mark + query.replace("split=train", "split=validation")
     return spec if isinstance(dataset, CaptionData) and not split and "validation" in dataset.splits else None
+
+
+def remembered(data: Sequence[str], validation: Sequence[str] = (), measured: Mapping[str, str] | None = None,
+               opened: Mapping[str, Any] | None = None) -> dict:
+    """What a run keeps of the data that it was started with, so that it can be opened again from any folder.   -> JSON-able
+
+    data        what it is trained on, paths made absolute
+    measured    name -> what its numbers are measured on: the validation data where it is named; else the test split of
+                scenes, what captioned pictures keep apart, or they themselves (trained_on says that)
+    opened      spec -> its data set, which knows of splits of its own
+    """
+    if measured is None:
+        opened = opened or {}
+        specs = [own_part(s, opened.get(s)) for s in validation] or [held_out(s, opened.get(s)) for s in data]
+        specs = [absolute(s) for s in specs]
+        measured = {f"{i}:{spec.partition(':')[0].partition('?')[0]}" if i else "": spec for i, spec in enumerate(specs)}
+    return {"data": [absolute(s) for s in data], "measured": dict(measured)}
+
+
+def held_out(spec: str, dataset: Any = None) -> str:
+    """The same data, as far as it was not trained on: the test split of scenes, what captions keep apart; else itself."""
+    if has_splits(spec):
+        return with_options(spec, split="test")
+    if validation_of(spec, dataset):
+        return with_options(spec, split="validation")
+    own = getattr(dataset, "splits", ()) if "split" not in options_of(spec) else ()
+    return with_options(spec, split="test" if "test" in own else "train") if own else spec
+
+
+def own_part(spec: str, dataset: Any = None) -> str:
+    """Captions that come with splits of their own are named with the one that validation opens."""
+    own = getattr(dataset, "splits", ()) and "split" not in options_of(spec) and not has_splits(spec)
+    return with_options(spec, split="validation") if own else spec
+
+
+def trained_on(spec: str, sources: Mapping) -> bool:
+    """Whether a run was trained on the very data that it is measured on."""
+    return spec in sources["data"] and not has_splits(spec)
+
+
+def options_of(spec: str) -> dict[str, str]:
+    return dict(pair.partition("=")[::2] for pair in spec.partition("?")[2].split("&") if pair)
+
+
+def with_options(spec: str, **options: str) -> str:
+    """The spec with these options set."""
+    head = spec.partition("?")[0]
+    return head + "?" + "&".join(f"{name}={value}" for name, value in (options_of(spec) | options).items())
+
+
+def absolute(spec: str) -> str:
+    """The spec with every path in it absolute."""
+    head, mark, _ = spec.partition("?")
+    kind, colon, path = head.partition(":")
+    known = inspect.signature(KINDS[kind]).parameters if kind in KINDS else {}
+    paths = {name: os.path.abspath(value) for name, value in options_of(spec).items()
+             if name in known and os.PathLike in typing.get_args(known[name].annotation)}
+    head = f"{kind}:{os.path.abspath(path)}" if colon and path else head
+    return with_options(f"{head}?{spec.partition('?')[2]}", **paths) if mark else head
 
 
 def parse(spec, name, text, kind):

@@ -91,7 +91,7 @@ class Interrupted(Exception):
 def train(
     config: SPARCConfig, options: TrainConfig, datasets: Sequence[Any], tokenizer: Any, out: str | os.PathLike, *,
     validation: Mapping[str, Any] | None = None, resume: bool = False, overwrite: bool = False, again: str = "",
-    say: Callable[[str], Any] = print,
+    sources: Mapping[str, Any] | None = None, say: Callable[[str], Any] = print,
 ) -> dict[str, np.ndarray]:
     """Train a model and return its parameters (NumPy).   rundir.py says what is written to `out`.
 
@@ -102,6 +102,7 @@ def train(
     resume      continue from the newest checkpoint in `out`, or start where there is none
     overwrite   delete the run that `out` holds, and nothing else in that folder
     again       the command that continues this run, for messages
+    sources     what a command line calls the data (sources.remembered), kept so that the run can be measured later
     Raises ValueError where `out` holds another run or other files, or the configuration, data or tokenizer differ from it
     (naming what), NonFiniteLoss, WriteFailed or RunGone (both OSError), and Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     A start that fails before its first update leaves nothing behind.
@@ -116,6 +117,7 @@ def train(
     record = {"model": asdict(config), "train": asdict(options), "tokenizer": tokenizer.hash,
               "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
               "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
+    record |= {"sources": dict(sources)} if sources else {}
     record = json.loads(json.dumps(record))               # tuples become lists, as they come back
     batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
                        image_size=config.image_size) for i, d in enumerate(datasets)]
@@ -162,6 +164,7 @@ class Run:
         self.out, self.validation, self.record, self.again, self.say = out, validation, record, again, say
         self.then = f", then go on with:\n  {again or '--resume'}"
         self.metrics, self.saved, self.trained, self.deaf = Metrics(out / METRICS, self.then), 0, False, False
+        self.explained: set[str] = set()                  # numbers whose names were explained already
 
     def go(self, params, state, step, seen, stop):
         o, self.saved = self.options, step
@@ -226,6 +229,9 @@ class Run:
                 raise self.diverged(step, f"evaluation on {split}: {error}") from error
             self.metrics.write({"kind": "eval", "step": step, "split": split, **numbers,
                                 "seconds": round(time.perf_counter() - began, 4)})
+            if new := SHOWN.keys() & numbers.keys() - self.explained:
+                self.tell("; ".join(f"{label}: {what}" for k, (label, what) in SHOWN.items() if k in new))
+                self.explained |= new
             self.tell(f"update {step}, {split}: " + brief(numbers))
 
     def save(self, params, state, step, seen):
@@ -383,9 +389,14 @@ def progress(steps, first, say):
     def show(step, loss):
         if step % every == 0 or step == steps:
             left = (time.perf_counter() - began) / (step - first) * (steps - step)
-            say(f"update {step}/{steps}, loss {loss:.4f}, {left:.0f} s left")
+            say(f"update {step}/{steps}, loss {loss:.4f} nats on its batch, {duration(left)} left")
 
     yield show
+
+
+def duration(seconds):
+    """In the unit that a person would use."""
+    return f"{seconds:.0f} s" if seconds < 120 else f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
 
 
 def announce(config, options, datasets, tokenizer, out, device, params, step):
@@ -410,11 +421,18 @@ def reasons(cls):
     return dict(re.findall(rf"^ +({names}): [^#\n]*# (.*)$", inspect.getsource(cls), re.MULTILINE))
 
 
+SHOWN = {  # the handful of numbers that tell how training goes, and what they are
+    "i2t_r1": ("R@1 i2t", "share of pictures whose nearest caption is theirs"),
+    "t2i_r1": ("t2i", "share of captions whose nearest picture is theirs"),
+    "miou": ("mIoU", "predicted against true masks"),
+    "pointing": ("pointing", "share of names whose top patch is on their object"),
+    "mass": ("mass", "share of a name's weight on its object"),
+    "grounding_gap": ("grounding gap", "fine-grained loss with shuffled minus true pictures, nats"),
+}
+
+
 def brief(numbers):
-    """The handful of numbers that tell how training goes."""
-    shown = {"i2t_r1": "R@1 i2t", "t2i_r1": "t2i", "miou": "mIoU", "pointing": "pointing", "mass": "mass",
-             "grounding_gap": "grounding gap"}
-    return ", ".join(f"{label} {numbers[k]:.3f}" for k, label in shown.items() if k in numbers)
+    return ", ".join(f"{label} {numbers[k]:.3f}" for k, (label, _) in SHOWN.items() if k in numbers)
 
 
 def remedy(out):

@@ -40,10 +40,32 @@ def explain(
     seen = explain_caption(params, config, tokenizer, pixels, caption)
     say(f"{found.path}, {config.image_size} x {config.image_size} pixels, {seen.grid[0]} x {seen.grid[1]} patches")
     say(table(seen))
-    figure = draw(seen.image, seen.words, seen.similarity, seen.minmax, seen.weights, seen.grid, title=caption)
+    if text := meaning(params, config, tokenizer, found):
+        say(text)
+    figure = draw(seen.image, seen.words, seen.similarity, seen.minmax, seen.weights, seen.grid, title=caption,
+                  pieces=seen.pieces)
     write_whole(out, png(figure))
     say(f"figure: {out}")
     return seen
+
+
+def meaning(params, config, tokenizer, found, examples=64) -> str:
+    """What the model's grounding gap says of its maps: from the run's metrics; without them measured here, on its own data."""
+    from sparc_ref.run.measure import evaluate
+    from sparc_ref.run.rundir import last_evaluation, sources_of
+    from sparc_ref.run.sources import open_source
+    from sparc_ref.show.results import grounding
+
+    try:
+        row = last_evaluation(found)
+        if text := grounding(row):
+            return f"{text} (Measured at update {row['step']}, on {row.get('split', 'its validation data')}.)"
+        spec = next(iter(sources_of(found)["measured"].values()))
+        dataset = open_source(spec, config.image_size, split="test")
+        text = grounding(evaluate(params, config, dataset, tokenizer, examples))
+        return f"{text} (Measured now, on {min(examples, len(dataset))} examples of {dataset.name}.)" if text else ""
+    except (ValueError, OSError) as error:
+        return f"The grounding gap of this model is not known: {error}"
 
 
 def unknown_words(tokenizer, caption):
@@ -53,12 +75,19 @@ def unknown_words(tokenizer, caption):
 
 
 def table(seen, tenth=0.1):
-    """Per word: its top patch (row, column from the top left, from 1), the weight there and in the top tenth of the patches."""
+    """Per word: its top patch (row, column from the top left, from 1), the weight there and in the top tenth of the patches.
+
+    A word of several pieces is their mean, and says how many they are.
+    """
     P = seen.weights.shape[1]
     most = max(1, round(P * tenth))
     lines = [f"{'word':18} {'top patch':>12} {'its weight':>11} {f'top {most} of {P}':>13}",
              f"{'(evenly spread)':18} {'':12} {1 / P:11.3f} {most / P:13.3f}"]
-    for word, w in zip(seen.words, seen.weights):
+    for word, w, pieces in zip(seen.words, seen.weights, seen.pieces):
         row, column = divmod(int(np.argmax(w)), seen.grid[1])
-        lines.append(f"{word[:18]:18} {f'({row + 1}, {column + 1})':>12} {w.max():11.3f} {np.sort(w)[-most:].sum():13.3f}")
+        joined = f"   mean of {pieces} pieces" if pieces > 1 else ""
+        lines.append(f"{word[:18]:18} {f'({row + 1}, {column + 1})':>12} {w.max():11.3f} {np.sort(w)[-most:].sum():13.3f}"
+                     + joined)
+    lines.append(f"top patch: row and column, from the top left; its weight, that of the top {most} of {P} patches: shares of "
+                 "the word's weights (eq. 4)")
     return "\n".join(lines)

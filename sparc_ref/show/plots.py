@@ -45,12 +45,14 @@ PANELS = (
 
 def explain(
     image: np.ndarray, words: Sequence[str], similarity: np.ndarray, minmax: np.ndarray | None, weights: np.ndarray,
-    grid: tuple[int, int], *, title: str | None = None, objects: Sequence[int] | None = None, per_block: int = 8,
+    grid: tuple[int, int], *, title: str | None = None, objects: Sequence[int] | None = None, pieces: Sequence[int] = (),
+    per_block: int = 8,
 ):
     """What each word of a caption looks at: similarity -> min-max -> sparse weights -> the region over the picture.
 
     image (H,W,3) uint8; words L strings; similarity, minmax, weights (L,P), P = gh*gw; minmax None leaves its row out.
-    objects (L,) int: words with a number >= 0 name an object and are printed bold. per_block: words side by side.
+    objects (L,) int: words with a number >= 0 name an object and are printed bold. pieces: how many tokens each word
+    is, for a note where that is more than one. per_block: words side by side.
     Returns a Figure, one column per word. Similarities are signed and share one scale, as do the weights; min-max is 0..1
     word by word; a cross marks a patch that the threshold removed. ValueError: wrong shapes.
     """
@@ -82,6 +84,7 @@ def explain(
     how = "Dark = high. Similarity is signed, one scale for all words; " + (
         "min-max stretches each word to 0..1; " if minmax is not None else "") + (
         "× = patch removed by the threshold. " if np.any(np.asarray(weights) == 0) else "") + (
+        "A word of several pieces: their mean. " if max(pieces, default=1) > 1 else "") + (
         "Bold words name an object." if objects is not None and np.any(np.asarray(objects) >= 0) else "")
     text(first, 1.45, wrapped(how, int((size[0] - first) * 12.5)), fontsize=SMALL, va="bottom", color="#444444")
     for b, block in enumerate(blocks):
@@ -335,9 +338,15 @@ def word_title(ax, word, bold):
 def colour_bar(figure, ax, drawn, low, high):
     figure.colorbar(drawn, cax=ax)
     inside = [0.0] if low < 0 < high and min(-low, high) > 0.2 * (high - low) else []
-    ax.set_yticks([low, *inside, high], [f"{x:.2g}" for x in (low, *inside, high)])
+    ax.set_yticks([low, *inside, high], [digits(x) for x in (low, *inside, high)])
     ax.tick_params(labelsize=SMALL - 0.5, length=2, pad=1)
     ax.spines[:].set(linewidth=0.5)
+
+
+def digits(x, significant=2):
+    """A number in so many digits, written out: 580, 0.0031; a power of ten only where that would take a long row of zeros."""
+    x = float(f"{x:.{significant}g}")
+    return np.format_float_positional(x, trim="-") if x == 0 or 1e-4 <= abs(x) < 1e7 else f"{x:g}"
 
 
 def scale(x):

@@ -2,8 +2,8 @@
 
 How to call it:
 
-    from sparc_ref.evaluate.examples import explain_examples
-    from sparc_ref.report import DemoReport, Run, demo_report, print_results
+    from sparc_ref.run.examples import explain_examples
+    from sparc_ref.show.report import DemoReport, Run, demo_report, print_results
 
     sparc = Run(
         name="SPARC",
@@ -34,6 +34,8 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from sparc_ref.run.files import write_whole
 from sparc_ref.show import plots
 from sparc_ref.show.results import (
@@ -42,6 +44,7 @@ from sparc_ref.show.results import (
     Run,
     best_of,
     findings,
+    grounding,
     print_results,
     printed,
     printed_spread,
@@ -97,9 +100,9 @@ pre { background: #f3f3f3; padding: .6rem .8rem; overflow-x: auto; font-size: .8
 """
 
 
-def demo_report(run_dir: str | os.PathLike, report: DemoReport) -> Path:
+def demo_report(run_dir: str | os.PathLike, report: DemoReport, name: str = "report.html") -> Path:
     """Write run_dir/report.html, one file that needs nothing else, and return its path. An old one is replaced at once."""
-    path = Path(run_dir) / "report.html"
+    path = Path(run_dir) / name
     path.parent.mkdir(parents=True, exist_ok=True)
     write_whole(path, page(report))
     return path
@@ -152,7 +155,8 @@ def results(report):
     head = "".join(f'<th scope="col">{safe(run.name)}</th>' for run in report.runs)
     legend = ["Chance: what a model scores that knows nothing."]
     if any(spread(run, n) for run in report.runs for n, _, _ in table(report)):
-        legend.insert(0, "Small print: mean ± standard deviation over seeds, the number of seeds in brackets.")
+        legend.insert(0, "Small print: mean ± standard deviation over seeds, the number of seeds in brackets"
+                         f"{f', {report.origin}' if report.origin else ''}.")
     if len(report.runs) > 1:
         legend.insert(0, "Bold: the better of the runs, unless the difference is within the spread over seeds.")
     sentences = "".join(f"<li>{together(text)}</li>" for text in findings(report))
@@ -169,14 +173,15 @@ def scenes(report):
             if i < len(run.examples):
                 e = run.examples[i]
                 figure = plots.explain(e.image, e.words, e.similarity, e.minmax, e.weights, e.grid, objects=e.objects,
-                                       title=f"{run.name}: “{e.caption}”")
+                                       pieces=e.pieces, title=f"{run.name}: “{e.caption}”")
                 parts.append(picture(figure, f"{run.name}, {e.caption}", "", wide=True))
     if not parts:
         return ""
+    said = "".join(f"<p><b>{safe(run.name)}.</b> {together(text)}</p>" for run in report.runs if (text := grounding(run.final)))
     return f"""<h2>What each word looks at</h2>
 <p>For each word of a caption: its similarity to every patch (inner product, signed), the same stretched to 0..1 (eq. 2), the
 sparse weights (eqs. 3 and 4), and the picture as far as these weights let it through (eq. 5 averages the patches so).</p>
-{"".join(parts)}"""
+{said}{"".join(parts)}"""
 
 
 def learning(report):
@@ -184,9 +189,11 @@ def learning(report):
     series = {run.name: run.metrics for run in report.runs}
     if not any(len(plots.curve(rows, panel.key)[0]) for rows in series.values() for panel in plots.PANELS):
         return ""
+    measured = ", ".join(sorted({str(r["split"]) for rows in series.values() for r in rows if r.get("split")})[:3])
     return "<h2>Learning curves</h2>" + picture(
         plots.curves(series), "Learning curves: " + ", ".join(series),
-        "Losses are those of training batches; the other curves are measured on held-out examples during training. "
+        "Losses are those of training batches; the other curves are measured during training, on the first of the validation "
+        f"sets{f' ({measured})' if measured else ''}. "
         "Dotted: chance, or zero for the grounding gap.", wide=False)
 
 
@@ -198,11 +205,19 @@ def segmentation(report):
     if not shown:
         return ""
     figure = plots.masks([first[i].image for i in shown], [first[i].truth for i in shown],
-                         {run.name: [run.examples[i].predicted for i in shown] for run in report.runs}, first[shown[0]].classes)
+                         {run.name: [at_size(run.examples[i].predicted, first[i].truth.shape) for i in shown]
+                          for run in report.runs},
+                         first[shown[0]].classes)
     return "<h2>Predicted and true masks</h2>" + picture(
         figure, "Predicted and true masks",
         "Every patch takes the class whose text embedding is nearest; there is no background class. Pale: pixels outside the "
         "true objects, which count as false positives; outlines: the true objects.", wide=True)
+
+
+def at_size(labels, shape):
+    """Labels (H,W) of a model with pictures of another size, each pixel the nearest one's."""
+    rows, columns = ((np.arange(n) * 2 + 1) * old // (2 * n) for n, old in zip(shape, labels.shape))
+    return labels[rows][:, columns]
 
 
 def settings(report):

@@ -50,6 +50,15 @@ NUMBERS = (
     Number("fine_loss", "fine-grained loss, true pictures", "Grounding", "nats", "lower"),
     Number("seconds", "training time", "Cost", "seconds", None),
 )
+OTHERS = (  # what measure.evaluate says besides: not in the report, in the list that `evaluate` prints; _lift is value / chance
+    Number("images", "pictures measured", "Size", "count", None),
+    Number("captions", "their captions", "Size", "count", None),
+    Number("objects", "visible objects that a caption names", "Localisation", "count", None),
+    Number("best", "the most that pointing and mass can be: patches are coarser than objects", "Localisation", "share", None),
+    Number("fine_loss_shuffled", "fine-grained loss, shuffled pictures", "Grounding", "nats", None),
+    Number("grounding_gap_sd", "standard deviation of the gap over shuffles", "Grounding", "nats", None),
+)
+LITTLE = 0.01                                             # nats of grounding gap: 1 % in the probability of the right word
 
 
 @dataclass(frozen=True, eq=False)
@@ -79,6 +88,7 @@ class DemoReport:
     notes: Sequence[str] = ()
     numbers: Sequence[Number] = NUMBERS
     scenes: int = 2
+    origin: str = ""                                      # of the spread: what was run, when, with which version
 
 
 def table(report: DemoReport) -> list[tuple[Number, list[float | None], float | None]]:
@@ -184,6 +194,14 @@ def findings(report: DemoReport) -> list[str]:
     return [text[0].upper() + text[1:] for text in out]
 
 
+def explained(report: DemoReport) -> list[str]:
+    """The lines under the table: what the columns mean and where the spread comes from, then the findings."""
+    out, known = ["Chance: what a model scores that knows nothing."], f", {report.origin}" if report.origin else ""
+    if any(spread(run, n) for run in report.runs for n, _, _ in table(report)):
+        out.append(f"Mean ± sd (seeds): over runs that differ in the seed alone{known}.")
+    return out + findings(report)
+
+
 def at_chance(run, number, value, base):
     """Not better than chance by more than twice the spread: over seeds or, without that, of the measurement itself (_sd)."""
     known, own = spread(run, number), run.final.get(f"{number.key}_sd")
@@ -234,7 +252,45 @@ def results_table(report: DemoReport) -> str:
     widths = [max(len(line[i]) for line in lines) for i in range(len(head))]
     text = ["  ".join([line[0].ljust(widths[0]), *map(str.rjust, line[1:], widths[1:])]).rstrip() for line in lines]
     text.insert(1, "-" * (sum(widths) + 2 * len(widths) - 2))
-    return "\n".join([*text, "", *map(visible, findings(report))])
+    return "\n".join([*text, "", *map(visible, explained(report))])
+
+
+def numbers_table(numbers: Mapping[str, float]) -> str:
+    """Everything that measure.evaluate gave, a line each: its name in files, the value, chance, what it is."""
+    known = (*OTHERS[:2], *NUMBERS, *OTHERS[2:])
+    groups = list(dict.fromkeys(number.group for number in known))
+    lines = [("", "value", "chance", "")]
+    for number in sorted(known, key=lambda number: groups.index(number.group)):
+        if number.key in numbers:
+            base = number.chance if number.chance is not None else numbers.get(f"{number.key}_chance")
+            lines.append((number.key, printed(number, numbers[number.key]), "" if base is None else printed(number, base),
+                          number.label))
+    a, b, c = (max(len(line[i]) for line in lines) for i in range(3))
+    text = [f"  {key:{a}}  {value:>{b}}  {base:>{c}}  {label}".rstrip() for key, value, base, label in lines]
+    return "\n".join([*text, "  chance: what a model scores that knows nothing"])
+
+
+def grounding(numbers: Mapping[str, Any]) -> str:
+    """What the grounding gap, and pointing where it was measured, say of the maps of a model; "" where there is no gap.
+
+    numbers: of measure.evaluate or a row of metrics. The maps are called meaningless where the gap is not above 0 by more
+    than twice its own standard deviation over shuffles, or below LITTLE.
+    """
+    known = {k: float(x) for k, x in numbers.items() if is_number(x)}
+    if not {"grounding_gap", "fine_loss", "fine_loss_shuffled"} <= known.keys():
+        return ""
+    gap = known["grounding_gap"]
+    text = (f"Grounding gap {gap:.3f} nats: the fine-grained loss is {known['fine_loss']:.3f} with the true pictures, "
+            f"{known['fine_loss_shuffled']:.3f} with shuffled ones. ")
+    if gap <= max(LITTLE, 2 * known.get("grounding_gap_sd", 0.0)):
+        return text + ("A wrong picture does as well: this model does not match words to what is in the picture, and its maps "
+                       "mean nothing.")
+    if not {"pointing", "pointing_chance"} <= known.keys():
+        return text + "Whether the maps show objects was not measured: that takes masks."
+    pointing, chance, objects = known["pointing"], known["pointing_chance"], known.get("objects", 0.0)
+    margin = 2 * (chance * (1 - chance) / objects) ** 0.5 if objects else 0.0
+    text += f"A name's top patch is on its object for {100 * pointing:.1f} % of the names (chance {100 * chance:.1f} %)"
+    return text + (": no better than chance, the maps do not show objects." if pointing <= chance + margin else ".")
 
 
 def print_results(report: DemoReport, stream=None) -> None:
@@ -265,7 +321,7 @@ def print_results(report: DemoReport, stream=None) -> None:
         out.add_row(Text(f"  {number.label}"), *cells, "" if base is None else printed(number, base))
     console = Console(file=stream)
     console.print(out)
-    for sentence in findings(report):
+    for sentence in explained(report):
         console.print(Text(visible(sentence)))
 
 

@@ -1,12 +1,14 @@
 """The demo, end to end with a few steps."""
 
 import json
+import re
 from dataclasses import replace
 
 import numpy as np
 import pytest
 
 from sparc_ref.commands import demo as d
+from sparc_ref.commands import report
 from sparc_ref.run import checkpoint
 from sparc_ref.run import train as loop
 from sparc_ref.run.train import Interrupted
@@ -26,12 +28,19 @@ def tiny(monkeypatch):
     monkeypatch.setattr(d, "recipe", recipe)
 
 
+@pytest.fixture
+def quick_figures(monkeypatch):
+    """Figures are drawn, but not turned into pixels, which takes most of a report's time."""
+    monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: b"PNG")
+
+
 def test_writes_everything_and_is_resumed(tmp_path, capsys):
     said = []
     path = d.demo(replace(QUICK, out=tmp_path), say=said.append)
     assert path == tmp_path / "report.html" and path.stat().st_size > 100_000
     page = path.read_text()
-    assert "http" not in page.split("<body>")[1].replace("http-equiv", "")[:2000] and "not measured" in page
+    assert "http" not in page.split("<body>")[1].replace("http-equiv", "")[:2000]
+    assert "come from one run of each model" in page             # no spread is known of this recipe
     for key in d.MODELS:
         assert {p.name for p in (tmp_path / key).iterdir()} >= {"config.json", "metrics.jsonl", "checkpoints", "final.json"}
         final = json.loads((tmp_path / key / "final.json").read_text())
@@ -47,7 +56,20 @@ def test_writes_everything_and_is_resumed(tmp_path, capsys):
         np.testing.assert_array_equal(x, weights[name])
 
 
-def test_both_models_start_alike_and_see_the_same_batches(tmp_path, monkeypatch):
+def test_report_writes_the_same_page_again(tmp_path, quick_figures):
+    """The demo's folder stands for both of its runs; measured anew, every number is the one that the demo found."""
+    path = d.demo(replace(QUICK, out=tmp_path), say=lambda text: None)
+    first = path.read_text()
+    path.unlink()
+    assert report.report([tmp_path], say=lambda text: None) == path
+
+    def cells(page):
+        return [cell for cell in re.findall(r"<td.*?</td>", page) if "%" in cell or "nats" in cell]
+    assert len(cells(first)) > 50 and cells(path.read_text()) == cells(first)
+    assert "Unseen colour-shape pairs" in path.read_text()
+
+
+def test_both_models_start_alike_and_see_the_same_batches(tmp_path, monkeypatch, quick_figures):
     seen = []
     real = loop.forward
 
@@ -65,7 +87,7 @@ def test_both_models_start_alike_and_see_the_same_batches(tmp_path, monkeypatch)
         np.testing.assert_array_equal(a[3], b[3])
 
 
-def test_an_interrupted_demo_continues(tmp_path, monkeypatch):
+def test_an_interrupted_demo_continues(tmp_path, monkeypatch, quick_figures):
     real = d.train
 
     def stop_at_global(*args, **kwargs):
@@ -80,7 +102,7 @@ def test_an_interrupted_demo_continues(tmp_path, monkeypatch):
     assert d.demo(replace(QUICK, out=tmp_path, resume=True), say=lambda text: None).exists()
 
 
-def test_seeds_give_a_spread(tmp_path, monkeypatch, capsys):
+def test_seeds_give_a_spread(tmp_path, monkeypatch, capsys, quick_figures):
     d.demo(replace(QUICK, out=tmp_path, seeds=2), say=lambda text: None)
     measured = json.loads((tmp_path / "seeds.json").read_text())
     assert len(measured["finals"]) == 2 and measured["command"].endswith("--seeds 2 --steps 2")
@@ -90,26 +112,36 @@ def test_seeds_give_a_spread(tmp_path, monkeypatch, capsys):
     assert "±" in capsys.readouterr().out
 
 
-def test_a_spread_belongs_to_its_recipe(tmp_path, monkeypatch):
-    recipe = d.recipe_of(QUICK)
-    file = tmp_path / d.SPREAD
-    file.write_text(json.dumps({"recipe": recipe, "spread": {}}))
-    monkeypatch.setattr(d.importlib.resources, "files", lambda name: tmp_path)
-    assert d.known_spread(recipe) and not d.known_spread(d.recipe_of(replace(QUICK, steps=3)))
-    assert d.recipe_of(QUICK) == d.recipe_of(replace(QUICK, seed=5))
-    file.unlink()
-    assert d.known_spread(recipe) == {}
+def test_a_spread_belongs_to_its_recipe(tmp_path, capsys, quick_figures):
+    """It is shown beside runs of the very recipe that it was measured with, whatever their seed, with where it comes from."""
+    seeds = d.seeds_summary(QUICK, [{key: {"pointing": x, "images": 8.0} for key in d.MODELS} for x in (0.2, 0.4)])
+    d.demo(replace(QUICK, out=tmp_path / "a", seed=3), say=lambda text: None)
+    capsys.readouterr()
+    for key, (name, _) in d.MODELS.items():
+        record = json.loads((tmp_path / "a" / key / "config.json").read_text())
+        assert report.spread_of(record, 8, seeds)["pointing"] == (pytest.approx(0.3), pytest.approx(0.1414, abs=1e-4), 2)
+        assert not report.spread_of(record, 7, seeds) and not report.spread_of(record, 8, {})
+        for part, name, value in (("train", "lr", 1.0), ("model", "lambda_g", 1.0), ("data", "0:drawn-train", {}),
+                                  ("tokenizer", "", "another")):
+            other = record | {part: record[part] | {name: value} if name else value}
+            assert not report.spread_of(other, 8, seeds), part
+    report.write_page(tmp_path / "page.html", report.runs_in(tmp_path / "a"), seeds=seeds, say=lambda text: None)
+    shown = capsys.readouterr().out
+    assert "30.0 ± 14.1 % (2)" in shown and report.origin(seeds) in shown and seeds["command"] in shown
+    assert seeds["measured"] in shown and "measured on" in (tmp_path / "page.html").read_text()
 
 
-def test_shipped_spread_is_well_formed():
-    """If a spread ships with the package, it says where it comes from."""
-    import importlib.resources
-    file = importlib.resources.files("sparc_ref") / d.SPREAD
-    if not file.is_file():
-        pytest.skip("no spread is shipped: not measured yet")
-    measured = json.loads(file.read_text())
-    assert {"recipe", "spread", "command", "sparc_ref", "machine", "finals"} <= set(measured)
+def test_the_shipped_spread_is_the_demos():
+    """It says where it comes from and how its numbers arise, and was measured with the demo as it is."""
+    measured = report.shipped_spread()
+    assert {"recipe", "spread", "command", "sparc_ref", "machine", "finals", "measured"} <= set(measured)
     for key in d.MODELS:
         for name, (mean, sd, n) in measured["spread"][key].items():
             values = [f[key][name] for f in measured["finals"]]
             assert n == len(values) and mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1))
+
+
+def test_the_shipped_spread_belongs_to_the_demo_as_it_is(monkeypatch):
+    """Whoever changes the recipe, or a setting of any model, measures it anew or drops it."""
+    monkeypatch.undo()
+    assert d.recipe_of(d.DemoConfig()) == report.shipped_spread()["recipe"]

@@ -45,7 +45,7 @@ def without_torch(code, tmp_path):
 def test_without_torch_one_line_says_what_is_needed(tmp_path, code, status):
     done = without_torch(code, tmp_path)
     said = done.stdout + done.stderr
-    assert done.returncode == status and "needs torch" in said and "pip install 'sparc_ref[parity]'" in said, said
+    assert done.returncode == status and "needs torch" in said and "pip install '.[parity]'" in said, said
     assert "Traceback" not in said and not any(tmp_path.iterdir())
 
 

@@ -159,7 +159,7 @@ def test_junit_counts_what_failed_and_what_was_not_run(found):
 @pytest.mark.parametrize("found", [PASSED, FAILED])
 def test_the_page_is_one_file_and_says_all(found):
     page = Strict(report.page(found))
-    assert "script" not in page.seen and not page.outside and page.seen.count("svg") == (3 if found is PASSED else 1)
+    assert "script" not in page.seen and not page.outside and page.seen.count("svg") == (4 if found is PASSED else 2)
     text = " ".join(page.text)
     for word in ("seed", "TF32", "off (CPU)", "torch 2.13", "2026-01-02T03:04:05", report.verdict(found)):
         assert word in text
@@ -169,7 +169,7 @@ def test_the_page_is_one_file_and_says_all(found):
 def test_a_failed_tensor_stands_first_and_in_red():
     svg = charts.errors(FAILED["rungs"][0]["rows"], BAD)
     names = re.findall(rf'<text x="{charts.LEFT - 2}"[^>]*fill="([^"]+)"[^>]*>([^<]+)<', svg)
-    assert names == [(charts.FAILED, "sparse"), ("#111", "similarity"), ("#111", "grad.v")]
+    assert names == [(charts.FAILED, "sparse"), (charts.INK, "similarity"), (charts.INK, "grad.v")]
     assert ">float64: 0.25<" in svg
     page = report.page(FAILED)
     assert page.index('class="verdict failed"') < page.index("<table") and "a fault, not rounding" in page
@@ -210,3 +210,58 @@ def test_curves_without_a_band_and_of_one_value():
     for series in ({"title": "t", "y": "loss", "lines": {"a": [1.0]}}, {"title": "t", "y": "y", "lines": {}, "band": None},
                    {"title": "t", "y": "y", "lines": {"a": [math.nan, 2.0]}, "band": [[1.0, 3.0], [1.0, 3.0]]}):
         assert charts.curves(series).startswith("<svg") and charts.curves(series).endswith("</svg>")
+
+
+def test_the_overview_shows_each_rung_by_what_came_closest():
+    """A bar's length is the share of the budget; what failed is red and beyond it; what was not run has no bar, and says so."""
+    seen = row("TF32 on: grad.v", dtype="float32", error=1e-3, budget=1e-6, must_leave=True)
+    silent = seen | {"error": 0.0, "ok": False}
+    found = results(rung(rows=[*GOOD, seen]), rung("compile", "not run", reason="no C++ compiler"), BAND,
+                    rung("bad", "failed", rows=[*GOOD, BAD]), rung("blind", "failed", rows=[silent]))
+    rungs = report.closest(found)
+    assert [r["name"] for r in rungs] == ["losses", "compile", "band", "bad", "blind"]
+    assert [r["share"] for r in rungs] == [pytest.approx(0.2), None, pytest.approx(0.01), pytest.approx(0.25 / 2e-15), 0]
+    assert [r["ok"] for r in rungs] == [True, True, True, False, False]
+    svg = charts.overview(rungs)
+    bars = re.findall(r'<rect x="(\d+)" y="\d+" width="([\d.]+)" height="14" fill="([^"]+)"', svg)
+    edge = float(re.search(r'<text x="([\d.]+)" [^>]*>the budget<', svg).group(1)) - float(bars[0][0])
+    assert [colour == charts.FAILED for _, _, colour in bars] == [False, False, True, True]
+    assert [float(width) / edge for _, width, _ in bars] == [pytest.approx(0.2, abs=1e-3), pytest.approx(0.01, abs=1e-3),
+                                                             pytest.approx(1.06, abs=1e-3), pytest.approx(0, abs=0.01)]
+    assert ">20%: similarity, float64<" in svg and ">not run<" in svg and "sparse (trainer, float64) is off by 2.5e-01" in svg
+    page = report.page(found)
+    assert page.index("the budget<") < page.index("<table")
+    Strict(page)
+
+
+def test_every_colour_is_the_pages(tmp_path):
+    """Pictures follow the page from light to dark: no colour in them but its variables, and each is set for both."""
+    text = report.page(FAILED) + report.page(PASSED)
+    used = set(re.findall(r"var\((--[a-z0-9-]+)", text))
+    light, dark = (set(re.findall(r"(--[a-z0-9-]+):", part)) for part in report.STYLE.split("prefers-color-scheme: dark")[:2])
+    assert used <= light and used <= dark
+    for svg in re.findall(r"<svg.*?</svg>", text):
+        assert not re.search(r'"#[0-9a-fA-F]{3,6}"', svg)
+
+
+def contrast(a, b):
+    """WCAG: from 1, no difference, to 21."""
+    def luminance(colour):
+        colour = "".join(c * 2 for c in colour[1:]) if len(colour) == 4 else colour[1:]
+        parts = np.array([int(colour[i:i + 2], 16) / 255 for i in (0, 2, 4)])
+        return np.where(parts <= 0.04045, parts / 12.92, ((parts + 0.055) / 1.055) ** 2.4) @ [0.2126, 0.7152, 0.0722]
+    dark, light = sorted((luminance(a), luminance(b)))
+    return (light + 0.05) / (dark + 0.05)
+
+
+@pytest.mark.parametrize("scheme", [0, 1], ids=["light", "dark"])
+def test_axes_and_texts_are_seen(scheme):
+    """Texts have the contrast that WCAG asks of them (4.5), axes and marks that of graphics (3); grid lines can be made out."""
+    colour = dict(re.findall(r"--([a-z0-9-]+): (#[0-9a-f]+)", report.STYLE.split("prefers-color-scheme: dark")[scheme]))
+    paper = colour["paper"]
+    for name in ("ink", "soft", "failed", "float64", "float32", "bits16", "link", "part"):
+        assert contrast(colour[name], paper) >= 4.5, name
+    assert contrast(colour["axis"], paper) >= 4.5 and contrast(colour["grid"], paper) >= 1.7
+    for name in ("alarm", "good-paper", "part-paper", "stripe"):
+        assert contrast(colour["ink"], colour[name]) >= 7, name
+    assert contrast(colour["failed"], colour["alarm"]) >= 4.5

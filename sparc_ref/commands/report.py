@@ -1,0 +1,193 @@
+"""A page of any run: its numbers, measured on the data that it remembers, heat maps, curves, configuration.
+
+The demo ends in the same page, with two runs side by side and their spread over seeds.
+"""
+
+import importlib.resources
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from sparc_ref import __version__
+from sparc_ref.run import checkpoint
+from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, read_metrics, sources_of
+from sparc_ref.run.sources import has_splits, open_source, trained_on
+from sparc_ref.run.train import one_blas_thread
+
+MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
+SPREAD = "demo_spread.json"                               # package data, a measured seeds.json
+FREE = ("seed", "checkpoint_every", "keep")               # options of a training that a spread over seeds does not depend on
+GROUPS = {"unseen": "Unseen colour-shape pairs"}          # what further data is called on the page; others by their spec
+
+
+def report(
+    runs: Sequence[str | os.PathLike], data: Sequence[str] = (), out: str | os.PathLike | None = None, limit: int | None = None,
+    say: Callable[[str], Any] = print,
+) -> Path:
+    """Measure runs and write their page.   -> its path
+
+    runs    run directories, side by side on the page; a demo's directory stands for the runs in it
+    data    what to measure all of them on, as on the command line [what the first one remembers]
+    out     the page [report.html in the first run's directory]
+    limit   examples at most [1000 of scenes, all of captioned pictures]
+    """
+    if not runs:
+        raise ValueError("runs: expected at least one run directory, got none")
+    folders: dict[str, Path] = {}
+    for run in runs:
+        for name, folder in runs_in(Path(run)).items():
+            folders[name if name not in folders else str(folder)] = folder
+    path = Path(out) if out is not None else home(Path(runs[0])) / "report.html"
+    if not path.parent.is_dir():
+        raise ValueError(f"out: expected a file in an existing folder, got {path}")
+    measured = {str(i) if i else "": spec for i, spec in enumerate(data)}
+    command = shlex.join(["sparc-ref", "report", *map(str, runs), *(["--data", *data] if data else [])])
+    write_page(path, folders, measured, limit=limit, command=command, say=say)
+    say(f"Open {path}")
+    return path
+
+
+def runs_in(folder: Path) -> dict[str, Path]:
+    """The runs that a directory stands for, by name: itself, or those of a demo.   CheckpointError where there is none"""
+    demo = {name: folder / key for key, (name, _) in MODELS.items() if checkpoint.steps(folder / key / "checkpoints")}
+    if demo:
+        return demo
+    found = checkpoint.find(folder)
+    named = [home(folder).resolve().name, *[found.name] * (found == folder)]
+    return {" ".join(named): folder}
+
+
+def home(path: Path) -> Path:
+    """The run directory of a run or checkpoint; of a demo, its own; of a checkpoint that was put elsewhere, where it lies."""
+    try:
+        found = checkpoint.find(path)
+    except checkpoint.CheckpointError:
+        return path
+    return found.parent.parent if found.parent.name == CHECKPOINTS else found.parent
+
+
+def write_page(
+    path: Path, folders: Mapping[str, Path], measured: Mapping[str, str] | None = None, *, limit: int | None = None,
+    finals: Mapping[str, Mapping] | None = None, seeds: Mapping[str, Any] | None = None, title: str = "",
+    notes: Sequence[str] = (), command: str = "", say: Callable[[str], Any] = print,
+) -> None:
+    """Write the page of these runs and print its table.
+
+    measured  name -> data, as on a command line; the first is shown whole, of the others a few numbers [the first run's]
+    finals    run -> numbers that were measured already, those of further data under "<its name>_<number>"
+    seeds     a seeds.json, used where it was measured for these very runs [the one that ships with the package]
+    """
+    from sparc_ref.run.examples import explain_examples
+    from sparc_ref.show.report import DemoReport, Run, demo_report, print_results
+    from sparc_ref.show.results import NUMBERS, Number
+
+    opened = {name: load_run(folder) for name, folder in folders.items()}
+    _, config, _, first = next(iter(opened.values()))
+    measured = dict(measured or sources_of(first)["measured"])
+    key, *others = measured
+    seeds = seeds or shipped_spread()
+    data, runs, spread_known = {}, [], False
+    for name, (params, config, tokenizer, found) in opened.items():
+        for k, spec in measured.items():
+            if (k, config.image_size) not in data:
+                data[k, config.image_size] = open_source(spec, config.image_size, split="test")
+        dataset, record, place = data[key, config.image_size], found.record.get("config", {}), home(found.path)
+        metrics = read_metrics(place / METRICS) if (place / METRICS).is_file() else []
+        if finals:
+            numbers = dict(finals[name])
+        else:
+            say(f"measuring {name} on {dataset.name}")
+            numbers = {"seconds": training_seconds(metrics)} if metrics else {}
+            for k, spec in measured.items():
+                got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit)
+                numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
+        spread = spread_of(record, numbers.get("images"), seeds)
+        spread_known |= bool(spread)
+        files = {"configuration": place / "config.json", "metrics": place / METRICS, "checkpoint": found.path,
+                 "numbers": place / "final.json"}
+        runs.append(Run(
+            name=name, config=record["model"] | record.get("train", {}), metrics=metrics, final=numbers, spread=spread,
+            examples=explain_examples(params, config, dataset, tokenizer, worth_showing(dataset)),
+            files={what: os.path.relpath(file, path.parent) for what, file in files.items() if file.exists()},
+        ))
+    dataset, record = data[key, config.image_size], first.record["config"]
+    if "sources" in record and trained_on(measured[key], record["sources"]):
+        notes = [*notes, "The model was trained on them: the numbers say what it memorised, not what others would give."]
+    began = record.get("sources", {}).get("command", "")
+    began += f" --out {shlex.quote(str(home(first.path)))}" if began else ""
+    further = [Number(f"{k}_{n.key}", n.label, GROUPS.get(k, measured[k]), n.kind, n.better, n.chance)
+               for k in others for n in NUMBERS if n.key in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
+    page = DemoReport(
+        title=title or f"{', '.join(folders)} on {dataset.name}", runs=runs, evaluated_on=dataset.describe(), notes=notes,
+        trained_on=next(iter(record.get("data", {}).values()), {}), environment=environment(),
+        reproduce=[c for c in (began, command) if c],
+        numbers=(*NUMBERS[:-1], *further, NUMBERS[-1]), origin=origin(seeds) if spread_known else "",
+    )
+    demo_report(path.parent, page, path.name)
+    print_results(page)
+
+
+def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4) -> dict[str, float]:
+    """measure.evaluate on a data set that a command line named.      limit [1000 of scenes, all of captioned pictures]"""
+    from sparc_ref.run.measure import evaluate
+
+    limit = min(len(dataset), 1000 if has_splits(spec) else len(dataset)) if limit is None else limit
+    with one_blas_thread(shards > 1):
+        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards)
+
+
+def worth_showing(dataset, most=6):
+    """The first examples with three objects or more; where there are none, the first."""
+    first = range(min(len(dataset), 200))
+    return [i for i in first if len(dataset[i].regions) >= 3][:most] or list(first[:most])
+
+
+def training_seconds(metrics) -> float:
+    """Seconds of all updates, from the mean of those that were logged; evaluation and checkpoints are not in it."""
+    rows = [r for r in metrics if r["kind"] == "train"]
+    return float(np.mean([r["seconds"] for r in rows]) * max(r["step"] for r in rows)) if rows else 0.0
+
+
+# --------------------------------------------------------------------------------------------- the spread over seeds
+
+
+def shipped_spread() -> dict:
+    """The seeds.json that comes with the package."""
+    file = importlib.resources.files(__package__) / SPREAD
+    return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+
+
+def spread_of(record: Mapping, examples: float | None, seeds: Mapping) -> dict[str, tuple[float, float, int]]:
+    """{number: (mean, sd, seeds)} of a run, if `seeds` was measured with its very model, data and training; else {}.
+
+    record: what the run wrote into config.json; examples: how many it was measured on.
+    """
+    recipe = seeds.get("recipe", {})
+    training = {k: x for k, x in record.get("train", {}).items() if k not in FREE}
+    data = [{k: x for k, x in d.items() if not k.startswith("sha256")} for d in record.get("data", {}).values()]
+    if (examples, training, data, record.get("tokenizer")) != (
+            recipe.get("examples"), recipe.get("training"), [recipe.get("scenes")], recipe.get("tokenizer", {}).get("hash")):
+        return {}
+    key = next((key for key, (_, changes) in MODELS.items() if record["model"] == recipe["model"] | changes), "")
+    return {number: (x[0], x[1], x[2]) for number, x in seeds["spread"].get(key, {}).items()}
+
+
+def origin(seeds: Mapping) -> str:
+    """Where a spread comes from."""
+    when = f" on {seeds['measured']}" if seeds.get("measured") else ""
+    return f"measured{when} by `{seeds['command']}`, sparc_ref {seeds['sparc_ref']}, {seeds['machine']}"
+
+
+def environment() -> dict[str, str]:
+    """Versions and the machine."""
+    from sparc_ref.backend import cores
+
+    return {"sparc_ref": __version__, "python": platform.python_version(), "numpy": np.__version__,
+            "machine": f"{cores()} cores of {platform.machine()}, {sys.platform}"}

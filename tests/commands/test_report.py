@@ -1,0 +1,108 @@
+"""The page of any run: whose it is, where it goes, what it says of where its numbers come from."""
+
+import json
+import re
+import shutil
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from sparc_ref.commands import cli
+from sparc_ref.commands.report import home, report, runs_in
+from sparc_ref.data import DrawnScenes, WordTokenizer
+from sparc_ref.model import PRESETS
+from sparc_ref.run import checkpoint
+from sparc_ref.run.measure import evaluate
+from sparc_ref.run.rundir import load_run
+from sparc_ref.run.sources import remembered
+from sparc_ref.run.train import TrainConfig, train
+
+
+@pytest.fixture(autouse=True)
+def quick_figures(monkeypatch):
+    """Figures are drawn, but not turned into pixels, which takes most of the time."""
+    monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: b"PNG")
+
+
+def make(out, size=16, spec="drawn?style=short&count=9", **changes):
+    data = DrawnScenes(size=size, count=9, style="short")
+    tokenizer = WordTokenizer(data.vocabulary())
+    config = replace(PRESETS["tiny"], image_size=size, vision_width=16, vision_depth=1, text_width=16, text_depth=1,
+                     vocab_size=tokenizer.vocab_size, max_tokens=12, **changes)
+    train(config, TrainConfig(steps=2, batch=4, eval_every=0, checkpoint_every=1, warmup=1), [data], tokenizer, out,
+          validation={"own": data}, sources=remembered([spec]) | {"command": "sparc-ref train --data " + spec},
+          say=lambda text: None)
+    return out
+
+
+@pytest.fixture(scope="module")
+def run(tmp_path_factory):
+    return make(tmp_path_factory.mktemp("runs") / "mine")
+
+
+def quiet(*args, **options):
+    return report(*args, **options, say=lambda text: None).read_text()
+
+
+def test_the_numbers_are_those_of_the_data_that_the_run_remembers(run, capsys):
+    page = quiet([run])
+    assert (run / "report.html").read_text() == page and "mine on drawn-test" in page
+    params, config, tokenizer, _ = load_run(run)
+    numbers = evaluate(params, config, DrawnScenes("test", 16, 9, style="short"), tokenizer, shards=4)
+    shown = capsys.readouterr().out
+    for key in ("t2i_r1", "pointing", "miou"):
+        assert f"{100 * numbers[key]:.1f} %" in shown and f"{100 * numbers[key]:.1f}&nbsp;%" in page
+    assert f"sparc-ref train --data drawn?style=short&amp;count=9 --out {run}" in page and "sparc-ref report" in page
+    assert "Grounding gap" in page and "metrics.jsonl" in page
+
+
+def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
+    other = make(tmp_path / "mine", size=32, lambda_f=0.0)        # the same name, elsewhere
+    page = quiet([run, other], out=tmp_path / "both.html", data=["drawn?count=5"])
+    assert (tmp_path / "both.html").exists() and f"{other}</th>" in page and "lambda_f ≠" in page
+    assert "5 pictures and 5 captions" in page
+
+
+def test_a_checkpoint_keeps_its_folder_clean(run, tmp_path):
+    first, last = checkpoint.steps(run / "checkpoints")
+    assert list(runs_in(first)) == ["mine step_00000001"] and home(first) == home(last) == home(run) == run
+    (run / "report.html").unlink(missing_ok=True)
+    quiet([first])
+    assert (run / "report.html").exists() and not (first / "report.html").exists()
+    checkpoint.load(first)
+    alone = tmp_path / "step_00000002"
+    shutil.copytree(last, alone)
+    page = quiet([alone])                                         # without metrics: no curves, no time, all else
+    assert (tmp_path / "report.html").exists() and "Learning curves" not in page and "training time" not in page
+
+
+def test_memory_is_called_memory(tmp_path):
+    from PIL import Image
+
+    (tmp_path / "photos").mkdir()
+    rng = np.random.default_rng(0)
+    for i in range(4):
+        Image.fromarray(rng.integers(0, 256, (20, 20, 3), np.uint8)).save(tmp_path / "photos" / f"{i}.png")
+    (tmp_path / "photos" / "captions.jsonl").write_text("\n".join(json.dumps({"image": f"{i}.png", "caption": f"a {i}"})
+                                                                 for i in range(4)))
+    make(tmp_path / "run", spec=f"captions:{tmp_path}/photos")
+    page = quiet([tmp_path / "run"])
+    assert "4 pictures and 4 captions of photos. The model was trained on them" in page and "Predicted and true" not in page
+    assert "trained on them" not in quiet([tmp_path / "run"], data=["drawn?style=short&count=4"])
+
+
+def test_what_cannot_be_reported(run, tmp_path, capsys):
+    for argv, words in ((["report", str(tmp_path)], "holds no checkpoint"),
+                        (["report", str(tmp_path / "no")], "no such directory"),
+                        (["report", str(run), "--out", str(tmp_path / "no" / "page.html")], "--out: expected a file"),
+                        (["report", str(run), "--limit", "0"], "at least one example"),
+                        (["report", str(run), "--data", "drwan"], "did you mean drawn?"),
+                        (["report"], "")):
+        try:
+            status = cli.run(argv)
+        except SystemExit as stop:
+            status = stop.code
+        err = capsys.readouterr().err
+        assert status == 2 and words in err and not re.search("Traceback", err)
+    assert not list(tmp_path.iterdir())
