@@ -212,7 +212,7 @@ def test_a_box_that_takes_no_batch_of_one_is_judged_by_the_others():
         return Answer(r.losses, r.grads)
 
     d = diagnose(functools.partial(ask, fine=Variant()))
-    assert d.verdict == "eq6" and "A batch of one sample raises IndexError" in d.note
+    assert d.verdict == "conditional" and d.conditions == ("at least 2 samples in a batch",) and "raises IndexError" in d.note
     d = diagnose(functools.partial(ask, fine=Variant(cosine=True, negatives="batch", sigma="none")))
     assert said(d) == ["logits.batch_negatives", "similarity.cosine", "threshold.absent"]
 
@@ -235,7 +235,8 @@ def test_gradients_are_compared_by_their_own_size():
     a = {"v": np.array([1.0, 2.0]), "t": np.array([1e-3, 0.0])}
     assert gradient_off(a, a) == 0 and gradient_off({}, a) is None
     assert gradient_off({"v": a["v"] * 1.01, "t": a["t"]}, a) == pytest.approx(0.01)
-    assert gradient_off({"v": a["v"]}, a) == pytest.approx(0.5)  # no gradient for tokens counts as zero
+    assert gradient_off({"v": a["v"]}, a) == 0                # what was not given is not compared
+    assert gradient_off({"v": a["v"], "t": 0 * a["t"]}, a) == pytest.approx(0.5)  # a zero is
     assert gradient_off({"v": np.array([np.nan, 1]), "t": a["t"]}, a) == math.inf
 
 
@@ -249,7 +250,7 @@ def test_each_probe_is_asked_once():
 
     d = diagnose(ask)
     assert len(seen) == len(set(seen)) == d.calls and set(HELD_OUT) <= set(seen)
-    assert d.calls < 45
+    assert d.calls < 60
 
 
 def test_the_smallest_set_is_named_first():

@@ -231,7 +231,9 @@ QUICK = {"constant, epsilons", "log(1/tau)", "softmax by sqrt(D)", "softmax, the
 def test_it_is_named_with_its_number(name):
     loss, wanted = CASES[name]
     d = diagnose(box(loss))
-    assert d.verdict == "explained" and sorted(map(str, d.deviations)) == sorted(wanted), d.note
+    beyond = name == "decoupled by exp"                    # exp(z) less one of its terms loses its digits at 1/tau = 100
+    assert d.verdict == ("unexplained" if beyond else "explained"), d.note
+    assert sorted(map(str, d.deviations)) == sorted(wanted) and [x.key for x in d.limits] == ["inverse"] * beyond, d.note
     assert d.reproduced_to < 1e-7 and d.stage == wanted[0].split(".")[0]
 
 
