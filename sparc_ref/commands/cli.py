@@ -69,6 +69,7 @@ class Train:
 
     Data is named as kind[:path][?option=value&...]:
       drawn                                  scenes drawn here, nothing downloaded; e.g. "drawn?style=short&objects=1,3"
+      mosaic                                 pictures cut into regions, each with a name; e.g. "mosaic?coverage=0.5"
       "pictures:emoji.zip?names=emoji.jsonl" named pictures with transparency, pasted into scenes with captions
       captions:photos/                       pictures with captions in any format of docs/data.md: CSV, TSV, JSON lines, COCO,
                                              Karpathy's splits, Flickr30k, imagefolder, img2dataset

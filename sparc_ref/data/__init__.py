@@ -7,10 +7,11 @@ from .encoding import Encoding
 from .example import Example, Region
 from .images import load_image
 from .load_report import LoadReport
+from .mosaic import MosaicScenes
 from .pictures import PictureScenes
 from .tokenizer import WordTokenizer, load_tokenizer
 from .unigram import UnigramTokenizer
 
 __all__ = ["Batch", "Batches", "CaptionData", "DrawnScenes", "Encoding", "Example", "Joined", "Limited", "LoadReport",
-           "PictureScenes", "Region", "UnigramTokenizer", "WordTokenizer", "load_image", "load_tokenizer", "open_captions",
-           "to_images", "word_regions"]
+           "MosaicScenes", "PictureScenes", "Region", "UnigramTokenizer", "WordTokenizer", "load_image", "load_tokenizer",
+           "open_captions", "to_images", "word_regions"]

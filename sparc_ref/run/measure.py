@@ -26,7 +26,7 @@ from sparc_ref.model import SPARCConfig, encode_images, encode_texts
 def evaluate(
     params: dict, config: SPARCConfig, dataset, tokenizer, limit: int | None = None, batch: int = 64, *,
     captions: int | None = None, prompts: tuple[str, ...] = ("name", "caption"), upsample: str = "nearest",
-    average: str = "per_image", background: str = "in_union", on: str = "cover", grounding: int = 512,
+    average: str = "per_image", background: str = "in_union", on: str = "cover", head: str = "paper", grounding: int = 512,
     shuffles: int = 4, seed: int = 0, shards: int = 1,
 ) -> dict[str, float]:
     """All numbers that the data set supports, as a flat dict of floats; what cannot be measured has no key.
@@ -35,12 +35,16 @@ def evaluate(
     Always: i2t_r1, i2t_r5, i2t_r10, t2i_r1, t2i_r5, t2i_r10, each with _chance (a constant embedding), images, captions.
     From 2 pictures on: grounding_gap, fine_loss (true pictures), fine_loss_shuffled, grounding_gap_sd (over `shuffles`).
     With regions and spans: mass, pointing, iou, choice, each with _chance and _lift; best, objects (grouping.py; on).
+    head: which patch embeddings localisation uses: "paper": g_v for the alignment, h_v then g_v for segmentation (D.7);
+    "g_v" or "h_v": that one for both.  A path that was never trained says nothing: compare models under their best heads.
     With regions and classes: for each of `prompts` miou or miou_caption, with _chance (a random class per patch) and
     _foreground (background pixels left out); see segmentation.py for upsample, average and background.
     seed draws the shuffles and the random classes. params may live on any device. ValueError: nothing to evaluate.
     """
     for prompt in prompts:
         chosen("prompts", prompt, ("name", "caption"))
+    chosen("head", head, ("paper", "g_v", "h_v"))
+    aligned, labelled = {"paper": ("v", "segment"), "g_v": ("v", "v"), "h_v": ("segment", "segment")}[head]
     indices = range(len(dataset) if limit is None else min(limit, len(dataset)))
     if not indices or batch < 1:
         raise ValueError(f"expected at least one example and a batch of 1, got limit={limit}, batch={batch}")
@@ -69,13 +73,14 @@ def evaluate(
         grid = grid_of(config, examples)
         region = regions_of(config, tokenizer, examples, texts, of, mask)
         if np.any(region >= 0):
-            weights = align(params, config, text["t"], image["v"][of], mask)["weights"]
+            weights = align(params, config, text["t"], image[aligned][of], mask)["weights"]
             masks = stack([[r.mask for r in e.regions] for e in examples], examples[0].image.shape[:2])
             grouped.append(queries(weights, region, masks[of], grid, on=on))
         if K and any(e.regions for e in examples):
             truth = np.stack([truth_of(e, classes) for e in examples])
-            random = segment(rng.normal(size=(*image["segment"].shape[:2], K)), np.eye(K), grid, truth.shape[1:])
-            predicted = {name: segmented(image["segment"], emb, grid, truth.shape[1:], upsample)
+            patches = image[labelled]
+            random = segment(rng.normal(size=(*patches.shape[:2], K)), np.eye(K), grid, truth.shape[1:])
+            predicted = {name: segmented(patches, emb, grid, truth.shape[1:], upsample)
                          for name, emb in named.items()}
             for name, labels in ({"chance": random} | predicted).items():
                 for how in ("in_union", "ignore"):

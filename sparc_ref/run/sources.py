@@ -1,6 +1,7 @@
 """Data named on a command line:  kind[:path][?option=value&...]
 
     drawn                                   scenes drawn here; the options of DrawnScenes: drawn?style=short&fused=true
+    mosaic                                  pictures cut into named regions; of MosaicScenes: mosaic?coverage=0.5&words=2
     pictures:emoji.zip?names=emoji.jsonl    a folder or zip of pictures with transparency, pasted into scenes; PictureScenes
     captions:photos/                        pictures with captions, in any format of docs/data.md; open_captions. Of one folder,
                                             captions:photos/?split=train and ?split=validation are two parts
@@ -17,6 +18,7 @@ from typing import Any
 from sparc_ref.data import (
     CaptionData,
     DrawnScenes,
+    MosaicScenes,
     PictureScenes,
     UnigramTokenizer,
     WordTokenizer,
@@ -24,7 +26,8 @@ from sparc_ref.data import (
     open_captions,
 )
 
-KINDS: dict[str, Callable[..., Any]] = {"drawn": DrawnScenes, "pictures": PictureScenes, "captions": open_captions}
+KINDS: dict[str, Callable[..., Any]] = {
+    "drawn": DrawnScenes, "mosaic": MosaicScenes, "pictures": PictureScenes, "captions": open_captions}
 
 
 def open_source(spec: str, size: int, **defaults: Any) -> Any:
@@ -38,8 +41,9 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
     if kind not in KINDS:
         raise ValueError(f"data {spec!r}: expected {', '.join(KINDS)}{nearest(kind, KINDS)}; for example drawn, "
                          "pictures:emoji.zip, captions:photos/captions.jsonl; see docs/data.md")
-    if bool(path) != (kind != "drawn"):
-        raise ValueError(f"data {spec!r}: expected {'drawn, without a path' if kind == 'drawn' else f'{kind}:PATH'}; "
+    drawn_here = kind in ("drawn", "mosaic")
+    if bool(path) == drawn_here:
+        raise ValueError(f"data {spec!r}: expected {f'{kind}, without a path' if drawn_here else f'{kind}:PATH'}; "
                          "see docs/data.md")
     make = KINDS[kind]
     if kind == "captions" and "split" in defaults:

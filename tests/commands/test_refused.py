@@ -156,7 +156,7 @@ def quick(monkeypatch):
         model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
         return scenes, replace(validation, count=8), tokenizer, model, replace(training, batch=4, eval_limit=8)
     monkeypatch.setattr(d, "recipe", recipe)
-    monkeypatch.setattr(d, "write_report", lambda config, *args: config.out / "report.html")
+    monkeypatch.setattr(d, "write_page", lambda path, *args, **kwargs: None)
     return d.DemoConfig(steps=2, examples=8, checkpoint_every=1)
 
 

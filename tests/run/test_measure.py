@@ -187,3 +187,13 @@ def test_refuses(params):
 
     with pytest.raises(ValueError, match="pictures of one size"):
         evaluate(params, SMALL, Sizes(), TOKENIZER)
+
+
+def test_the_head_decides_which_patches_are_looked_at(params):
+    """Under "g_v" both localise by g_v, under "h_v" both through h_v; "paper" takes one for each. Retrieval knows no head."""
+    got = {head: evaluate(params, SMALL, Boxes(), TOKENIZER, batch=5, head=head) for head in ("paper", "g_v", "h_v")}
+    assert got["paper"]["pointing"] == got["g_v"]["pointing"] and got["paper"]["mass"] != got["h_v"]["mass"]
+    assert got["paper"]["miou"] == got["h_v"]["miou"] and got["paper"]["iou"] == got["g_v"]["iou"]
+    assert len({got[head]["i2t_r1"] for head in got}) == 1
+    with pytest.raises(ValueError, match="head: expected"):
+        evaluate(params, SMALL, Boxes(), TOKENIZER, head="g_t")
