@@ -10,6 +10,7 @@ import pytest
 from test_train import go, rows, same, small
 
 from sparc_ref.data import DrawnScenes
+from sparc_ref.data import tokenizer as tokenizer_file
 from sparc_ref.run import checkpoint, files
 from sparc_ref.run import train as loop
 from sparc_ref.run.files import WriteFailed
@@ -185,25 +186,21 @@ def fail_with(error):
     return failing
 
 
-@pytest.mark.parametrize("where", ["data", "evaluate", "gradients", "tokenizer", "say", "ctrl-c"])
+@pytest.mark.parametrize("where", ["data", "evaluate", "gradients", "write_json", "say", "forward"])
 def test_a_failed_first_start_leaves_nothing_and_blocks_nothing(tmp_path, monkeypatch, where):
     (tmp_path / "neighbour").write_text("mine")
     out = tmp_path / "a" / "b" / "run"
-    with pytest.MonkeyPatch.context() as patch, pytest.raises(BaseException, match=r"no\.|at most 40|bad word"):
-        if where == "data":
-            go(out, batch=41)
-        if where == "evaluate":
-            patch.setattr(loop, "evaluate", fail_with(ValueError("no.")))
-        if where == "gradients":
-            patch.setattr(loop, "gradients", fail_with(MemoryError("no.")))
-        if where == "ctrl-c":
-            patch.setattr(loop, "forward", fail_with(KeyboardInterrupt("no.")))
-        if where == "tokenizer":
-            patch.setattr("sparc_ref.data.tokenizer.write_json", fail_with(OSError(errno.ENOSPC, "no.")))
-        if where == "say":
-            config, options, data, tokenizer = small()
-            loop.train(config, options, [data], tokenizer, out, say=fail_with(ValueError("bad word")))
-        go(out)
+    failing = {"evaluate": (loop, ValueError("no.")), "gradients": (loop, MemoryError("no.")),
+               "forward": (loop, KeyboardInterrupt("no.")),
+               "write_json": (tokenizer_file, OSError(errno.ENOSPC, "no."))}
+    with pytest.MonkeyPatch.context() as patch:
+        if where in failing:
+            patch.setattr(failing[where][0], where, fail_with(failing[where][1]))
+        with pytest.raises(BaseException, match=r"no\.|at most 40|bad word"):
+            if where == "say":
+                config, options, data, tokenizer = small()
+                loop.train(config, options, [data], tokenizer, out, say=fail_with(ValueError("bad word")))
+            go(out, **{"batch": 41} if where == "data" else {})
     assert set(tree(tmp_path)) == {"neighbour"}
     go(out, steps=2, lr=2e-3)                             # other settings, and no word of a run that is there
 

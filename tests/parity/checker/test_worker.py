@@ -216,8 +216,15 @@ def test_prints_and_reads_do_not_reach_the_pipes(hostile, name, capfd):
     assert capfd.readouterr() == ("", "")
 
 
-def sleeping(seconds):
-    """Processes that sleep for so many seconds."""
+def sleeping(seconds, wanted=1):
+    """Processes that sleep for so many seconds; a child takes a moment from fork to exec."""
+    end = time.monotonic() + 10
+    while len(found := asleep(seconds)) < wanted and time.monotonic() < end:
+        time.sleep(0.02)
+    return found
+
+
+def asleep(seconds):
     found = []
     for path in Path("/proc").glob("[0-9]*/cmdline"):
         try:
@@ -233,7 +240,7 @@ def test_no_orphans(hostile):
     with worker(hostile, "spawns") as w:
         w.ask(request(), ARRAYS)
         pid = w.pid
-        children = sleeping("1000.25")
+        children = sleeping("1000.25", 2)
         assert len(children) == 2 and set(children) <= set(descendants(pid))
     assert gone(pid) and all(gone(child) for child in children)
 
