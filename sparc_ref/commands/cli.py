@@ -21,7 +21,8 @@ from sparc_ref.backend import get_device
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.run.files import check_output, write_output
-from sparc_ref.run.train import Interrupted, TrainConfig, reasons, train
+from sparc_ref.run.telling import reasons
+from sparc_ref.run.train import Interrupted, TrainConfig, train
 
 if TYPE_CHECKING:
     Preset: TypeAlias = str

@@ -17,7 +17,8 @@ from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.run import sources
-from sparc_ref.run.train import TrainConfig, reasons, train
+from sparc_ref.run.telling import reasons
+from sparc_ref.run.train import TrainConfig, train
 
 SMALL = ["--image-size", "16", "--vision-width", "16", "--vision-depth", "1", "--text-width", "16", "--text-depth", "1",
          "--steps", "2", "--batch", "4", "--eval-limit", "4", "--warmup", "1"]
