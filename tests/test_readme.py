@@ -101,3 +101,22 @@ def test_every_room_is_in_the_tree():
     assert len(shown) > 25
     for name in shown:
         assert any(root.rglob(name.rstrip("/"))), name
+
+
+DOCUMENTS = [file for pattern in ("*.md", "docs/**/*.md", "parity/*.md") for file in Path(__file__).parent.parent.glob(pattern)]
+
+
+@pytest.mark.parametrize("file", DOCUMENTS, ids=lambda file: file.name)
+def test_every_file_that_is_named_is_there(file):
+    """Links, and what stands in backticks with a room's name before it; in ARCHITECTURE.md and CONTRIBUTING.md every .py."""
+    root, text = Path(__file__).parent.parent, file.read_text()
+    links = [link for link in re.findall(r"\]\(([^)#\s]+)", text) if not re.match(r"https?:|mailto:", link)]
+    assert not [link for link in links if not (file.parent / link).exists()]
+    tracked = [str(path.relative_to(root)) for room in ("sparc_ref", "parity", "tests", "bench", "docs")
+               for path in (root / room).rglob("*")]
+    named = re.findall(r"`((?:sparc_ref|parity|tests|bench|docs)/[\w./-]+)`", text)
+    assert not [name for name in named if name.rstrip("/") not in tracked]
+    if file.name in ("ARCHITECTURE.md", "CONTRIBUTING.md"):
+        files = re.findall(r"`([\w/]+\.(?:py|toml))`", text)
+        found = {f"/{path}" for path in tracked} | {"/pyproject.toml"}
+        assert len(files) > 15 and not [name for name in files if not any(f.endswith(f"/{name}") for f in found)]
