@@ -14,18 +14,7 @@ from sparc_ref.run import train as loop
 from sparc_ref.run.train import Interrupted
 
 QUICK = d.DemoConfig(steps=2, examples=8, checkpoint_every=1)
-
-
-@pytest.fixture(autouse=True)
-def tiny(monkeypatch):
-    """The recipe with a model that takes milliseconds."""
-    real = d.recipe
-
-    def recipe(config):
-        scenes, validation, tokenizer, model, training = real(config)
-        model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
-        return scenes, replace(validation, count=8), tokenizer, model, replace(training, batch=4, eval_limit=8)
-    monkeypatch.setattr(d, "recipe", recipe)
+pytestmark = pytest.mark.usefixtures("tiny_recipe")
 
 
 @pytest.fixture

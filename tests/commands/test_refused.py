@@ -148,14 +148,7 @@ def test_a_printed_command_pasted_continues(tmp_path, number):
 
 
 @pytest.fixture
-def quick(monkeypatch):
-    real = d.recipe
-
-    def recipe(config):
-        scenes, validation, tokenizer, model, training = real(config)
-        model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
-        return scenes, replace(validation, count=8), tokenizer, model, replace(training, batch=4, eval_limit=8)
-    monkeypatch.setattr(d, "recipe", recipe)
+def quick(monkeypatch, tiny_recipe):
     monkeypatch.setattr(d, "write_page", lambda path, *args, **kwargs: None)
     return d.DemoConfig(steps=2, examples=8, checkpoint_every=1)
 

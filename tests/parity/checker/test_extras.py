@@ -16,14 +16,6 @@ from parity.checker.probes import HELD_OUT, PROBES, Answer
 SLOW = pytest.mark.slow
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def box(loss):
     """A black box from a torch function of v, t, mask and the scale 1/tau."""
     def ask(probe):

@@ -13,14 +13,6 @@ from parity.checker.diagnosis.variants import evaluate
 from parity.checker.probes import PROBES, Answer
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def plain(v, t, mask, theta, cut=()):
     """Eq. 6 for torch, written here; cut: which paths are detached, for all inputs alike."""
     def through(x, name):

@@ -8,7 +8,7 @@ from parity.checker.calling.convention import infer
 from parity.checker.calling.target import target_of
 from parity.checker.calling.worker import Worker
 
-CASES = Path(__file__).parent / "cases"
+FOLDER = Path(__file__).parent
 LOSSES = '''
 import math
 import torch
@@ -114,7 +114,7 @@ def conventions(tmp_path_factory):
     with Worker(target_of(f"{folder}/read_me.py:fine")) as worker:
         def of(name):
             if name not in known:
-                worker.reload(target_of(str(CASES / name) if name.endswith(".py") else f"{folder}/read_me.py:{name}"))
+                worker.reload(target_of(str(FOLDER / name) if name.endswith(".py") else f"{folder}/read_me.py:{name}"))
                 known[name] = infer(worker)
             return known[name]
 
@@ -126,7 +126,7 @@ def item(convention, what):
 
 
 def test_a_temperature_has_an_effect_where_several_readings_nearly_pass(conventions):
-    found = item(conventions("soft_tau.py")[0], "temperature")
+    found = item(conventions("cases/soft_tau.py")[0], "temperature")
     assert (found.value, found.sure) == ("tau", "certain") and "no effect" not in found.why
     assert "move the loss by 0" in found.why and "read otherwise by" in found.why
 
@@ -158,7 +158,7 @@ def test_a_first_patch_that_is_left_out_may_be_a_fault(conventions):
     ("pooled", ["global"], "certain", "through the mean of the patches"),
     ("same_place", ["fine"], "likely", "order of tokens"), ("max_pooled", ["global"], "likely", "no loss of a mean"),
     ("total", ["total", "fine"], "likely", "through the mean of the patches alone, on two batches"),
-    ("d_batch_negatives_cosine.py", ["fine", "total"], "likely", "single patches"),
+    ("cases/d_batch_negatives_cosine.py", ["fine", "total"], "likely", "single patches"),
     ("batch_negatives", ["fine", "total"], "likely", "single patches"),
     ("uniform_batch_negatives", ["fine", "total"], "likely", "single tokens of two captions meet in it"),
     ("unit_total", ["total", "fine"], "likely", "the mean of the patches' directions alone"),
@@ -185,14 +185,14 @@ def test_no_mask_is_certain_only_where_no_argument_could_be_one(conventions):
 
 
 def test_a_start_that_forgot_exp_or_log_is_noted(conventions):
-    note, = conventions("logscale_noexp.py")[0].notes
+    note, = conventions("cases/logscale_noexp.py")[0].notes
     assert note == "logit_scale: tau starts at 0.376, which is what log(1/0.07) gives without exp"
     assert "without log" in conventions("Start")[0].notes[0]
     assert conventions("Sound")[0].notes == ()
 
 
 def test_float32_inside_is_read_with_the_same_certainty(conventions):
-    convention = conventions("e_float32_scale.py")[0]
+    convention = conventions("alarms/e_float32_scale.py")[0]
     assert {i.sure for i in convention.items} == {"certain"}
 
 

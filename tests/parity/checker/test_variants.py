@@ -22,14 +22,6 @@ SINGLE_CALL += [Found("global.pools_normalised", None, way) for way in ("", "pat
 SINGLE_CALL += [Found("global.pools_padding"), Found("global.uses_cls"), Found("global.uses_cls", None, "patches")]
 
 
-@pytest.fixture(autouse=True, scope="module")
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 @functools.cache
 def paper(probe_name, pooled=False):
     return evaluate(PROBES[probe_name], Variant(), GlobalVariant("mean", "mean") if pooled else GlobalVariant())

@@ -6,16 +6,8 @@ from dataclasses import replace
 import pytest
 from made_up import AFTER, BLIND, GOOD, climbed, rung, unable
 
-from parity.ladder import climb as ladder
 from parity.ladder import gpu_check
 from parity.ladder.rungs import cuda, whole
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products wait for one another on several."""
-    with ladder.few_threads(1):
-        yield
 
 
 def test_the_gpu_check_without_a_gpu_says_what_is_missing(tmp_path, capsys):

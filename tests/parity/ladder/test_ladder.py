@@ -25,13 +25,6 @@ def small():
     return Setup("quick", "cpu", 0, reference_side(), trainer_side(), wanted=lambda name: name in ONE)
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    """Small products wait for one another on several."""
-    with ladder.few_threads(1):
-        yield
-
-
 @pytest.fixture(autouse=True)
 def toy_sizes(monkeypatch):
     toy = whole.Sizes("toy", 5, 7, "toy", 12, (2,))

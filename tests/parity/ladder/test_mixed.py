@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 import torch
 
-from parity.ladder import climb as ladder
 from parity.ladder.rungs import arithmetic, judge, mixed, record, replay, rounded, training, variants, whole
 from parity.ladder.rungs.setup import Setup, reference_side, trainer_side
 from parity.vectors import budgets
@@ -19,12 +18,6 @@ from sparc_ref import ops
 from tests.parity.ladder.test_planted_faults import copies, planted_trainer  # noqa: F401  copies is a fixture
 
 TOY = whole.Sizes("toy", 5, 7, "toy", 12, (2,))
-
-
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    with ladder.few_threads(1):
-        yield
 
 
 @pytest.fixture(autouse=True)

@@ -20,12 +20,6 @@ TOY = whole.Sizes("toy", 5, 7, "toy", 12, (2,))
 WIDE, ALL = ("float64", "float32"), ("float64", "float32", "float16", "bfloat16")
 
 
-@pytest.fixture(scope="module", autouse=True)
-def one_thread():
-    with ladder.few_threads(1):
-        yield
-
-
 @pytest.fixture
 def toy_sizes(monkeypatch):
     for module in (whole, training, cuda, ranks):
