@@ -135,7 +135,7 @@ def cells(draws: Draws, count: int, size: int, coverage: float) -> np.ndarray:
     -> (H,W) int.  Sites are drawn until the smallest region has a twelfth of the picture, 60 times at most.
     """
     y, x = np.mgrid[:size, :size]
-    best, largest = None, -1
+    best, largest = (y, y[None]), -1                      # the first draw replaces them
     for _ in range(60):
         sites = [(draws.below(size), draws.below(size)) for _ in range(count)]
         away = np.stack([(y - a) ** 2 + (x - b) ** 2 for a, b in sites])          # (count,H,W) whole numbers
