@@ -1,69 +1,15 @@
 """A folder that nobody vouches for: whatever is wrong with it is refused with the reason, and nothing outside of it is read."""
 
-import json
 import os
 import shutil
 
 import numpy as np
 import pytest
-from safetensors.numpy import save
+from tampering import KEPT, edit, entry, refused
 
 from parity import vectors
 from parity.commands import Vectors
 from parity.vectors import cases, freeze, read, safe_read
-
-KEPT = ("global_default", "global_one_sample", "fine_ties_minimum_first", "fine_ties_minimum")
-
-
-@pytest.fixture(scope="module")
-def small(tmp_path_factory):
-    """A sound folder of four cases."""
-    folder = tmp_path_factory.mktemp("small")
-    manifest = json.loads((vectors.FOLDER / vectors.MANIFEST).read_text())
-    manifest["cases"] = [entry for entry in manifest["cases"] if entry["id"] in KEPT]
-    for entry in manifest["cases"]:
-        shutil.copy(vectors.FOLDER / entry["file"], folder)
-    (folder / vectors.MANIFEST).write_text(json.dumps(manifest))
-    return folder
-
-
-@pytest.fixture
-def folder(small, tmp_path):
-    return shutil.copytree(small, tmp_path / "v1")
-
-
-def edit(folder, change):
-    """Rewrite the manifest."""
-    path = folder / vectors.MANIFEST
-    manifest = json.loads(path.read_text())
-    change(manifest)
-    path.write_text(json.dumps(manifest))
-
-
-def entry(manifest, name="global_default"):
-    return next(e for e in manifest["cases"] if e["id"] == name)
-
-
-def replace(folder, content, name="global_default"):
-    """Put other bytes in a file and let the manifest agree with them: what a forger would do."""
-    (folder / f"{name}.safetensors").write_bytes(content)
-    edit(folder, lambda m: entry(m, name).update(bytes=len(content), sha256=safe_read.digest(content)))
-
-
-def header(content):
-    size = int.from_bytes(content[:8], "little")
-    return json.loads(content[8 : 8 + size]), content[8 + size :]
-
-
-def build(head, body):
-    text = head if isinstance(head, bytes) else json.dumps(head).encode()
-    return len(text).to_bytes(8, "little") + text + body
-
-
-def refused(folder, match):
-    with pytest.raises(ValueError, match=match) as caught:
-        vectors.load(folder)
-    assert "Traceback" not in str(caught.value)
 
 
 def test_the_sound_folder_loads(folder):
@@ -359,94 +305,3 @@ def test_an_oversized_manifest_is_not_read(folder):
     with open(folder / vectors.MANIFEST, "ab") as file:
         file.truncate(1 << 40)
     refused(folder, "manifest.json: refused: 1099511627776 bytes, where at most 4194304 are allowed")
-
-
-# --- files that agree with a forged manifest -----------------------------------------------------------------------------
-
-
-def forge(folder, change):
-    """Change a file's header or body, and the manifest's bytes and hash with it."""
-    head, body = header((folder / "global_default.safetensors").read_bytes())
-    result = change(head, body)
-    head, body = (head, body) if result is None else result
-    replace(folder, build(head, body))
-
-
-@pytest.mark.parametrize(
-    ("change", "reason"),
-    [
-        (lambda h, b: (h | {"__metadata__": {"a": "b"}}, b), "tensors differ from the manifest's in __metadata__"),
-        (lambda h, b: ({n: x for n, x in h.items() if n != "out.loss"}, b), "tensors differ from the manifest's in out.loss"),
-        (lambda h, b: (h | {"out.more": h["out.loss"]}, b), "tensors differ from the manifest's in out.more"),
-        (lambda h, b: h["out.loss"].update(dtype="F32"), r"out.loss is F32 \[\], the manifest says F64 \[\]"),
-        (lambda h, b: h["in.v_bar"].update(shape=[6, 4]), r"in.v_bar is F32 \[6, 4\], the manifest says F32 \[4, 6\]"),
-        (lambda h, b: h["in.v_bar"].update(shape=[1 << 40, 1 << 40]), "the manifest says"),
-        (lambda h, b: h["out.loss"].update(more=1), "expected dtype, shape and data_offsets"),
-        (lambda h, b: h.update({"out.loss": 7}), "expected dtype, shape and data_offsets"),
-        (lambda h, b: h["out.loss"].update(data_offsets=[0, 1 << 50]), "where 8 are needed"),
-        (lambda h, b: h["out.loss"].update(data_offsets=[-8, 0]), "where 8 are needed"),
-        (lambda h, b: h["out.loss"].update(data_offsets=[8, 0]), "where 8 are needed"),
-        (lambda h, b: h["out.loss"].update(data_offsets=["0", "8"]), "data_offsets"),
-        (lambda h, b: h["out.loss"].update(data_offsets=[0.0, 8.0]), "data_offsets"),
-        (lambda h, b: h["out.loss"].update(data_offsets=[True, 9]), "data_offsets"),
-        (lambda h, b: h["out.loss"].update(data_offsets=h["ct.loss"]["data_offsets"]), "where 8 are needed"),
-        (lambda h, b: h["grad.v_bar"].update(data_offsets=h["grad.t_bar"]["data_offsets"]), "gap or overlap"),
-        (lambda h, b: (h, b + b"\0" * 8), "8 bytes belong to no tensor"),
-        (lambda h, b: (h, b[:-8]), "are needed"),
-        (lambda h, b: (b"{" * 200, b), "nested 200 deep"),
-        (lambda h, b: (b"[]", b), "tensors differ"),
-        (lambda h, b: (b"\xff", b), "not UTF-8"),
-        (lambda h, b: (json.dumps(h)[:-1].encode() + b', "out.loss": 1}', b), "the key 'out.loss' stands twice"),
-    ],
-)
-def test_a_forged_file(folder, change, reason):
-    forge(folder, change)
-    refused(folder, f"global_default.safetensors: refused: .*{reason}")
-
-
-@pytest.mark.parametrize("content", [b"", b"1234567", (1 << 62).to_bytes(8, "little"), (1 << 62).to_bytes(8, "little") + b"{}"])
-def test_a_file_that_is_no_safetensors(folder, content):
-    (folder / "global_default.safetensors").write_bytes(content)
-    size = max(8, len(content))
-    edit(folder, lambda m: entry(m).update(bytes=size, sha256=safe_read.digest(content)))
-    refused(folder, "global_default.safetensors: refused")
-
-
-def test_a_pickle_is_never_loaded(folder):
-    import pickle
-
-    content = pickle.dumps({"out.loss": np.zeros(3)})
-    replace(folder, content)
-    refused(folder, "global_default.safetensors: refused: its header claims")
-
-
-def test_a_bool_that_is_neither(folder):
-    path = folder / "fine_ties_minimum.safetensors"
-    head, body = header(path.read_bytes())
-    start, end = head["in.mask"]["data_offsets"]
-    replace(folder, build(head, body[:start] + b"\2" * (end - start) + body[end:]), "fine_ties_minimum")
-    refused(folder, "in.mask holds a bool that is neither 0 nor 1")
-
-
-def test_what_is_loaded_does_not_hang_on_the_files_bytes(folder):
-    case = vectors.load(folder)["global_default"]
-    case.tensors["in.v_bar"][:] = 0
-    assert vectors.load(folder)["global_default"].tensors["in.v_bar"].any()
-
-
-def test_the_parser_reads_what_safetensors_writes(folder):
-    from safetensors.numpy import load as theirs
-
-    for name, case in vectors.load(folder).items():
-        other = theirs((folder / f"{name}.safetensors").read_bytes())
-        assert other.keys() == case.tensors.keys()
-        for n, x in other.items():
-            assert x.dtype == case.tensors[n].dtype and np.array_equal(x, case.tensors[n], equal_nan=x.dtype == float)
-
-
-def test_a_view_is_written_as_what_it_shows(tmp_path):
-    """safetensors writes the memory behind a view; the writer copies first."""
-    x = np.arange(6.0).reshape(2, 3).T
-    content = save({"x": np.array(x, order="C")})
-    found = safe_read.parse_safetensors(content, "x", {"x": {"dtype": "F64", "shape": [3, 2]}})["x"]
-    assert np.array_equal(found, x)
