@@ -5,7 +5,7 @@ B batch, L tokens, P patches, D joint width.  t (B,L,D) tokens, v (B,P,D) patche
 
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, size
+from array_api_compat import array_namespace, is_array_api_obj, size
 
 from sparc_ref import ops
 from sparc_ref.backend import Array, dtype_name, in_one_dtype
@@ -167,6 +167,9 @@ def check_options(**options: str) -> None:
 
 def check_shapes(t: Array, v: Array, mask: Array | None) -> None:
     """ValueError that names the first of v, t, mask that is not (B,P,D), (B,L,D), (B,L) bool."""
+    for name, x in (("v", v), ("t", t), ("mask", t if mask is None else mask)):
+        if not is_array_api_obj(x):
+            raise ValueError(f"{name}: expected an array, got {type(x).__name__}")
     if v.ndim != 3 or 0 in v.shape:
         raise ValueError(f"v: expected (B,P,D) with at least one of each, got {tuple(v.shape)}")
     batch, _, width = v.shape

@@ -70,9 +70,11 @@ def fine_grained_loss(
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
+    if mask is None:
+        raise ValueError("mask: expected (B,L) bool, true = real token, got None; all true where nothing is padding")
+    check_shapes(t, v, mask)
     xp = array_namespace(v, t)
     T = xp.matrix_transpose
-    check_shapes(t, v, mask)
     (v, t), (narrow_v, narrow_t) = in_one_dtype(v=v, t=t)
     theta, narrow_theta = temperature(theta, v)
 

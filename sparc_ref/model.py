@@ -72,9 +72,9 @@ class SPARCConfig:
                 raise ValueError(f"{tower}_heads: expected a divisor of {tower}_width {width}, got {heads}")
         if self.image_size % self.patch_size:
             raise ValueError(f"patch_size: expected a divisor of image_size {self.image_size}, got {self.patch_size}")
-        if self.temperature_init <= 0 or self.layer_norm_eps <= 0:
+        if not (0 < self.temperature_init < math.inf and 0 < self.layer_norm_eps < math.inf):
             raise ValueError("temperature_init and layer_norm_eps: expected positive numbers")
-        if self.lambda_g < 0 or self.lambda_f < 0 or self.lambda_g + self.lambda_f == 0:
+        if not (0 <= self.lambda_g < math.inf and 0 <= self.lambda_f < math.inf and self.lambda_g + self.lambda_f > 0):
             raise ValueError(f"lambda_g, lambda_f: expected >= 0, not both 0; got {self.lambda_g}, {self.lambda_f}")
         if self.sigma is not None and not 0 <= self.sigma <= 1:
             raise ValueError(f"sigma: expected a threshold in [0, 1] or None for 1/P, got {self.sigma}")

@@ -374,3 +374,17 @@ def test_nothing_is_written_where_a_caller_can_see(case):
     assert all(np.array_equal(case[n], before[n]) for n in case)
     assert all(np.array_equal(trace[n], kept[n]) for n in trace)
     assert all(np.array_equal(a, b) for a, b in zip(first, second))
+
+
+@pytest.mark.parametrize(("change", "message"), [
+    ({"mask": None}, r"mask: expected \(B,L\) bool, true = real token, got None"),
+    ({"mask": [[True] * 2]}, "mask: expected an array, got list"),
+    ({"v": [[[1.0, 2.0]]]}, "v: expected an array, got list"),
+    ({"t": None}, "t: expected an array, got NoneType")])
+def test_what_is_no_array_is_named(change, message):
+    inputs = {"v": np.ones((1, 3, 2)), "t": np.ones((1, 2, 2)), "mask": np.ones((1, 2), bool)} | change
+    with pytest.raises(ValueError, match=message):
+        fine_grained_loss(**inputs, theta=1.0)
+    if inputs["mask"] is not None:
+        with pytest.raises(ValueError, match=message):
+            align_patches(inputs["t"], inputs["v"], inputs["mask"])

@@ -256,6 +256,10 @@ def test_wrong_inputs_are_named(rng, change, message):
         ({"lambda_g": 0.0, "lambda_f": 0.0}, "not both 0"),
         ({"sigma": 2.0}, r"sigma: expected a threshold in \[0, 1\]"),
         ({"temperature_init": 0.0}, "expected positive numbers"),
+        ({"temperature_init": float("nan")}, "expected positive numbers"),
+        ({"layer_norm_eps": float("inf")}, "expected positive numbers"),
+        ({"lambda_f": float("nan")}, "lambda_g, lambda_f: expected >= 0"),
+        ({"lambda_g": float("inf")}, "lambda_g, lambda_f: expected >= 0"),
     ],
 )
 def test_wrong_configurations_are_named(change, message):

@@ -271,9 +271,10 @@ def _decode(files: list[Path], size: int, how: str, max_pixels: int, progress: b
 
     bar = tqdm(total=len(files), desc="reading images", unit="image", disable=None if progress else True, delay=1)
     with bar, ThreadPoolExecutor(min(4, os.cpu_count() or 1)) as pool:
-        for start in range(0, len(files), 64):                    # in parts, so that strict mode can stop early
+        part = max(1, min(64, 2**28 // (3 * size * size)))        # in parts, so that strict mode can stop early
+        for start in range(0, len(files), part):
             with warnings.catch_warnings():                       # Pillow's hints about bombs and odd metadata: checked here
                 warnings.simplefilter("ignore")
-                done = list(pool.map(one, files[start:start + 64]))
+                done = list(pool.map(one, files[start:start + part]))
             bar.update(len(done))
             yield from done

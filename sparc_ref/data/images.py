@@ -17,6 +17,7 @@ FORMATS = ("BMP", "GIF", "JPEG", "PNG", "PPM", "TIFF", "WEBP")  # none that star
 MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
 MAX_MEMORY = 512 * 2**20                                          # of one picture while it is decoded and made RGB
+MAX_SIZE = 4096                                                   # of the square that a picture becomes
 STRIP = 2**18                                                     # pixels that are converted at a time
 ALONE = threading.Lock()                                          # pictures that take long and much are decoded one by one
 
@@ -54,7 +55,7 @@ def read_image(source: Path | bytes, size: int, how: str = "squash",
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 raise Unusable("image too large", f"{image.width} x {image.height} pixels, at most {max_pixels}")
-            peak = memory(image) + len(data)
+            peak = memory(image) + resampling(*image.size, size) + len(data)
             if peak > MAX_MEMORY:
                 raise Unusable("image too large", f"{image.width} x {image.height} pixels, {image.format}, mode {image.mode}: "
                                                   f"{peak / 2**20:.0f} MiB to decode, at most {MAX_MEMORY / 2**20:.0f}")
@@ -98,6 +99,12 @@ def memory(image) -> int:
     own = {"WEBP": 12, "AVIF": 12, "TIFF": stored, "JPEG": coefficients, "MPO": coefficients}
     copies = stored * (_orientation(image) != 1) + 4 * (image.mode != "RGB" or "transparency" in image.info)
     return image.width * image.height * (stored + own.get(image.format, 0) + copies)
+
+
+def resampling(width: int, height: int, size: int) -> int:
+    """Bytes that resizing takes: 32 for each column and row, which a picture of one line has by the million, 8 for where each
+    row starts, twice, and the picture that has its new width already; Pillow starts with the height beyond 100 to 1."""
+    return 32 * (width + height) + 2 * 8 * height + (4 * size * height if height <= 100 * width else 0)
 
 
 def verify(data: bytes) -> None:
@@ -217,8 +224,8 @@ def resize(image, size: int, how: str = "squash") -> np.ndarray:
 
     if how not in ("squash", "crop"):
         raise ValueError(f"how: expected squash or crop, got {how!r}")
-    if size < 1:
-        raise ValueError(f"size: expected at least 1, got {size}")
+    if not 1 <= size <= MAX_SIZE:
+        raise ValueError(f"size: expected at least 1 and at most {MAX_SIZE}, got {size}")
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     width, height = image.size

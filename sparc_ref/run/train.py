@@ -64,7 +64,7 @@ class TrainConfig:
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
         for name in ("steps", "warmup", "final_lr", "weight_decay", "eval_every", "seed", "attention_start"):
-            if not getattr(self, name) >= 0:
+            if not 0 <= getattr(self, name) < float("inf"):
                 raise ValueError(f"{name}: expected at least 0, got {getattr(self, name)}")
         for name in ("lr", "clip", "eps"):
             if not 0 < getattr(self, name) < float("inf"):

@@ -363,3 +363,56 @@ def test_a_caption_file_that_is_found_must_lie_in_the_folder(folder, tmp_path):
     (folder / "captions.csv").symlink_to(outside)
     with pytest.raises(ValueError, match="a link that leaves"):
         open_captions(folder)
+
+
+# ------------------------------------------------------------------------------------------- line ends, repeats and depth
+
+
+def pictures(folder, *names):
+    for name in names:
+        (folder / name).parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 4)).save(folder / name)
+
+
+@pytest.mark.parametrize("header", ["image,caption", ""])
+@pytest.mark.parametrize(("body", "texts"), [
+    ("0.jpg,a dog\r1.jpg,a cat\r2.jpg,a cow\n", ("a dog", "a cat", "a cow")),      # the last line alone ends with \n
+    ('0.jpg,"a dog\nwith a ball"\r1.jpg,a cat\r2.jpg,a cow\r', ("a dog with a ball", "a cat", "a cow")),  # Excel for the Mac
+    ("0.jpg,a dog\n1.jpg,a cat\r2.jpg,a cow\r", ("a dog", "a cat", "a cow")),      # two files, joined by cat
+    ("0.jpg,a dog\r with a ball\n1.jpg,a cat\r\n2.jpg,a cow\r\r\n", ("a dog with a ball", "a cat", "a cow"))])
+def test_no_row_is_lost_to_its_line_end(tmp_path, header, body, texts):
+    pictures(tmp_path, "0.jpg", "1.jpg", "2.jpg")
+    start = header and header + ("\n" if "\n1.jpg" in body else "\r")
+    data = table(tmp_path, start + body)
+    assert read(data) == {f"{n}.jpg": (text,) for n, text in enumerate(texts)}
+    assert not data.report.skipped and not data.report.converted
+
+
+def test_json_lines_that_end_with_a_carriage_return(tmp_path):
+    pictures(tmp_path, "0.jpg", "1.jpg")
+    data = table(tmp_path, '{"image": "0.jpg", "caption": "a"}\r{"image": "1.jpg", "caption": "b"}\r', "captions.jsonl")
+    assert read(data) == {"0.jpg": ("a",), "1.jpg": ("b",)} and not data.report.skipped
+
+
+@pytest.mark.parametrize(("name", "text"), [
+    ("captions.json", '{"0.jpg": "a", "1.jpg": ["b"], "0.jpg": ["c", "d"]}'),
+    ("captions.jsonl", '{"image": "0.jpg", "caption": "a", "caption": ["c", "d"]}\n{"image": "1.jpg", "caption": "b"}\n')])
+def test_a_name_twice_in_one_json_object_loses_nothing(tmp_path, name, text):
+    pictures(tmp_path, "0.jpg", "1.jpg")
+    assert read(table(tmp_path, text, name)) == {"0.jpg": ("a", "c", "d"), "1.jpg": ("b",)}
+
+
+def test_pictures_two_folders_down_are_counted(tmp_path):
+    for place in (".", "shard", "shard/deep"):
+        pictures(tmp_path, f"{place}/0.jpg")
+        (tmp_path / place / "0.txt").write_text("a dog")
+    pictures(tmp_path, "shard/deep/er/1.jpg")
+    data = open_captions(tmp_path, size=4)
+    assert len(data) == 2 and data.report.skipped == {"folder too deep, its pictures not read": 2}
+
+
+def test_a_picture_and_its_text_in_two_unicode_forms(tmp_path):
+    pictures(tmp_path, "cafe\u0301.jpg")
+    (tmp_path / "caf\u00e9.txt").write_text("a cup")
+    data = open_captions(tmp_path, size=4)
+    assert data.texts == [("a cup",)] and not data.report.skipped

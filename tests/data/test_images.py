@@ -306,3 +306,17 @@ def test_strips_change_nothing(monkeypatch, photo):
         monkeypatch.setattr(images, "STRIP", 100)
         assert np.array_equal(read_image(data, 16)[0], whole)
         monkeypatch.undo()
+
+
+@pytest.mark.parametrize(("width", "height"), [(30_000_000, 1), (1, 12_000_000)])
+def test_a_line_of_pixels_does_not_take_a_gigabyte_to_resize(width, height):
+    """One bit a pixel is 4 MB to decode; Pillow keeps 32 bytes for each column and row that it resizes."""
+    buffer = io.BytesIO()
+    Image.new("1", (width, height)).save(buffer, "TIFF", compression="group4")
+    with pytest.raises(Unusable, match=r"image too large.*MiB to decode"):
+        read_image(buffer.getvalue(), 224)
+
+
+def test_the_square_has_a_largest_side(photo):
+    with pytest.raises(ValueError, match="size: expected at least 1 and at most 4096, got 640000"):
+        resize(np.zeros((1, 1, 3), np.uint8), 640_000)

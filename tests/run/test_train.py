@@ -232,7 +232,8 @@ def test_non_finite_gradient(tmp_path, monkeypatch):
 
 
 def test_wrong_settings_are_named():
-    for name, value in (("batch", 0), ("lr", float("nan")), ("lr", -1), ("beta1", 1), ("dtype", "float16"), ("steps", -1)):
+    for name, value in (("batch", 0), ("lr", float("nan")), ("lr", -1), ("beta1", 1), ("dtype", "float16"), ("steps", -1),
+                        ("weight_decay", float("inf")), ("final_lr", float("nan")), ("attention_start", float("inf"))):
         with pytest.raises(ValueError, match=name):
             TrainConfig(**{name: value})
     config, options, data, tokenizer = small()

@@ -8,6 +8,7 @@
 docs/data.md shows one of each.
 """
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -25,6 +26,8 @@ def read_rows(source: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:
         yield from read_pairs(source, tree, report)
         return
     text, suffix = decode(source, report), source.suffix.lower()
+    if suffix in (".json", ".jsonl"):
+        text = re.sub(r"\r(?=\s*\{)", "\n", text)                 # a line may end with \r alone
     if suffix == ".json" or (suffix == ".jsonl" and is_document(text)):
         yield from read_json(source, text, report)
     elif suffix == ".jsonl":

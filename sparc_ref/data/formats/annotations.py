@@ -13,6 +13,22 @@ EXPECTED = ('expected COCO captions (the lists "images" and "annotations"), Karp
             "a list of records, or captions by the picture's name")
 
 
+def parse(text: str) -> Any:
+    """JSON; a name that an object holds twice has the values of both, in a list.   ValueError, RecursionError"""
+    return json.loads(text, object_pairs_hook=_gathered)
+
+
+def _gathered(pairs: list[tuple[str, Any]]) -> dict:
+    if len(dict(pairs)) == len(pairs):
+        return dict(pairs)
+    values: dict[str, list] = {}                                  # json alone would keep the last one and lose the others
+    for key, value in pairs:
+        values.setdefault(key, []).append(value)
+    flat = {key: [v for value in several for v in (value if isinstance(value, list) else [value])]
+            for key, several in values.items()}
+    return {key: several[0] if len(several) == 1 else flat[key] for key, several in values.items()}
+
+
 def read_lines(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
     """One JSON object a line."""
     for number, line in enumerate(text.split("\n"), 1):
@@ -23,7 +39,7 @@ def read_lines(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
             report.skip("line is not UTF-8", where)
             continue
         try:
-            record = json.loads(line)
+            record = parse(line)
         except (ValueError, RecursionError) as error:
             report.skip("line is not JSON", where, str(error))
             continue
@@ -34,7 +50,7 @@ def read_lines(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
 def read_json(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
     """A whole JSON document; where the file is one object a line, those.   ValueError where it is neither"""
     try:
-        content = json.loads(text)
+        content = parse(text)
     except (ValueError, RecursionError) as error:
         if one_a_line(text):
             yield from read_lines(path, text, report)
@@ -54,7 +70,7 @@ def read_json(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
             return
         content = next((content[k] for k in ("annotations", "data", "images") if isinstance(content.get(k), list)), None)
     if not isinstance(content, list):
-        raise ValueError(f"{path}: {EXPECTED}; got {_shape(json.loads(text))}. Formats: docs/data.md")
+        raise ValueError(f"{path}: {EXPECTED}; got {_shape(parse(text))}. Formats: docs/data.md")
     for number, record in enumerate(content):
         if row := to_row(record, f"record {number}", report):
             yield row
@@ -63,7 +79,7 @@ def read_json(path: Path, text: str, report: LoadReport) -> Iterator[Row]:
 def one_a_line(text: str) -> bool:
     """Whether the first line is a JSON object of its own."""
     try:
-        return isinstance(json.loads(text.lstrip().partition("\n")[0]), dict)
+        return isinstance(parse(text.lstrip().partition("\n")[0]), dict)
     except (ValueError, RecursionError):
         return False
 
@@ -73,7 +89,7 @@ def is_document(text: str) -> bool:
     if one_a_line(text):
         return False
     try:
-        return isinstance(json.loads(text), (list, dict))
+        return isinstance(parse(text), (list, dict))
     except (ValueError, RecursionError):
         return False
 

@@ -1,13 +1,14 @@
 """A folder where a picture and its caption share a name: key.jpg, key.txt, key.json; as img2dataset writes it, in shards."""
 
 import json
+import os
 from collections import defaultdict
 from collections.abc import Iterator
 from pathlib import Path
 
 from ..load_report import LoadReport, Unusable
 from ..locate import Tree
-from ..names import is_picture, valid
+from ..names import is_picture, nfc, valid
 from .records import CAPTION, Row
 
 MOST_BYTES = 2**20                                                # of one text
@@ -27,10 +28,13 @@ def read_pairs(folder: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:
         except Unusable as error:
             report.skip(error.reason, place.name, error.note)
             continue
+        for deeper in _shards(place) if place != folder and not place.is_symlink() else ():
+            if not deeper.is_symlink() and (held := sum(is_picture(n) for _, _, names in os.walk(deeper) for n in names)):
+                report.skip("folder too deep, its pictures not read", deeper.relative_to(folder).as_posix(), count=held)
         for key, names in _by_key(place).items():
             where = f"{place.name}/{key}" if place != folder else key
             pictures = [name for name in names if is_picture(name)]
-            text, meta = (next((n for n in names if n.lower() == key.lower() + end), None) for end in (".txt", ".json"))
+            text, meta = (next((n for n in names if n.lower().endswith(end)), None) for end in (".txt", ".json"))
             if not pictures and text is None and (meta is None or not _is_sample(place / meta, tree)):
                 continue                                          # a readme, a shard's statistics
             if len(pictures) != 1:
@@ -60,7 +64,7 @@ def _by_key(folder: Path) -> dict[str, list[str]]:
     keys: dict[str, list[str]] = defaultdict(list)
     for path in sorted(folder.iterdir()):
         if not path.name.startswith(".") and (is_picture(path.name) or path.suffix.lower() in (".txt", ".json")):
-            keys[path.stem].append(path.name)
+            keys[nfc(path.stem)].append(path.name)                # a picture from macOS, its text from elsewhere
     return keys
 
 

@@ -20,8 +20,7 @@ NUMBERED = re.compile(r"(.*)#\d+")                                # Flickr's .to
 def read_table(path: Path, text: str, tree: Tree, report: LoadReport) -> Iterator[Row]:
     """The rows of a table.   ValueError where its first line is neither a header with known names nor a row"""
     text = text.replace("\r\n", "\n")
-    text = text.replace("\r", " " if "\n" in text else "\n")      # lines end with \r alone only where all do
-    delimiter, header = _layout(path, text, tree)
+    delimiter, header = _layout(path, text.replace("\r", "\n"), tree)
     columns, image, captions, split = header or ((), 0, [1], None)
     width = len(columns) or 2
     if ignored := [name for c, name in enumerate(columns) if name and c not in (image, *captions, split)]:
@@ -33,6 +32,10 @@ def read_table(path: Path, text: str, tree: Tree, report: LoadReport) -> Iterato
         return any(is_picture(cell) or is_url(cell) for cell in cells) or (
             image < len(cells) and bool(cells[image]) and tree.knows(cells[image]))
 
+    if text.count("\r") > text.count("\n"):                       # lines end with \r, but for some, and those within cells
+        text = text.replace("\r", "\n")
+    else:                                                         # a \r ends a line only where a row follows, as after `cat`
+        text = re.sub(r"\r([^\r\n]*)", lambda rest: ("\n" if row_like(rest[1]) else " ") + rest[1], text)
     first = True
     for line, cells, flaw in records(text, delimiter, row_like):
         where = f"line {line}"
