@@ -109,6 +109,8 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
     """
     if not 0 < share < 1:
         raise ValueError(f"share: expected a number between 0 and 1, got {share}. See {PAGE}")
+    if not 0 <= memory_mb < float("inf"):
+        raise ValueError(f"memory_mb: expected at least 0, got {memory_mb}. See {PAGE}")
     if split is not None and split not in ("all", *SPLIT):
         raise ValueError(f"split: expected train, validation, test or all, got {split!r}. See {PAGE}")
     resize(np.zeros((1, 1, 3), np.uint8), size, how)              # a wrong size or how fails here, once

@@ -51,6 +51,7 @@ def test_the_share_is_what_is_asked_for():
     ({"split": "test"}, "split: expected train or validation, by a hash"),
     ({"split": "trian"}, "split: expected train, validation"),
     ({"share": 0.0}, "share: expected a number between 0 and 1"), ({"share": float("nan")}, "share: expected"),
+    ({"memory_mb": float("nan")}, "memory_mb: expected at least 0, got nan"), ({"memory_mb": -1.0}, "memory_mb: expected"),
     ({"split": "validation", "share": 1e-9}, "none of its 100 pictures falls there.*docs/data.md")])
 def test_wrong_splits_are_clear_errors(hundred, options, words):
     with pytest.raises(ValueError, match=words):

@@ -73,3 +73,10 @@ def test_errors_name_the_page(tmp_path, capsys):
         assert cli.run(["train", "--out", str(tmp_path / "run"), "--data", spec]) == 2
         err = capsys.readouterr().err
         assert words in err and "docs/data.md" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(("options", "words"), [
+    ("split=train&split=validation", "split: expected one value, got several"), ("images=", "images: expected one value, got none")])
+def test_an_option_is_given_once_and_with_a_value(photos, options, words):
+    with pytest.raises(ValueError, match=words):
+        open_source(f"captions:{photos}?{options}", 16)
