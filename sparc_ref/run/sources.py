@@ -56,7 +56,8 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
             raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, known)}; {kind} has "
                              f"{', '.join(known)}; see docs/data.md")
         if name in given or not value:
-            raise ValueError(f"data {spec!r}: {name}: expected one value, got {'several' if value else 'none'}; see docs/data.md")
+            raise ValueError(f"data {spec!r}: {name}: expected one value, got {'several' if value else 'none'}; "
+                             "see docs/data.md")
         given[name] = parse(spec, name, value, known[name].annotation)
     options = {k: v for k, v in {"size": size, **defaults}.items() if k in known} | given
     try:

@@ -76,7 +76,9 @@ def test_errors_name_the_page(tmp_path, capsys):
 
 
 @pytest.mark.parametrize(("options", "words"), [
-    ("split=train&split=validation", "split: expected one value, got several"), ("images=", "images: expected one value, got none")])
+    ("split=train&split=validation", "split: expected one value, got several"),
+    ("images=", "images: expected one value, got none"),
+])
 def test_an_option_is_given_once_and_with_a_value(photos, options, words):
     with pytest.raises(ValueError, match=words):
         open_source(f"captions:{photos}?{options}", 16)
