@@ -82,6 +82,8 @@ def words(found: Found, patches: int = 196) -> str:
     """The clause that says what was found, its numbers filled in.      patches: the user's P"""
     if found.id == "minmax.epsilon" and found.value is None:
         return "a token to which every patch is equally similar gets c = 0, as from an epsilon in the denominator of eq. 2"
+    if found.id == "edge.nan_gradient" and found.way == "c = 0 there":
+        return "a token to which every patch is equally similar gets c = 0, and the gradient is NaN"
     value = f"{found.value:.6g}" if isinstance(found.value, int | float) else found.value
     directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
     what = (found.way if value is None else "") or _NOUNS.get(str(value), value) or "embeddings"

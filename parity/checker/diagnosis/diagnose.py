@@ -80,7 +80,8 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     place = None
     if not part.explained or failing:
         place = place_of(box, part, failing)
-    facts = [*part.facts, *about_gradients(part, tol), *([place.words] if place else []), *(x.words for x in limits)]
+    where = [place.words] if place and not said(place, conditions) else []
+    facts = [*part.facts, *about_gradients(part, tol), *where, *(x.words for x in limits)]
     if verdict == "unexplained" and (failing or not part.explained):
         deviations = ()                                   # a part of the truth may be none of it
     off = tuple(Off(name, *o) for name, (o, _) in offs[base if base and verdict != "unexplained" else part.bases[0]].items())
@@ -96,6 +97,11 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     )
 
 
+def said(place, conditions) -> bool:
+    """Whether the conditions say it already: where captions are equally long, it equals."""
+    return place.stage == "reduction" and "equal lengths" in conditions
+
+
 def about_gradients(part, tol) -> list[str]:
     """What is right beside a gradient that is not."""
     wrong, fine = part.how.wrong, part.how.fine
@@ -103,7 +109,7 @@ def about_gradients(part, tol) -> list[str]:
         return []
     probes = [p for p in (*part.probes, *part.held_out) if part.read(p).error is None and not part.excused(p, part.read(p))]
     right = all(min(loss_off(part.read(p).value, value) for value, _ in part.models(p)) < tol for p in probes)
-    known = [d for d in part.found if not d.id.startswith("gradient.") and not d.id.endswith(".detached")]
+    known = [d for d in part.found if not d.id.startswith(("gradient.", "edge.no_gradient")) and not d.id.endswith(".detached")]
     value = f"{'explained by the rest' if known else 'that of eq. 6'} on all {len(probes)} batches asked" if right else ""
     if wrong is None:
         return [gradients.of_detached(part.read, fine, part.read.box.tolerances()[1], value)]
@@ -133,6 +139,9 @@ def bounded(box, part, probes, agree):
 
 def within(box, part, base, conditions, failing, tol, grad_tol) -> tuple[tuple[Limit, ...], dict[str, list], list[str]]:
     """Real sizes and designed probes.      -> limits, what was tried, probes on which it fails otherwise"""
+    if part.one_token:                                    # at other sizes the rest of the total comes in
+        part.facts.append("Only captions of one token tell it from the rest of the total." if part.explained else "")
+        return (), {}, []
     whole = bool({"no padding", "equal lengths"} & set(conditions))
     if part.explained and not failing:
         def models(probe):

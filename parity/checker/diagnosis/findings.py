@@ -96,6 +96,8 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         text = f"{what} equals {equation}, except that {_join(clauses)}."
     elif clauses:
         text = f"{what} differs from {equation}: {_join(clauses)}; that does not explain all of it."
+    elif part.one_token:
+        text = "Nothing is known of its global loss: it was not told from the rest of the total."
     elif d.stage == "gradient":
         text = f"{what} differs from {equation} in its gradient, and nothing known explains that."
     else:

@@ -145,7 +145,8 @@ def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
             continue
         said = next(named(probes, given, leaf, o, tol), None)
         if said is None:
-            out.place, out.probe = where(probes, given, wanted, leaf), worst(probes, given, wanted)
+            out.place = f"{out.place} {where(probes, given, wanted, leaf)}".strip()
+            out.probe = worst(probes, given, wanted)
             continue
         out.slopes[leaf] = said[1]
         out.found += said[0]

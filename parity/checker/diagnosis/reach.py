@@ -150,6 +150,7 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
             break
         out.limits.append(limit)
         failing = [s for s in failing if not limit.beyond(judge.probe(s))]
+    out.limits = [replace(x, sharp=x.sharp and (bool(x.beside) or orderly(judge, x, out.limits))) for x in out.limits]
     if not out.limits and not out.small and not sizes_alone:
         in_float32(box, read, out, alone)
     return out
@@ -184,11 +185,19 @@ def limit_of(judge: Judge, failing: list[dict]) -> Limit | None:
     limit = Limit(key, held, failed, 0.0, 0.0, None, tuple((k, sizes[k], base[k]) for k in left[:-1]))
     again = all(judge.wrong(judge.alike(sizes, key, seed), seed) and not judge.wrong(judge.alike(good, key, seed), seed)
                 for seed in (1, 2))
-    orderly = len(left) > 1 or all(judge.wrong(s) == limit.beyond(judge.probe(s)) for s in judge.asked())
     worst = max([s for s in failing if limit.beyond(judge.probe(s))] or [sizes], key=lambda s: far(judge, s))
     loss, gradient = judge.off(worst) or (math.inf, None)
-    return replace(limit, worst=measure(judge.probe(worst), key), loss=loss, gradient=gradient, sharp=again and orderly,
+    return replace(limit, worst=measure(judge.probe(worst), key), loss=loss, gradient=gradient, sharp=again,
                    stage=stage_of(judge, sizes), error=judge.error(worst) or "")
+
+
+def orderly(judge: Judge, limit: Limit, limits: list[Limit]) -> bool:
+    """All that was asked is wrong beyond this limit, and right where it is beyond none."""
+    for sizes in judge.asked():
+        probe, wrong = judge.probe(sizes), judge.wrong(sizes)
+        if wrong != limit.beyond(probe) and not (wrong and any(x.beyond(probe) for x in limits)):
+            return False
+    return True
 
 
 def far(judge, sizes) -> float:

@@ -4,13 +4,12 @@ One sample has no global loss, one token per caption no fine-grained one: each i
 taken off the total.
 """
 
-import math
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from parity.checker.diagnosis import search
-from parity.checker.diagnosis.asking import Box, Reading
+from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off
 from parity.checker.diagnosis.deviations import DEVIATIONS
 from parity.checker.diagnosis.explain import (
     ALONE,
@@ -72,6 +71,11 @@ class Part:
     def one_sample(self) -> bool:
         """Only batches of one sample tell it from the rest of a total."""
         return all(len(p.v) == 1 for p in self.probes)
+
+    @property
+    def one_token(self) -> bool:
+        """Only captions of one token tell it from the rest of a total, which nothing explains."""
+        return all(p.t.shape[1] == 1 for p in self.probes)
 
     def settle(self, base: str) -> None:
         """Where probes agree with the paper and the search found nothing, the paper is the explanation."""
@@ -142,27 +146,18 @@ class Part:
         for d in deviations:
             if d.id.startswith(("edge.", "gradient.")):
                 continue
-            rest = [x for x in deviations if x != d and not x.id.startswith(("edge.", "gradient."))]
             pick = 1 if self.name == "global" else 0
-            with_it, without = (variant_of(x)[pick] for x in ([*rest, d], rest))
+            with_it, without = (variant_of(x)[pick] for x in ([d], []))
             if self.name == "global":                     # where it pools by itself, it goes on doing so
                 kind = {side: "mean" for side in ("vision", "text") if getattr(self.how.pairs or with_it, side) != "given"}
                 without = replace(without, **{s: k for s, k in kind.items() if getattr(without, s) == "given"})
             name = "flat" if d.id in ("minmax.nan_on_flat", "minmax.epsilon") else "padded"
             a, b = (evaluated(PROBES[name], o) for o in (with_it, without))
-            made.append(Effect(d.id, name, _change(a.losses[self.name], b.losses[self.name]), _distance(a, b, self.name)))
+            given = self.read(PROBES[name]).grads or a.grads[self.name]
+            grads = {leaf: g for leaf, g in a.grads[self.name].items() if leaf in given}
+            loss = loss_off(a.losses[self.name], b.losses[self.name])
+            made.append(Effect(d.id, name, loss, gradient_off(grads, b.grads[self.name]) or 0.0))
         return tuple(made)
-
-
-def _change(a, b):
-    return abs(a - b) / max(abs(b), 1e-12) if math.isfinite(a) else math.inf
-
-
-def _distance(a, b, name):
-    one, two = (np.concatenate([np.ravel(r.grads[name][k]) for k in ("v", "t", "v_bar", "t_bar")]) for r in (a, b))
-    if not np.isfinite(one).all():
-        return math.inf
-    return float(np.linalg.norm(one - two) / max(np.linalg.norm(two), 1e-12))
 
 
 def explain(box: Box) -> list[Part]:
@@ -259,8 +254,9 @@ def parts_of(box, total, fine, best, weight) -> list[Part]:
     parts = [Part("fine", read, fine, scale=share, lambdas=lambdas, **whole)]
     pairs = Explanation(pairs=best, reached="all" if best is not None else "nothing")
     if fine.fine is not None and best is not None:
-        rest = Reader(box, "total", known=lambda p: _weighted(p, fine.fine, share))
-        parts.append(Part("global", rest, pairs, scale=weight))
+        rest = Reader(box, "total", known=lambda p: _as_it_is(p, parts[0]))
+        asked, held_out = (tuple(p for p in ps if _leaves_the_rest(p, parts[0])) for ps in (PROBES.values(), HELD_OUT.values()))
+        parts.append(Part("global", rest, pairs, scale=weight, probes=asked, held_out=held_out))
     else:
         parts.append(Part("global", total, pairs, scale=weight, probes=tuple(ONE_TOKEN.values()), held_out=()))
     return parts
@@ -270,6 +266,17 @@ def _weighted(probe, setting, weight) -> Reading:
     made = evaluated(probe, setting)
     ((_, value),), ((_, grads),) = made.losses.items(), made.grads.items()
     return Reading(weight * value, {name: weight * g for name, g in grads.items()})
+
+
+def _as_it_is(probe, part) -> Reading:
+    """The fine-grained part of a total, with gradients that are not those of its value."""
+    return Reading(*next(iter(part.models(probe))))
+
+
+def _leaves_the_rest(probe, part) -> bool:
+    """Whether the fine-grained part is finite: beside NaN nothing is known of the other."""
+    made, reading = _as_it_is(probe, part), part.read(probe)
+    return made.finite and not made.nan_gradient and not part.excused(probe, reading)
 
 
 def joint(total, fine):
