@@ -132,7 +132,8 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
 
     comparable = theirs is not None and theirs.shape == ours.shape
     panels = [("yours", theirs), ("reference", ours)]
-    panels += [("yours − reference", change(ours, theirs, name))] if comparable else []
+    units = "of the largest" if name.startswith(("logits", "loss")) else "rows of length 1"
+    panels += [(f"yours − reference, {units}", change(ours, theirs, name))] if comparable else []
     shapes = [x.shape for _, x in panels if x is not None]
     values = np.concatenate([x[np.isfinite(x)].ravel() for _, x in panels[:2] if x is not None] or [np.zeros(1)])
     top = max(float(np.abs(values).max()) if values.size else 1.0, 1e-12)
