@@ -210,7 +210,7 @@ def place_of(box, part, failing) -> Place:
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
         return as_seen()
     place = locate(part.read, part.how)
-    if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) < STAGES.index(seen.stage):
+    if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) <= STAGES.index("logits"):
         return as_seen()                                  # its logits are the paper's: values misled about earlier stages
     return place
 
