@@ -11,7 +11,8 @@ from .mosaic import MosaicScenes
 from .pictures import PictureScenes
 from .tokenizer import WordTokenizer, load_tokenizer
 from .unigram import UnigramTokenizer
+from .wallpaper import WallpaperScenes
 
 __all__ = ["Batch", "Batches", "CaptionData", "DrawnScenes", "Encoding", "Example", "Joined", "Limited", "LoadReport",
-           "MosaicScenes", "PictureScenes", "Region", "UnigramTokenizer", "WordTokenizer", "load_image", "load_tokenizer",
-           "open_captions", "to_images", "word_regions"]
+           "MosaicScenes", "PictureScenes", "Region", "UnigramTokenizer", "WallpaperScenes", "WordTokenizer", "load_image",
+           "load_tokenizer", "open_captions", "to_images", "word_regions"]

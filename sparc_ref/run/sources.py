@@ -3,6 +3,7 @@
     drawn                                   scenes drawn here; the options of DrawnScenes: drawn?style=short&fused=true
     mosaic                                  pictures cut into named regions; of MosaicScenes: mosaic?coverage=0.5&words=2
     pictures:emoji.zip?names=emoji.jsonl    a folder or zip of pictures with transparency, pasted into scenes; PictureScenes
+    wallpaper:emoji.zip?names=emoji.jsonl   mosaics of such pictures, each region papered with one; WallpaperScenes
     captions:photos/                        pictures with captions, in any format of docs/data.md; open_captions. Of one folder,
                                             captions:photos/?split=train and ?split=validation are two parts
 """
@@ -21,13 +22,15 @@ from sparc_ref.data import (
     MosaicScenes,
     PictureScenes,
     UnigramTokenizer,
+    WallpaperScenes,
     WordTokenizer,
     load_tokenizer,
     open_captions,
 )
 
 KINDS: dict[str, Callable[..., Any]] = {
-    "drawn": DrawnScenes, "mosaic": MosaicScenes, "pictures": PictureScenes, "captions": open_captions}
+    "drawn": DrawnScenes, "mosaic": MosaicScenes, "pictures": PictureScenes, "wallpaper": WallpaperScenes,
+    "captions": open_captions}
 
 
 def open_source(spec: str, size: int, **defaults: Any) -> Any:
@@ -66,7 +69,8 @@ def open_source(spec: str, size: int, **defaults: Any) -> Any:
         raise ValueError(f"data {spec!r}: {error}") from error
 
 
-SPLITS = {"drawn": ("train", "validation", "test", "unseen"), "pictures": ("train", "validation", "test", "heldout")}
+SPLITS = {"drawn": ("train", "validation", "test", "unseen"), "pictures": ("train", "validation", "test", "heldout"),
+          "wallpaper": ("train", "validation", "test")}
 
 
 def check_split(split: str, specs: Sequence[str]) -> None:
