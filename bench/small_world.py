@@ -3,6 +3,7 @@
     python bench/small_world.py list
     python bench/small_world.py run main --seeds 0-9            every row of a group; finished rows are skipped
     python bench/small_world.py run main --row mosaic/SPARC --seeds 0,1 --jobs 2
+    python bench/small_world.py blind                           how low L_f gets without any picture
     python bench/small_world.py draw                            every table and figure of the page, from the stored results
 
 A row is a world, a model and a way to train. Seeds below 100 are measured on test scenes and are for reports; seeds from 100 on
@@ -22,10 +23,11 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 
 import numpy as np
+from small_world_losses import instead
 
 from sparc_ref import PRESETS, __version__
 from sparc_ref.run.measure import evaluate
-from sparc_ref.run.sources import make_tokenizer, open_source, options_of
+from sparc_ref.run.sources import make_tokenizer, open_source
 from sparc_ref.run.train import TrainConfig, train
 
 HERE = Path(__file__).resolve().parents[1]
@@ -34,9 +36,13 @@ RESULTS = HERE / "docs" / "experiments" / "results"
 EMOJI = f"wallpaper:{DATA}/emoji/noto.zip?names={DATA}/emoji/emoji.jsonl"
 
 # The recipe, chosen on validation scenes with seeds from 100 on; the same for every loss.
-MODEL = {"image_size": 40, "patch_size": 8, "vision_depth": 2, "mlp_ratio": 2, "text_depth": 0, "text_positions": "none",
+MODEL = {"image_size": 48, "patch_size": 8, "vision_depth": 2, "mlp_ratio": 2, "text_depth": 0, "text_positions": "none",
          "h_v": "none", "lambda_f": 0.5, "max_tokens": 32}
-TRAIN = {"steps": 300, "lr": 2e-3, "warmup": 50}
+TRAIN = {"steps": 300, "lr": 2e-3, "warmup": 50, "attention_start": 0.0}
+DEFAULTS = {"h_v": "dense_gelu", "text_depth": 2, "text_positions": "learned", "lambda_f": 1.0}  # the library's
+USUAL = {"attention_start": 1.0}
+MOSAIC, DRAWN = "mosaic?coverage=0.3", "drawn?style=short&fused=true&objects=2,4"
+WALLPAPER = "wallpaper?coverage=0.3&period=8"
 LOSSES = {"SPARC": {}, "global loss alone": {"lambda_f": 0.0}, "no threshold": {"align": "no_threshold"},
           "threshold on weights": {"threshold_on": "weights"}, "softmax": {"align": "softmax"}}
 TRAINED_ON, MEASURED_ON = 10_000, 400                     # scenes
@@ -52,11 +58,38 @@ class Row:
     train: dict = field(default_factory=dict)
     curve: int = 0                                        # updates between two looks at validation scenes; 0: none
     why: bool = False                                     # also the interventions of small_world_why.py
+    loss: str = ""                                        # of small_world_losses.py; "": eq. 6
 
 
 def groups() -> dict[str, list[Row]]:
     """Every row of the experiment, by group."""
-    return {}
+    alone = LOSSES["global loss alone"]
+
+    def both(name, world, model=(), train=(), **more):
+        """The same with L_f and without."""
+        return [Row(f"{name}/SPARC", world, dict(model), dict(train), **more),
+                Row(f"{name}/global loss alone", world, dict(model) | alone, dict(train))]
+
+    worlds = {"mosaic": MOSAIC, "wallpaper": WALLPAPER, "drawn": DRAWN}
+    main = [Row(f"{name}/{loss}", world, model, curve=50 if loss in ("SPARC", "global loss alone") else 0)
+            for loss, model in LOSSES.items() for name, world in worlds.items()]
+    return {
+        "main": main,
+        "coverage": [row for c in (1.0, 0.6, 0.15) for row in both(f"{c:g}", f"mosaic?coverage={c:g}")],
+        "start": [row for name, world in worlds.items() for row in both(name, world, train=USUAL)],
+        "words": [*both("two", MOSAIC + "&words=2"),
+                  Row("two, merged/SPARC", MOSAIC + "&words=2", loss="merged phrases")],
+        "text": [row for depth in (0, 1, 2) for places in ("none", "learned") if (depth, places) != (0, "none")
+                 for row in both(f"depth {depth}, positions {places}", MOSAIC,
+                                 {"text_depth": depth, "text_positions": places})],
+        "h_v": both("dense_gelu", MOSAIC, {"h_v": "dense_gelu"}) + both("all defaults, named whole", "mosaic", DEFAULTS, USUAL)
+        + both("all defaults", MOSAIC, DEFAULTS, USUAL),
+        "negatives": [Row(f"{name}/other pictures", world, model, train, loss="other pictures")
+                      for name, world, model, train in (("recipe", MOSAIC, {}, {}), ("all defaults", MOSAIC, DEFAULTS, USUAL),
+                                                        ("all defaults, named whole", "mosaic", DEFAULTS, USUAL))],
+        "why": [Row("recipe", MOSAIC, why=True), Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True),
+                Row("usual start, drawn", DRAWN, {}, USUAL, why=True), Row("recipe, drawn", DRAWN, why=True)],
+    }
 
 
 def source(world: str, split: str, size: int):
@@ -111,19 +144,20 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
                              **TRAIN, **row.train})
     watched = {"validation": scenes(row.world, "validation", config.image_size, counts[1])} if row.curve else {}
     began = time.perf_counter()
-    with tempfile.TemporaryDirectory() as out:
+    with tempfile.TemporaryDirectory() as out, instead(row.loss):
         params = train(config, options, [shown], tokenizer, out, validation=watched, overwrite=True, say=lambda _: None)
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     seconds = round(time.perf_counter() - began, 1)
     last = [r for r in log if r["kind"] == "train"][-1]
     common = {"group": group, "row": row.name, "world": row.world, "seed": seed, "model": row.model, "train": row.train,
+              "loss": row.loss,
               "recipe": [MODEL, TRAIN], "seconds": seconds, "last_loss": rounded(last),
               "versions": {"sparc_ref": __version__, "numpy": np.__version__, "python": platform.python_version(),
                            "machine": platform.machine()}}
     records = []
     splits = ["validation"] if seed >= 100 else ["test"]
-    if seed < 100 and group == "main" and row.world.startswith("mosaic"):
-        splits.append("unseen")                           # materials that were never shown
+    if seed < 100 and "words=2" in row.world:
+        splits.append("unseen")                           # materials that were never shown, of known words
     for split in splits:
         looked = scenes(row.world, split, config.image_size, counts[1])
         for head in ("g_v",) if config.h_v == "none" else ("g_v", "h_v"):
@@ -152,7 +186,8 @@ def read(group: str | None = None, folder: Path = RESULTS) -> list[dict]:
 
 def identity(record: dict) -> str:
     """What makes two results the same: the row with its options, and the seed."""
-    return json.dumps([record[k] for k in ("group", "row", "world", "seed", "model", "train", "recipe")], sort_keys=True)
+    names = ("group", "row", "world", "seed", "model", "train", "loss", "recipe")
+    return json.dumps([record[k] for k in names], sort_keys=True)
 
 
 def run(group: str, rows: list[Row], seeds: list[int], jobs: int, folder: Path = RESULTS) -> None:
@@ -160,7 +195,7 @@ def run(group: str, rows: list[Row], seeds: list[int], jobs: int, folder: Path =
     folder.mkdir(parents=True, exist_ok=True)
     done = {identity(r) for r in read(group, folder)}
     todo = [(row, seed) for row in rows for seed in seeds if identity(
-        {"group": group, "row": row.name, "seed": seed, "recipe": [MODEL, TRAIN], **asdict(row)}) not in done]
+        {**asdict(row), "group": group, "row": row.name, "seed": seed, "recipe": [MODEL, TRAIN]}) not in done]
     todo.sort(key=lambda job: job[0].world)               # a world is drawn once; within it, row by row
     print(f"{group}: {len(todo)} runs of {len(rows) * len(seeds)} to do", flush=True)
     with ProcessPoolExecutor(jobs) as pool:
@@ -171,7 +206,8 @@ def run(group: str, rows: list[Row], seeds: list[int], jobs: int, folder: Path =
             for r in records:
                 shown = {k: round(r["numbers"][k], 3) for k in ("miou", "pointing", "iou", "choice", "i2t_r1", "t2i_r1",
                                                                  "grounding_gap") if k in r["numbers"]}
-                print(f"{n}/{len(todo)} {r['row']} seed {r['seed']} {r['split']} {r['head']} {r['seconds']} s {shown}", flush=True)
+                print(f"{n}/{len(todo)} {r['row']}, seed {r['seed']}, {r['split']}, {r['head']}: {r['seconds']} s, {shown}",
+                      flush=True)
 
 
 def seeds_of(text: str) -> list[int]:
@@ -184,6 +220,7 @@ def main(arguments: list[str]) -> int:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     actions = parser.add_subparsers(dest="action", required=True)
     actions.add_parser("list", help="groups, rows and which seeds are stored")
+    actions.add_parser("blind", help="how low L_f gets without any picture")
     actions.add_parser("draw", help="tables and figures of the page from the stored results")
     runs = actions.add_parser("run", help="train and measure")
     runs.add_argument("group", choices=sorted(groups()))
@@ -195,6 +232,12 @@ def main(arguments: list[str]) -> int:
         from small_world_page import draw
 
         draw(read())
+    elif asked.action == "blind":
+        from small_world_why import blind
+
+        both = {patches: blind(patches) for patches in (2, 3, 4, 6, 8, 12, 16, 25)}
+        rows = [rounded({"group": "blind", "row": str(n), "split": "none", "patches": n, "first": a, "last": b}) for n, (a, b) in both.items()]
+        (RESULTS / "blind.jsonl").write_text("".join(json.dumps(r) + "\n" for r in rows))
     elif asked.action == "list":
         for group, rows in groups().items():
             for row in rows:

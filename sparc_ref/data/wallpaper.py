@@ -78,7 +78,7 @@ class WallpaperScenes:
     def __getitem__(self, index: int) -> Example:
         if not 0 <= index < self.count:
             raise IndexError(f"mosaic {index} of {self.count}")
-        draws, size = Draws(self.seed, SPLITS[self.split], index, 79), self.size   # 79: other draws than other scenes of this key
+        draws, size = Draws(self.seed, SPLITS[self.split], index, 79), self.size   # 79: draws of its own
         left = list(self.classes)
         names = [left.pop(draws.below(len(left))) for _ in range(draws.between(*self.regions))]
         owner = cells(draws, len(names), size, self.coverage)                      # (H,W), -1 on the ground

@@ -1,0 +1,208 @@
+"""Tables and figures of docs/experiments/small-world.md, from the stored results alone."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+from scipy.stats import t as student
+
+PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "small-world.md"
+WORLDS, ALONE = ("mosaic", "wallpaper", "drawn"), "global loss alone"
+SEGMENTED = ("miou", "miou_caption")                      # read through one head, the others through another
+SHOWN = {"miou": "mIoU", "pointing": "pointing", "mass": "mass", "iou": "IoU", "choice": "choice", "i2t_r1": "R@1 i2t",
+         "t2i_r1": "R@1 t2i", "grounding_gap": "gap"}
+
+
+def values(records: list[dict], group: str, row: str, measure: str, split: str = "test") -> dict[int, float]:
+    """seed -> the measure, under the head that validation scenes chose for it."""
+    found = [r for r in records if (r["group"], r["row"], r["split"]) == (group, row, split) and measure in r["numbers"]]
+    head = head_of(records, group, row, measure)
+    return {r["seed"]: r["numbers"][measure] for r in found if r["head"] == head}
+
+
+def head_of(records, group, row, measure):
+    """g_v or h_v: which is better on validation scenes; g_v where there is one path."""
+    score: dict[str, list[float]] = {}
+    for r in records:
+        if (r["group"], r["row"], r["split"]) == (group, row, "validation"):
+            score.setdefault(r["head"], []).append(r["numbers"].get("miou" if measure in SEGMENTED else "pointing", 0.0))
+    heads = {r["head"] for r in records if (r["group"], r["row"]) == (group, row)}
+    return max(score, key=lambda h: np.mean(score[h])) if len(heads) > 1 else "g_v"
+
+
+def interval(x) -> tuple[float, float]:
+    """Mean and half the width of the 95 % t-interval."""
+    x = np.asarray(list(x), float)
+    if len(x) < 2:
+        return float(x.mean()), float("nan")
+    return float(x.mean()), float(student.ppf(0.975, len(x) - 1) * x.std(ddof=1) / np.sqrt(len(x)))
+
+
+def ignited(records, group, row) -> str:
+    """How many seeds have choice at least half way from chance to 1."""
+    choice, chance = values(records, group, row, "choice"), values(records, group, row, "choice_chance")
+    return f"{sum(choice[s] >= (1 + chance[s]) / 2 for s in choice)}/{len(choice)}"
+
+
+def number(x: float) -> str:
+    return f"{x:.2f}" if abs(x) >= 1 else f"{x:.3f}".replace("0.", ".", 1)
+
+
+def cell(x) -> str:
+    x = list(x)
+    if not x:
+        return ""
+    mean, half = interval(x)
+    return number(mean) + ("" if np.isnan(half) else f" ± {number(half)}")
+
+
+def table(head: list[str], rows: list[list[str]]) -> str:
+    lines = [head, ["---"] * len(head), *rows]
+    return "\n".join("| " + " | ".join(line) + " |" for line in lines)
+
+
+def measured(records, group, row, measures=tuple(SHOWN)) -> list[str]:
+    return [cell(values(records, group, row, m).values()) for m in measures]
+
+
+def heads(records, group, row) -> str:
+    both = [head_of(records, group, row, m) for m in ("miou", "pointing")]
+    return both[0] if both[0] == both[1] else f"{both[0]}; words {both[1]}"
+
+
+def main_table(records) -> str:
+    found = {r["row"] for r in records if r["group"] == "main"}
+    rows = [[world, loss, *measured(records, "main", f"{world}/{loss}"), ignited(records, "main", f"{world}/{loss}")]
+            for world in WORLDS for loss in ("SPARC", ALONE, "no threshold", "threshold on weights", "softmax")
+            if f"{world}/{loss}" in found]
+    return table(["world", "loss", *SHOWN.values(), "ignited"], rows)
+
+
+def paired_table(records) -> str:
+    """SPARC against the global loss alone, seed by seed."""
+    rows = []
+    for world in WORLDS:
+        for measure in ("miou", "pointing", "mass", "iou", "choice", "i2t_r1", "t2i_r1"):
+            a, b = (values(records, "main", f"{world}/{loss}", measure) for loss in ("SPARC", ALONE))
+            seeds = sorted(a.keys() & b.keys())
+            if not seeds:
+                continue
+            (mean, half), (x, dx), (y, dy) = interval(a[s] - b[s] for s in seeds), interval(a.values()), interval(b.values())
+            apart = "yes" if abs(x - y) > dx + dy else "no"
+            rows.append([world, SHOWN[measure], f"{x / y:.2f}", f"{mean:+.3f} ± {half:.3f}",
+                         f"{sum(a[s] > b[s] for s in seeds)}/{len(seeds)}", apart])
+    return table(["world", "measure", "ratio of means", "difference, paired", "seeds ahead", "intervals apart"], rows)
+
+
+def rows_table(group, measures=tuple(SHOWN)):
+    """A table of every row of a group, with SPARC's and the global loss's rows from `main` where they are the same."""
+    def draw(records) -> str:
+        names = list(dict.fromkeys(r["row"] for r in records if r["group"] == group))
+        rows = [[n.rpartition("/")[0] or n, n.rpartition("/")[2], heads(records, group, n),
+                 *measured(records, group, n, measures), ignited(records, group, n)] for n in sorted(names)]
+        return table(["", "loss", "head", *(SHOWN.get(m, m) for m in measures), "ignited"], rows)
+    return draw
+
+
+def coverage_table(records) -> str:
+    rows = []
+    for c, group, name in (("1", "coverage", "1/"), ("0.6", "coverage", "0.6/"), ("0.3", "main", "mosaic/"),
+                           ("0.15", "coverage", "0.15/")):
+        for loss in ("SPARC", ALONE):
+            seeds = values(records, "coverage", "1/SPARC", "miou")
+            numbers = [cell(v for s, v in values(records, group, name + loss, m).items() if s in seeds) for m in SHOWN]
+            rows.append([c, loss, *numbers])
+    return table(["named share", "loss", *SHOWN.values()], rows)
+
+
+def why_table(records) -> str:
+    """L_f (and pointing) under every intervention, mean over seeds."""
+    parts: dict[str, list[dict]] = {}
+    for r in records:
+        if "why" in r and r["split"] == "test":
+            parts.setdefault(r["row"], []).append(r["why"])
+    names = list(dict.fromkeys(k for why in parts.values() for k in why[0]))
+    rows = [[name, *(" / ".join(number(float(np.mean([w[name][m] for w in why]))) for m in ("fine_loss", "pointing")
+                                if m in why[0].get(name, {})) for why in parts.values())] for name in names]
+    return table(["L_f / pointing", *(f"{name} ({len(why)} seeds)" for name, why in parts.items())], rows)
+
+
+def unseen_table(records) -> str:
+    rows = [[name, *(cell(values(records, "words", name, m, split).values()) for split in ("test", "unseen")
+                     for m in ("miou", "pointing", "choice"))]
+            for name in sorted({r["row"] for r in records if r["group"] == "words"})]
+    return table(["words", *(f"{m}, {split}" for split in ("test", "unseen") for m in ("mIoU", "pointing", "choice"))], rows)
+
+
+def blind_table(records) -> str:
+    rows = {r["patches"]: r for r in records if r["group"] == "blind"}
+    found = sorted(rows)
+    return table(["patches, the same in every picture", *map(str, found)],
+                 [["before training", *(number(rows[p]["first"]) for p in found)],
+                  ["after 300 updates", *(number(rows[p]["last"]) for p in found)]])
+
+
+def time_figure(records, plt):
+    """Pointing while training, every seed a line."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1), sharey=True)
+    for ax, world in zip(axes, WORLDS):
+        for loss, colour, dash in (("SPARC", "#0b4f9e", "-"), (ALONE, "#d98200", (0, (3, 1.5)))):
+            curves = [r["curve"] for r in records if r["group"] == "main" and r["row"] == f"{world}/{loss}" and "curve" in r
+                      and r["seed"] < 100]
+            for n, curve in enumerate(curves):
+                ax.plot([c["step"] for c in curve], [c["pointing"] for c in curve], color=colour, linestyle=dash, linewidth=0.9,
+                        label=loss if n == 0 else None)
+        ax.set(title=world, xlabel="updates", ylim=(0, 1), xlim=(0, 300))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].set_ylabel("pointing, validation scenes")
+    axes[0].legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
+def coverage_figure(records, plt):
+    """mIoU and pointing against the share of the picture that the caption names."""
+    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    seeds = values(records, "coverage", "1/SPARC", "miou")
+    for ax, measure in zip(axes, ("miou", "pointing")):
+        for loss, colour, dash, marker in (("SPARC", "#0b4f9e", "-", "o"), (ALONE, "#d98200", (0, (3, 1.5)), "s")):
+            x, y = [], []
+            for c, group, name in ((0.15, "coverage", "0.15/"), (0.3, "main", "mosaic/"), (0.6, "coverage", "0.6/"),
+                                   (1, "coverage", "1/")):
+                found = [v for s, v in values(records, group, name + loss, measure).items() if s in seeds]
+                x += [c] * len(found)
+                y += found
+            ax.plot(x, y, marker, color=colour, markersize=4, alpha=0.8, fillstyle="full" if marker == "o" else "none")
+            shares = sorted(set(x))
+            ax.plot(shares, [np.mean([b for a, b in zip(x, y) if a == s]) for s in shares], color=colour, linestyle=dash,
+                    label=loss)
+        ax.set(xlabel="share of the picture that the caption names", ylabel=SHOWN[measure], ylim=(0, None), xlim=(0, 1.03))
+        ax.spines[["top", "right"]].set_visible(False)
+    axes[0].legend(frameon=False, loc="upper left", fontsize=9)
+    return figure
+
+
+TABLES = {"main": main_table, "paired": paired_table, "coverage": coverage_table, "start": rows_table("start"),
+          "words": rows_table("words"), "unseen": unseen_table,
+          "text": rows_table("text", ("miou", "miou_caption", "pointing", "choice", "i2t_r1", "t2i_r1", "grounding_gap")),
+          "h_v": rows_table("h_v"), "negatives": rows_table("negatives"), "why": why_table, "blind": blind_table}
+FIGURES = {"time": time_figure, "coverage": coverage_figure}
+
+
+def draw(records: list[dict], page: Path = PAGE) -> None:
+    """Write every table between its marks, <!-- NAME --> and <!-- end -->, and every figure beside the page."""
+    import matplotlib
+
+    matplotlib.use("Agg")
+    import matplotlib.pyplot as plt
+
+    text = page.read_text()
+    for name, make in TABLES.items():
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, name=name, make=make:
+                      f"<!-- {name} -->\n{make(records)}\n<!-- end -->", text, flags=re.S)
+    page.write_text(text)
+    with plt.rc_context({"svg.hashsalt": "small world", "svg.fonttype": "none", "font.size": 10}):
+        for name, make in FIGURES.items():
+            figure = make(records, plt)
+            figure.savefig(page.parent / f"small-world-{name}.svg", bbox_inches="tight", metadata={"Date": None})
+            plt.close(figure)
+    print(f"{page}: tables {', '.join(TABLES)}; figures {', '.join(FIGURES)}")

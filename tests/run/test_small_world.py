@@ -1,0 +1,87 @@
+"""The small world's runner at a tiny size: what it stores, what it skips, what it changes of the loss."""
+
+import json
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import small_world
+from small_world_losses import eq_6, instead, merged_pairs, other_pictures
+
+from sparc_ref import losses
+
+TINY = {"image_size": 16, "patch_size": 8, "vision_width": 16, "text_width": 16, "embed_dim": 16, "vision_depth": 1}
+FEW = {"steps": 3, "batch": 4, "warmup": 1}
+
+
+@pytest.fixture
+def few(monkeypatch):
+    monkeypatch.setattr(small_world, "TRAINED_ON", 8)
+    monkeypatch.setattr(small_world.measure, "__defaults__", ((8, 6),))
+
+
+def test_a_row_is_stored_once_and_in_full(few, tmp_path, capsys):
+    rows = [small_world.Row("mosaic/SPARC", "mosaic?coverage=0.5", TINY, FEW, curve=2, why=True),
+            small_world.Row("two/h_v", "mosaic?words=2", TINY | {"h_v": "dense_gelu"}, FEW, loss="merged phrases")]
+    small_world.run("tiny", rows, [3, 100], 1, tmp_path)
+    stored = small_world.read("tiny", tmp_path)
+    assert {(r["row"], r["seed"], r["split"], r["head"]) for r in stored} == {
+        ("mosaic/SPARC", 3, "test", "g_v"), ("mosaic/SPARC", 100, "validation", "g_v"),
+        *(("two/h_v", *rest, head) for rest in ((3, "test"), (3, "unseen"), (100, "validation")) for head in ("g_v", "h_v"))}
+    sparc = next(r for r in stored if r["row"] == "mosaic/SPARC")
+    assert [c["step"] for c in sparc["curve"]] == [0, 2, 3]
+    assert {"true", "other pictures", "ground blanked", "no attention", "grey pictures"} <= sparc["why"].keys()
+    assert all(np.isfinite(x) for r in stored for x in r["numbers"].values())
+    before = (tmp_path / "tiny.jsonl").read_text()
+    small_world.run("tiny", rows, [3, 100], 1, tmp_path)
+    assert (tmp_path / "tiny.jsonl").read_text() == before and "0 runs of 4 to do" in capsys.readouterr().out
+    assert not any("/work" in line or "SPARC_REF_DATA" in line for line in before.splitlines()), "no path of this machine"
+
+
+def test_the_same_row_and_seed_give_the_same_numbers(few):
+    row, changed = (small_world.Row("a", "mosaic", TINY, FEW, loss=loss) for loss in ("", "other pictures"))
+    first, second, third = (small_world.measure("tiny", r, 5)[0]["numbers"] for r in (row, row, changed))
+    assert first == second and first != third
+
+
+@pytest.mark.parametrize("loss", [lambda *x: other_pictures(*x, shifts=2), merged_pairs])
+def test_gradients_of_the_changed_losses(loss):
+    rng = np.random.default_rng(1)
+    v, t = rng.normal(size=(3, 5, 4)), rng.normal(size=(3, 4, 4))
+    mask, theta = np.arange(4) < np.array([4, 2, 2])[:, None], np.asarray(1.3)
+    dv, dt, dtheta = (rng.normal(size=np.shape(x)) for x in (v, t, theta))
+    value, _, back = loss(v, t, mask, theta)
+    got = back(0.7)
+    h = 1e-6
+    up, down = (loss(v + s * dv, t + s * dt, mask, theta + s * dtheta)[0] for s in (h, -h))
+    assert np.isfinite(value) and sum(float(np.sum(a * b)) for a, b in zip(got, (dv, dt, dtheta))) == pytest.approx(
+        0.7 * (up - down) / (2 * h), rel=1e-7)
+
+
+def test_without_other_pictures_it_is_eq_6():
+    rng = np.random.default_rng(2)
+    v, t, theta = rng.normal(size=(3, 5, 4)), rng.normal(size=(3, 4, 4)), np.asarray(0.4)
+    mask = np.arange(4) < np.array([4, 3, 2])[:, None]
+    with pytest.raises(ValueError, match="stack"):
+        other_pictures(v, t, mask, theta, shifts=0)
+    same = np.repeat(v[:1], 3, axis=0)                    # pictures that are all alike
+    plain = eq_6(same, t, mask, theta)[0]
+    assert other_pictures(same, t, mask, theta)[0] > plain
+    with instead("other pictures"):
+        assert losses.fine_grained_loss is other_pictures
+    assert losses.fine_grained_loss is eq_6
+
+
+def test_every_row_can_be_asked_for(capsys):
+    assert small_world.main(["list"]) == 0
+    out = capsys.readouterr().out
+    rows = [row for group in small_world.groups().values() for row in group]
+    assert all(row.name in out for row in rows) and len(rows) > 30
+    names = [(g, row.name) for g, group in small_world.groups().items() for row in group]
+    assert len(set(names)) == len(names)
+    assert json.dumps(small_world.seeds_of("0-2,7")) == "[0, 1, 2, 7]"
+    with pytest.raises(SystemExit):
+        small_world.main(["run", "main", "--row", "nothing"])
