@@ -175,7 +175,9 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
 
 
 def rounded(numbers: dict) -> dict:
-    return {k: float(f"{x:.5g}") if isinstance(x, float) else x for k, x in numbers.items()}
+    """Five digits, without what follows from other numbers (lifts) and ranks that the page does not use."""
+    return {k: float(f"{x:.5g}") if isinstance(x, float) else x for k, x in numbers.items()
+            if not any(part in k for part in ("_lift", "_r5", "_r10", "truncated"))}
 
 
 def read(group: str | None = None, folder: Path = RESULTS) -> list[dict]:

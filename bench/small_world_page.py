@@ -8,6 +8,9 @@ from scipy.stats import t as student
 
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "small-world.md"
 WORLDS, ALONE = ("mosaic", "wallpaper", "drawn"), "global loss alone"
+WHY = ("true", "other pictures", "grey pictures", "ground blanked", "regions blanked", "words permuted", "no attention",
+       "no positions", "ground alone", "regions alone")
+USUALLY = {("mlp_ratio", 2), ("vision_depth", 2)}
 SEGMENTED = ("miou", "miou_caption")                      # read through one head, the others through another
 SHOWN = {"miou": "mIoU", "pointing": "pointing", "mass": "mass", "iou": "IoU", "choice": "choice", "i2t_r1": "R@1 i2t",
          "t2i_r1": "R@1 t2i", "grounding_gap": "gap"}
@@ -45,6 +48,8 @@ def ignited(records, group, row) -> str:
 
 
 def number(x: float) -> str:
+    if 0 < abs(x) < 1e-3:
+        return f"{x:.0e}".replace("e-0", "e-")
     return f"{x:.2f}" if abs(x) >= 1 else f"{x:.3f}".replace("0.", ".", 1)
 
 
@@ -121,9 +126,8 @@ def why_table(records) -> str:
     for r in records:
         if "why" in r and r["split"] == "test":
             parts.setdefault(r["row"], []).append(r["why"])
-    names = list(dict.fromkeys(k for why in parts.values() for k in why[0]))
     rows = [[name, *(" / ".join(number(float(np.mean([w[name][m] for w in why]))) for m in ("fine_loss", "pointing")
-                                if m in why[0].get(name, {})) for why in parts.values())] for name in names]
+                                if m in why[0].get(name, {})) for why in parts.values())] for name in WHY]
     return table(["L_f / pointing", *(f"{name} ({len(why)} seeds)" for name, why in parts.items())], rows)
 
 
@@ -132,6 +136,21 @@ def unseen_table(records) -> str:
                      for m in ("miou", "pointing", "choice"))]
             for name in sorted({r["row"] for r in records if r["group"] == "words"})]
     return table(["words", *(f"{m}, {split}" for split in ("test", "unseen") for m in ("mIoU", "pointing", "choice"))], rows)
+
+
+def search_table(records) -> str:
+    """What was tried on validation scenes, in the order in which it was."""
+    rows = []
+    for r in records:
+        if r["group"] == "search":
+            model, n = dict(r["model"]), r["numbers"]
+            grid = f"{model.pop('image_size')} / {model.pop('patch_size')}"
+            loss = r["loss"] or ("SPARC" if model["lambda_f"] else ALONE)
+            options = " ".join(f"{k} {v}" for k, v in (model | r["train"]).items() if (k, v) not in USUALLY)
+            rows.append([r["world"], grid, loss, options, str(r["seed"]), r["head"],
+                         *(number(n[k]) for k in ("miou", "pointing", "choice", "i2t_r1", "t2i_r1", "grounding_gap"))])
+    return table(["world", "pixels / patch", "loss", "options", "seed", "head", "mIoU", "pointing", "choice", "i2t", "t2i", "gap"],
+                 rows)
 
 
 def blind_table(records) -> str:
@@ -184,23 +203,28 @@ def coverage_figure(records, plt):
 TABLES = {"main": main_table, "paired": paired_table, "coverage": coverage_table, "start": rows_table("start"),
           "words": rows_table("words"), "unseen": unseen_table,
           "text": rows_table("text", ("miou", "miou_caption", "pointing", "choice", "i2t_r1", "t2i_r1", "grounding_gap")),
-          "h_v": rows_table("h_v"), "negatives": rows_table("negatives"), "why": why_table, "blind": blind_table}
+          "h_v": rows_table("h_v"), "negatives": rows_table("negatives"), "why": why_table, "blind": blind_table,
+          "search": search_table}
 FIGURES = {"time": time_figure, "coverage": coverage_figure}
 
 
+def filled(text: str, records: list[dict]) -> str:
+    """The page's text with every table between its marks, <!-- NAME --> and <!-- end -->, made anew."""
+    for name, make in TABLES.items():
+        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, name=name, make=make:
+                      f"<!-- {name} -->\n{make(records)}\n<!-- end -->", text, flags=re.S)
+    return text
+
+
 def draw(records: list[dict], page: Path = PAGE) -> None:
-    """Write every table between its marks, <!-- NAME --> and <!-- end -->, and every figure beside the page."""
+    """Every table of the page, and every figure beside it."""
     import matplotlib
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
 
-    text = page.read_text()
-    for name, make in TABLES.items():
-        text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, name=name, make=make:
-                      f"<!-- {name} -->\n{make(records)}\n<!-- end -->", text, flags=re.S)
-    page.write_text(text)
-    with plt.rc_context({"svg.hashsalt": "small world", "svg.fonttype": "none", "font.size": 10}):
+    page.write_text(filled(page.read_text(), records))
+    with plt.rc_context({"svg.hashsalt": "small world", "font.size": 10}):
         for name, make in FIGURES.items():
             figure = make(records, plt)
             figure.savefig(page.parent / f"small-world-{name}.svg", bbox_inches="tight", metadata={"Date": None})

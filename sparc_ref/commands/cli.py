@@ -72,6 +72,7 @@ class Train:
       drawn                                  scenes drawn here, nothing downloaded; e.g. "drawn?style=short&objects=1,3"
       mosaic                                 pictures cut into regions, each with a name; e.g. "mosaic?coverage=0.5"
       "pictures:emoji.zip?names=emoji.jsonl" named pictures with transparency, pasted into scenes with captions
+      "wallpaper:emoji.zip?names=emoji.jsonl"  mosaics of such pictures, every region papered with one
       captions:photos/                       pictures with captions in any format of docs/data.md: CSV, TSV, JSON lines, COCO,
                                              Karpathy's splits, Flickr30k, imagefolder, img2dataset
       "captions:photos/?split=train"         95 % of one folder, by a hash of each picture's name; split=validation is the rest

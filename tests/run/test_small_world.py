@@ -9,6 +9,7 @@ import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import small_world
+import small_world_page
 from small_world_losses import eq_6, instead, merged_pairs, other_pictures
 
 from sparc_ref import losses
@@ -85,3 +86,21 @@ def test_every_row_can_be_asked_for(capsys):
     assert json.dumps(small_world.seeds_of("0-2,7")) == "[0, 1, 2, 7]"
     with pytest.raises(SystemExit):
         small_world.main(["run", "main", "--row", "nothing"])
+
+
+def test_the_page_shows_what_is_stored():
+    text = small_world_page.PAGE.read_text()
+    assert small_world_page.filled(text, small_world.read()) == text, "python bench/small_world.py draw"
+    assert all(f"<!-- {name} -->" in text for name in small_world_page.TABLES)
+    assert all((small_world_page.PAGE.parent / f"small-world-{name}.svg").exists() for name in small_world_page.FIGURES)
+
+
+def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
+    rows = {(g, r.name): r for g, group in small_world.groups().items() for r in group}
+    for record in small_world.read():
+        if record["group"] == "blind":
+            continue
+        row = rows[record["group"], record["row"]]
+        assert (row.world, row.model, row.train, row.loss) == tuple(record[k] for k in ("world", "model", "train", "loss"))
+        assert record["recipe"] == [small_world.MODEL, small_world.TRAIN]
+        assert (record["split"] == "validation") == (record["seed"] >= 100), "the protocol's splits"
