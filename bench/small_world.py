@@ -42,7 +42,7 @@ TRAIN = {"steps": 300, "lr": 2e-3, "warmup": 50, "attention_start": 0.0}
 DEFAULTS = {"h_v": "dense_gelu", "text_depth": 2, "text_positions": "learned", "lambda_f": 1.0}  # the library's
 USUAL = {"attention_start": 1.0}
 MOSAIC, DRAWN = "mosaic?coverage=0.3", "drawn?style=short&fused=true&objects=2,4"
-WALLPAPER = "wallpaper?coverage=0.3&period=8"
+WALLPAPER, TWO = "wallpaper?coverage=0.3&period=8", MOSAIC + "&words=2"
 LOSSES = {"SPARC": {}, "global loss alone": {"lambda_f": 0.0}, "no threshold": {"align": "no_threshold"},
           "threshold on weights": {"threshold_on": "weights"}, "softmax": {"align": "softmax"}}
 TRAINED_ON, MEASURED_ON = 10_000, 400                     # scenes
@@ -77,7 +77,9 @@ def groups() -> dict[str, list[Row]]:
         "main": main,
         "coverage": [row for c in (1.0, 0.6, 0.15) for row in both(f"{c:g}", f"mosaic?coverage={c:g}")],
         "start": [row for name, world in worlds.items() for row in both(name, world, train=USUAL)],
-        "words": [*both("two", MOSAIC + "&words=2"), Row("two, merged/SPARC", MOSAIC + "&words=2", loss="merged phrases")],
+        "words": [*both("two", TWO), Row("two, merged/SPARC", TWO, loss="merged phrases"),
+                  *(Row(f"{name}, h_v, lambda_f 1/SPARC", world, {"h_v": "dense_gelu", "lambda_f": 1.0}, loss=loss)
+                    for name, world, loss in (("one", MOSAIC, ""), ("two", TWO, ""), ("two, merged", TWO, "merged phrases")))],
         "text": [row for depth, places in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned")) for row in both(
                  f"depth {depth}, positions {places}", MOSAIC, {"text_depth": depth, "text_positions": places})],
         "h_v": both("dense_gelu", MOSAIC, {"h_v": "dense_gelu"}) + both("all defaults, named whole", "mosaic", DEFAULTS, USUAL)
@@ -88,7 +90,10 @@ def groups() -> dict[str, list[Row]]:
         "lambda": [row for name, world in worlds.items() for row in both(f"{name}, .5", world, {"lambda_f": 0.5})[:1]],
         "why": [Row("recipe", MOSAIC, why=True), Row("usual start", MOSAIC, {}, USUAL, why=True),
                 Row("text depth 2, positions", MOSAIC, {"text_depth": 2, "text_positions": "learned"}, why=True),
-                Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True)],
+                Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True), Row("drawn", DRAWN, why=True),
+                Row("drawn, global loss alone", DRAWN, alone, why=True)],
+        "other sizes": both("64 patches", MOSAIC, {"patch_size": 6}) + both("900 updates", MOSAIC, {}, {"steps": 900})
+        + both("vision depth 4", MOSAIC, {"vision_depth": 4}),
     }
 
 

@@ -30,7 +30,7 @@ def head_of(records, group, row, measure):
         if (r["group"], r["row"], r["split"]) == (group, row, "validation"):
             score.setdefault(r["head"], []).append(r["numbers"].get("miou" if measure in SEGMENTED else "pointing", 0.0))
     heads = {r["head"] for r in records if (r["group"], r["row"]) == (group, row)}
-    return max(score, key=lambda h: np.mean(score[h])) if len(heads) > 1 else "g_v"
+    return max(score, key=lambda h: np.mean(score[h]), default="g_v") if len(heads) > 1 else "g_v"
 
 
 def interval(x) -> tuple[float, float]:
@@ -99,25 +99,46 @@ def paired_table(records) -> str:
     return table(["world", "measure", "ratio of means", "difference, paired", "seeds ahead", "intervals apart"], rows)
 
 
-def rows_table(group, measures=tuple(SHOWN)):
-    """A table of every row of a group, with SPARC's and the global loss's rows from `main` where they are the same."""
-    def draw(records) -> str:
-        names = list(dict.fromkeys(r["row"] for r in records if r["group"] == group))
-        rows = [[n.rpartition("/")[0] or n, n.rpartition("/")[2], heads(records, group, n),
-                 *measured(records, group, n, measures), ignited(records, group, n)] for n in sorted(names)]
-        return table(["", "loss", "head", *(SHOWN.get(m, m) for m in measures), "ignited"], rows)
-    return draw
+LISTS = {  # table: (its first column, rows: (label, group, row without its loss, the loss where there is one row only))
+    "coverage": ("named share", [("1", "coverage", "1"), (".6", "coverage", "0.6"), (".3", "main", "mosaic"),
+                                 (".15", "coverage", "0.15")]),
+    "start": ("world, attention starts at", [(f"{world}, {start}", group, world) for world in WORLDS
+                                             for start, group in (("zero", "main"), ("the usual", "start"))]),
+    "words": ("words for a region", [
+        ("one", "main", "mosaic"), ("two", "words", "two"), ("two, merged in L_f", "words", "two, merged"),
+        ("one; h_v, lambda_f 1", "words", "one, h_v, lambda_f 1"), ("two; h_v, lambda_f 1", "words", "two, h_v, lambda_f 1"),
+        ("two, merged in L_f; h_v, lambda_f 1", "words", "two, merged, h_v, lambda_f 1")]),
+    "text": ("text tower", [("depth 0, no positions", "main", "mosaic")] + [
+        (f"depth {depth}, {'positions' if p == 'learned' else 'no positions'}", "text", f"depth {depth}, positions {p}")
+        for depth, p in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned"))]),
+    "h_v": ("h_v", [("none", "main", "mosaic"), ("dense_gelu", "h_v", "dense_gelu"),
+                    ("all of the library's defaults", "h_v", "all defaults"),
+                    ("all defaults, coverage 1", "h_v", "all defaults, named whole")]),
+    "sizes": ("", [("the recipe", "main", "mosaic"), ("64 patches", "other sizes", "64 patches"),
+                   ("900 updates", "other sizes", "900 updates"), ("vision depth 4", "other sizes", "vision depth 4")]),
+    "lambda": ("world, lambda_f", [(f"{world}, {value}", *place) for world in WORLDS for value, *place in (
+        (".25", "main", world), (".5", "lambda", f"{world}, .5"))]),
+    "negatives": ("", [
+        ("recipe", "main", "mosaic", "SPARC"), ("recipe", "negatives", "recipe", "other pictures"),
+        ("mosaic, usual start", "start", "mosaic", "SPARC"),
+        ("mosaic, usual start", "negatives", "mosaic, usual start", "other pictures"),
+        ("wallpaper, usual start", "start", "wallpaper", "SPARC"),
+        ("wallpaper, usual start", "negatives", "wallpaper, usual start", "other pictures"),
+        ("all defaults, coverage 1", "h_v", "all defaults, named whole", "SPARC"),
+        ("all defaults, coverage 1", "negatives", "all defaults, named whole", "other pictures")]),
+}
 
 
-def coverage_table(records) -> str:
+def listed(records, first: str, entries, measures=tuple(SHOWN)) -> str:
+    """Rows of several groups side by side, over the same three seeds."""
+    few = [r for r in records if r["group"] in ("search", "blind") or r["seed"] in (0, 1, 2) or r["seed"] >= 100]
     rows = []
-    for c, group, name in (("1", "coverage", "1/"), ("0.6", "coverage", "0.6/"), ("0.3", "main", "mosaic/"),
-                           ("0.15", "coverage", "0.15/")):
-        for loss in ("SPARC", ALONE):
-            seeds = values(records, "coverage", "1/SPARC", "miou")
-            numbers = [cell(v for s, v in values(records, group, name + loss, m).items() if s in seeds) for m in SHOWN]
-            rows.append([c, loss, *numbers])
-    return table(["named share", "loss", *SHOWN.values()], rows)
+    for label, group, row, *only in entries:
+        for loss in only or ("SPARC", ALONE):
+            if values(few, group, f"{row}/{loss}", "pointing"):
+                rows.append([label, loss, heads(few, group, f"{row}/{loss}"), *measured(few, group, f"{row}/{loss}", measures),
+                             ignited(few, group, f"{row}/{loss}")])
+    return table([first, "loss", "head", *(SHOWN.get(m, "mIoU, words") for m in measures), "ignited"], rows)
 
 
 def why_table(records) -> str:
@@ -149,8 +170,8 @@ def search_table(records) -> str:
             options = " ".join(f"{k} {v}" for k, v in (model | r["train"]).items() if (k, v) not in USUALLY)
             rows.append([r["world"], grid, loss, options, str(r["seed"]), r["head"],
                          *(number(n[k]) for k in ("miou", "pointing", "choice", "i2t_r1", "t2i_r1", "grounding_gap"))])
-    return table(["world", "pixels / patch", "loss", "options", "seed", "head", "mIoU", "pointing", "choice", "i2t", "t2i", "gap"],
-                 rows)
+    return table(["world", "pixels / patch", "loss", "options", "seed", "head", "mIoU", "pointing", "choice", "i2t", "t2i",
+                  "gap"], rows)
 
 
 def blind_table(records) -> str:
@@ -179,10 +200,10 @@ def time_figure(records, plt):
 
 
 def coverage_figure(records, plt):
-    """mIoU and pointing against the share of the picture that the caption names."""
-    figure, axes = plt.subplots(1, 2, figsize=(8, 3.2))
+    """mIoU, pointing and IoU against the share of the picture that the caption names."""
+    figure, axes = plt.subplots(1, 3, figsize=(9.6, 3.1))
     seeds = values(records, "coverage", "1/SPARC", "miou")
-    for ax, measure in zip(axes, ("miou", "pointing")):
+    for ax, measure in zip(axes, ("miou", "pointing", "iou")):
         for loss, colour, dash, marker in (("SPARC", "#0b4f9e", "-", "o"), (ALONE, "#d98200", (0, (3, 1.5)), "s")):
             x, y = [], []
             for c, group, name in ((0.15, "coverage", "0.15/"), (0.3, "main", "mosaic/"), (0.6, "coverage", "0.6/"),
@@ -194,17 +215,18 @@ def coverage_figure(records, plt):
             shares = sorted(set(x))
             ax.plot(shares, [np.mean([b for a, b in zip(x, y) if a == s]) for s in shares], color=colour, linestyle=dash,
                     label=loss)
-        ax.set(xlabel="share of the picture that the caption names", ylabel=SHOWN[measure], ylim=(0, None), xlim=(0, 1.03))
+        ax.set(xlabel="share of the picture that is named", title=SHOWN[measure], ylim=(0, 1), xlim=(0, 1.03))
         ax.spines[["top", "right"]].set_visible(False)
     axes[0].legend(frameon=False, loc="upper left", fontsize=9)
     return figure
 
 
-TABLES = {"main": main_table, "paired": paired_table, "coverage": coverage_table, "start": rows_table("start"),
-          "words": rows_table("words"), "unseen": unseen_table,
-          "text": rows_table("text", ("miou", "miou_caption", "pointing", "choice", "i2t_r1", "t2i_r1", "grounding_gap")),
-          "h_v": rows_table("h_v"), "negatives": rows_table("negatives"), "why": why_table, "blind": blind_table,
-          "search": search_table}
+BOTH_PROMPTS = ("miou", "miou_caption", "pointing", "iou", "choice", "i2t_r1", "t2i_r1", "grounding_gap")
+TABLES = {"main": main_table, "paired": paired_table, "unseen": unseen_table, "why": why_table, "blind": blind_table,
+          "search": search_table} | {
+    name: lambda records, first=first, entries=entries, name=name: listed(
+        records, first, entries, BOTH_PROMPTS if name in ("text", "h_v") else tuple(SHOWN))
+    for name, (first, entries) in LISTS.items()}
 FIGURES = {"time": time_figure, "coverage": coverage_figure}
 
 
