@@ -78,8 +78,8 @@ def groups() -> dict[str, list[Row]]:
         "coverage": [row for c in (1.0, 0.6, 0.15) for row in both(f"{c:g}", f"mosaic?coverage={c:g}")],
         "start": [row for name, world in worlds.items() for row in both(name, world, train=USUAL)],
         "words": [*both("two", TWO), Row("two, merged/SPARC", TWO, loss="merged phrases"),
-                  *(Row(f"{name}, h_v, lambda_f 1/SPARC", world, {"h_v": "dense_gelu", "lambda_f": 1.0}, loss=loss)
-                    for name, world, loss in (("one", MOSAIC, ""), ("two", TWO, ""), ("two, merged", TWO, "merged phrases")))],
+                  Row("one, h_v, lambda_f 1/SPARC", MOSAIC, {"h_v": "dense_gelu", "lambda_f": 1.0}),
+                  Row("one, lambda_f 1/SPARC", MOSAIC, {"lambda_f": 1.0}), Row("two, lambda_f 1/SPARC", TWO, {"lambda_f": 1.0})],
         "text": [row for depth, places in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned")) for row in both(
                  f"depth {depth}, positions {places}", MOSAIC, {"text_depth": depth, "text_positions": places})],
         "h_v": both("dense_gelu", MOSAIC, {"h_v": "dense_gelu"}) + both("all defaults, named whole", "mosaic", DEFAULTS, USUAL)

@@ -106,12 +106,12 @@ LISTS = {  # table: (its first column, rows: (label, group, row without its loss
                                              for start, group in (("zero", "main"), ("the usual", "start"))]),
     "words": ("words for a region", [
         ("one", "main", "mosaic"), ("two", "words", "two"), ("two, merged in L_f", "words", "two, merged"),
-        ("one; h_v, lambda_f 1", "words", "one, h_v, lambda_f 1"), ("two; h_v, lambda_f 1", "words", "two, h_v, lambda_f 1"),
-        ("two, merged in L_f; h_v, lambda_f 1", "words", "two, merged, h_v, lambda_f 1")]),
+        ("one; lambda_f 1", "words", "one, lambda_f 1"), ("two; lambda_f 1", "words", "two, lambda_f 1")]),
     "text": ("text tower", [("depth 0, no positions", "main", "mosaic")] + [
         (f"depth {depth}, {'positions' if p == 'learned' else 'no positions'}", "text", f"depth {depth}, positions {p}")
         for depth, p in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned"))]),
     "h_v": ("h_v", [("none", "main", "mosaic"), ("dense_gelu", "h_v", "dense_gelu"),
+                    ("dense_gelu, lambda_f 1", "words", "one, h_v, lambda_f 1"),
                     ("all of the library's defaults", "h_v", "all defaults"),
                     ("all defaults, coverage 1", "h_v", "all defaults, named whole")]),
     "sizes": ("", [("the recipe", "main", "mosaic"), ("64 patches", "other sizes", "64 patches"),
