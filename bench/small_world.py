@@ -79,7 +79,8 @@ def groups() -> dict[str, list[Row]]:
         "start": [row for name, world in worlds.items() for row in both(name, world, train=USUAL)],
         "words": [*both("two", TWO), Row("two, merged/SPARC", TWO, loss="merged phrases"),
                   Row("one, h_v, lambda_f 1/SPARC", MOSAIC, {"h_v": "dense_gelu", "lambda_f": 1.0}),
-                  Row("one, lambda_f 1/SPARC", MOSAIC, {"lambda_f": 1.0}), Row("two, lambda_f 1/SPARC", TWO, {"lambda_f": 1.0})],
+                  Row("one, lambda_f 1/SPARC", MOSAIC, {"lambda_f": 1.0}),
+                  Row("two, lambda_f 1/SPARC", TWO, {"lambda_f": 1.0})],
         "text": [row for depth, places in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned")) for row in both(
                  f"depth {depth}, positions {places}", MOSAIC, {"text_depth": depth, "text_positions": places})],
         "h_v": both("dense_gelu", MOSAIC, {"h_v": "dense_gelu"}) + both("all defaults, named whole", "mosaic", DEFAULTS, USUAL)
@@ -154,6 +155,7 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     seconds = round(time.perf_counter() - began, 1)
     last = [r for r in log if r["kind"] == "train"][-1]
+    last = {k: last[k] for k in ("loss_global", "loss_fine", "temperature", "zeroed") if k in last}
     common = {"group": group, "row": row.name, "world": row.world, "seed": seed, "model": row.model, "train": row.train,
               "loss": row.loss,
               "recipe": [MODEL, TRAIN], "seconds": seconds, "last_loss": rounded(last),
@@ -182,7 +184,7 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
 def rounded(numbers: dict) -> dict:
     """Five digits, without what follows from other numbers (lifts) and ranks that the page does not use."""
     return {k: float(f"{x:.5g}") if isinstance(x, float) else x for k, x in numbers.items()
-            if not any(part in k for part in ("_lift", "_r5", "_r10", "truncated"))}
+            if not any(part in k for part in ("_lift", "_r5", "_r10", "caption_", "foreground_chance"))}
 
 
 def read(group: str | None = None, folder: Path = RESULTS) -> list[dict]:

@@ -77,9 +77,14 @@ def heads(records, group, row) -> str:
 
 def main_table(records) -> str:
     found = {r["row"] for r in records if r["group"] == "main"}
-    rows = [[world, loss, *measured(records, "main", f"{world}/{loss}"), ignited(records, "main", f"{world}/{loss}")]
-            for world in WORLDS for loss in ("SPARC", ALONE, "no threshold", "threshold on weights", "softmax")
-            if f"{world}/{loss}" in found]
+    rows = []
+    for world in WORLDS:
+        for loss in ("SPARC", ALONE, "no threshold", "threshold on weights", "softmax"):
+            if f"{world}/{loss}" in found:
+                row = "main", f"{world}/{loss}"
+                rows.append([world, loss, *measured(records, *row), ignited(records, *row)])
+        chance = [cell(list(values(records, "main", f"{world}/SPARC", f"{m}_chance").values())[:1]) for m in SHOWN]
+        rows.append([world, "chance", *chance[:-1], "0", ""])
     return table(["world", "loss", *SHOWN.values(), "ignited"], rows)
 
 
@@ -230,6 +235,18 @@ TABLES = {"main": main_table, "paired": paired_table, "unseen": unseen_table, "w
 FIGURES = {"time": time_figure, "coverage": coverage_figure}
 
 
+def worlds_picture() -> np.ndarray:
+    """Eight mosaics above eight drawn scenes, twice enlarged.      -> (H,W,3) uint8; emoji are others' and not shown"""
+    from small_world import DRAWN, MOSAIC, source
+
+    rows = []
+    for world in (MOSAIC, DRAWN):
+        shown = source(world, "train", 48)
+        tiles = [np.pad(shown[i].image, ((2, 2), (2, 2), (0, 0)), constant_values=255) for i in range(8)]
+        rows.append(np.concatenate(tiles, axis=1))
+    return np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
+
+
 def filled(text: str, records: list[dict]) -> str:
     """The page's text with every table between its marks, <!-- NAME --> and <!-- end -->, made anew."""
     for name, make in TABLES.items():
@@ -244,6 +261,7 @@ def draw(records: list[dict], page: Path = PAGE) -> None:
 
     matplotlib.use("Agg")
     import matplotlib.pyplot as plt
+    from PIL import Image
 
     page.write_text(filled(page.read_text(), records))
     with plt.rc_context({"svg.hashsalt": "small world", "font.size": 10}):
@@ -251,4 +269,5 @@ def draw(records: list[dict], page: Path = PAGE) -> None:
             figure = make(records, plt)
             figure.savefig(page.parent / f"small-world-{name}.svg", bbox_inches="tight", metadata={"Date": None})
             plt.close(figure)
+    Image.fromarray(worlds_picture()).save(page.parent / "small-world-worlds.png")
     print(f"{page}: tables {', '.join(TABLES)}; figures {', '.join(FIGURES)}")
