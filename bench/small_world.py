@@ -87,14 +87,14 @@ def groups() -> dict[str, list[Row]]:
         + both("all defaults", MOSAIC, DEFAULTS, USUAL),
         "negatives": [Row(f"{name}/other pictures", *options, loss="other pictures") for name, *options in (
             ("recipe", MOSAIC), ("mosaic, usual start", MOSAIC, {}, USUAL), ("wallpaper, usual start", WALLPAPER, {}, USUAL),
-            ("all defaults, named whole", "mosaic", DEFAULTS, USUAL))],
+            ("all defaults, named whole", "mosaic", DEFAULTS, USUAL),
+            ("text depth 2, positions", MOSAIC, {"text_depth": 2, "text_positions": "learned"}))],
         "lambda": [row for name, world in worlds.items() for row in both(f"{name}, .5", world, {"lambda_f": 0.5})[:1]],
         "why": [Row("recipe", MOSAIC, why=True), Row("usual start", MOSAIC, {}, USUAL, why=True),
                 Row("text depth 2, positions", MOSAIC, {"text_depth": 2, "text_positions": "learned"}, why=True),
                 Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True), Row("drawn", DRAWN, why=True),
                 Row("drawn, global loss alone", DRAWN, alone, why=True)],
-        "other sizes": both("64 patches", MOSAIC, {"patch_size": 6}) + both("900 updates", MOSAIC, {}, {"steps": 900})
-        + both("vision depth 4", MOSAIC, {"vision_depth": 4}),
+        "other sizes": both("64 patches", MOSAIC, {"patch_size": 6}) + both("900 updates", MOSAIC, {}, {"steps": 900}),
     }
 
 
@@ -157,8 +157,7 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
     last = [r for r in log if r["kind"] == "train"][-1]
     last = {k: last[k] for k in ("loss_global", "loss_fine", "temperature", "zeroed") if k in last}
     common = {"group": group, "row": row.name, "world": row.world, "seed": seed, "model": row.model, "train": row.train,
-              "loss": row.loss,
-              "recipe": [MODEL, TRAIN], "seconds": seconds, "last_loss": rounded(last),
+              "loss": row.loss, "recipe": [MODEL, TRAIN], "seconds": seconds, "last_loss": rounded(last),
               "versions": {"sparc_ref": __version__, "numpy": np.__version__, "python": platform.python_version(),
                            "machine": platform.machine()}}
     records = []

@@ -120,7 +120,7 @@ LISTS = {  # table: (its first column, rows: (label, group, row without its loss
                     ("all of the library's defaults", "h_v", "all defaults"),
                     ("all defaults, coverage 1", "h_v", "all defaults, named whole")]),
     "sizes": ("", [("the recipe", "main", "mosaic"), ("64 patches", "other sizes", "64 patches"),
-                   ("900 updates", "other sizes", "900 updates"), ("vision depth 4", "other sizes", "vision depth 4")]),
+                   ("900 updates", "other sizes", "900 updates")]),
     "lambda": ("world, lambda_f", [(f"{world}, {value}", *place) for world in WORLDS for value, *place in (
         (".25", "main", world), (".5", "lambda", f"{world}, .5"))]),
     "negatives": ("", [
@@ -129,6 +129,8 @@ LISTS = {  # table: (its first column, rows: (label, group, row without its loss
         ("mosaic, usual start", "negatives", "mosaic, usual start", "other pictures"),
         ("wallpaper, usual start", "start", "wallpaper", "SPARC"),
         ("wallpaper, usual start", "negatives", "wallpaper, usual start", "other pictures"),
+        ("text depth 2, positions", "text", "depth 2, positions learned", "SPARC"),
+        ("text depth 2, positions", "negatives", "text depth 2, positions", "other pictures"),
         ("all defaults, coverage 1", "h_v", "all defaults, named whole", "SPARC"),
         ("all defaults, coverage 1", "negatives", "all defaults, named whole", "other pictures")]),
 }
