@@ -84,7 +84,9 @@ def groups() -> dict[str, list[Row]]:
         "text": [row for depth, places in ((0, "learned"), (1, "none"), (2, "none"), (2, "learned")) for row in both(
                  f"depth {depth}, positions {places}", MOSAIC, {"text_depth": depth, "text_positions": places})],
         "h_v": both("dense_gelu", MOSAIC, {"h_v": "dense_gelu"}) + both("all defaults, named whole", "mosaic", DEFAULTS, USUAL)
-        + both("all defaults", MOSAIC, DEFAULTS, USUAL),
+        + both("all defaults", MOSAIC, DEFAULTS, USUAL) + [
+            Row(f"{name}, no word positions/SPARC", world, DEFAULTS | {"text_positions": "none"}, USUAL)
+            for name, world in (("all defaults", MOSAIC), ("all defaults, named whole", "mosaic"))],
         "negatives": [Row(f"{name}/other pictures", *options, loss="other pictures") for name, *options in (
             ("recipe", MOSAIC), ("mosaic, usual start", MOSAIC, {}, USUAL), ("wallpaper, usual start", WALLPAPER, {}, USUAL),
             ("all defaults, named whole", "mosaic", DEFAULTS, USUAL),

@@ -9,7 +9,7 @@ from scipy.stats import t as student
 PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "small-world.md"
 WORLDS, ALONE = ("mosaic", "wallpaper", "drawn"), "global loss alone"
 WHY = ("true", "other pictures", "grey pictures", "ground blanked", "regions blanked", "words permuted", "no attention",
-       "no positions", "ground alone", "regions alone")
+       "no patch positions", "no word positions", "ground alone", "regions alone")
 USUALLY = {("mlp_ratio", 2), ("vision_depth", 2)}
 SEGMENTED = ("miou", "miou_caption")                      # read through one head, the others through another
 SHOWN = {"miou": "mIoU", "pointing": "pointing", "mass": "mass", "iou": "IoU", "choice": "choice", "i2t_r1": "R@1 i2t",
@@ -118,7 +118,9 @@ LISTS = {  # table: (its first column, rows: (label, group, row without its loss
     "h_v": ("h_v", [("none", "main", "mosaic"), ("dense_gelu", "h_v", "dense_gelu"),
                     ("dense_gelu, lambda_f 1", "words", "one, h_v, lambda_f 1"),
                     ("all of the library's defaults", "h_v", "all defaults"),
-                    ("all defaults, coverage 1", "h_v", "all defaults, named whole")]),
+                    ("all defaults, no word positions", "h_v", "all defaults, no word positions"),
+                    ("all defaults, coverage 1", "h_v", "all defaults, named whole"),
+                    ("all defaults, no word positions, coverage 1", "h_v", "all defaults, named whole, no word positions")]),
     "sizes": ("", [("the recipe", "main", "mosaic"), ("64 patches", "other sizes", "64 patches"),
                    ("900 updates", "other sizes", "900 updates")]),
     "lambda": ("world, lambda_f", [(f"{world}, {value}", *place) for world in WORLDS for value, *place in (
@@ -162,7 +164,7 @@ def why_table(records) -> str:
 def unseen_table(records) -> str:
     rows = [[name, *(cell(values(records, "words", name, m, split).values()) for split in ("test", "unseen")
                      for m in ("miou", "pointing", "choice"))]
-            for name in sorted({r["row"] for r in records if r["group"] == "words"})]
+            for name in sorted({r["row"] for r in records if r["split"] == "unseen"})]
     return table(["words", *(f"{m}, {split}" for split in ("test", "unseen") for m in ("mIoU", "pointing", "choice"))], rows)
 
 
@@ -228,13 +230,37 @@ def coverage_figure(records, plt):
     return figure
 
 
+def stops_figure(records, plt):
+    """Pointing of every seed where one thing differs from the recipe."""
+    shown = [("the recipe", "main", "mosaic"), ("two words for a region", "words", "two"),
+             ("text tower of one block", "text", "depth 1, positions none"),
+             ("text tower of two blocks", "text", "depth 2, positions none"), ("attention starts as usual", "start", "mosaic"),
+             ("h_v", "h_v", "dense_gelu"), ("word positions", "text", "depth 0, positions learned"),
+             ("word positions, two blocks", "text", "depth 2, positions learned"),
+             ("all of the library's defaults", "h_v", "all defaults")]
+    figure, ax = plt.subplots(figsize=(7.2, 3.6))
+    for y, (_, group, row) in enumerate(shown):
+        for loss, colour, marker, shift in (("SPARC", "#0b4f9e", "o", -0.12), (ALONE, "#d98200", "s", 0.12)):
+            x = [v for s, v in values(records, group, f"{row}/{loss}", "pointing").items() if s < 3]
+            ax.plot(x, [y + shift] * len(x), marker, color=colour, markersize=5, fillstyle="full" if marker == "o" else "none",
+                    label=loss if y == 0 else None)
+    chance = np.mean(list(values(records, "main", "mosaic/SPARC", "pointing_chance").values()))
+    ax.axvline(chance, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
+    ax.text(chance + 0.008, len(shown) - 0.55, "chance", color="#555555", fontsize=9, va="center")
+    ax.set(yticks=range(len(shown)), yticklabels=[label for label, _, _ in shown], xlim=(0, 1), xlabel="pointing",
+           ylim=(len(shown) - 0.3, -0.6))
+    ax.spines[["top", "right"]].set_visible(False)
+    ax.legend(frameon=False, loc="lower right", fontsize=9)
+    return figure
+
+
 BOTH_PROMPTS = ("miou", "miou_caption", "pointing", "iou", "choice", "i2t_r1", "t2i_r1", "grounding_gap")
 TABLES = {"main": main_table, "paired": paired_table, "unseen": unseen_table, "why": why_table, "blind": blind_table,
           "search": search_table} | {
     name: lambda records, first=first, entries=entries, name=name: listed(
         records, first, entries, BOTH_PROMPTS if name in ("text", "h_v") else tuple(SHOWN))
     for name, (first, entries) in LISTS.items()}
-FIGURES = {"time": time_figure, "coverage": coverage_figure}
+FIGURES = {"stops": stops_figure, "time": time_figure, "coverage": coverage_figure}
 
 
 def worlds_picture() -> np.ndarray:
@@ -271,5 +297,5 @@ def draw(records: list[dict], page: Path = PAGE) -> None:
             figure = make(records, plt)
             figure.savefig(page.parent / f"small-world-{name}.svg", bbox_inches="tight", metadata={"Date": None})
             plt.close(figure)
-    Image.fromarray(worlds_picture()).save(page.parent / "small-world-worlds.png")
+    Image.fromarray(worlds_picture()).save(page.parent / "small-world-worlds.png", optimize=True)
     print(f"{page}: tables {', '.join(TABLES)}; figures {', '.join(FIGURES)}")

@@ -7,7 +7,8 @@
     regions blanked   pixels that a caption names become grey: what is left cannot know the words
     words permuted    each caption names its regions in another order
     no attention      no patch sees another one
-    no positions      every patch gets the mean of all positions
+    no patch positions  every patch gets the mean of all positions
+    no word positions   every word gets the mean of all positions (where the text tower has any)
     ground alone      words are aligned with patches without a named pixel only
     regions alone     words are aligned with patches of which named pixels cover at least half only
 """
@@ -51,15 +52,17 @@ def interventions(params: dict, config, dataset, tokenizer, seed: int = 0) -> di
     out = {"true": numbers(params, dataset)}
     out["other pictures"] = {"fine_loss": out["true"].pop("fine_loss_shuffled")}
     blind = {name: np.zeros_like(x) if ".attn.out." in name and name.startswith("vision.") else x for name, x in params.items()}
-    x = params["vision.positions"]
-    placeless = params | {"vision.positions": np.broadcast_to(x.mean(0), x.shape).copy()}
+    def placeless(name):
+        return params | {name: np.broadcast_to(params[name].mean(0), params[name].shape).copy()}
+
     for name, weights, changed in (
         ("grey pictures", params, Changed(dataset, lambda e, i: blanked(e, np.ones(e.image.shape[:2], bool)))),
         ("ground blanked", params, Changed(dataset, lambda e, i: blanked(e, ~named(e)))),
         ("regions blanked", params, Changed(dataset, lambda e, i: blanked(e, named(e)))),
         ("words permuted", params, Changed(dataset, lambda e, i: permuted(e, rng))),
         ("no attention", blind, dataset),
-        ("no positions", placeless, dataset),
+        ("no patch positions", placeless("vision.positions"), dataset),
+        *([("no word positions", placeless("text.positions"), dataset)] if "text.positions" in params else []),
     ):
         out[name] = {k: v for k, v in numbers(weights, changed).items() if k != "fine_loss_shuffled"}
     return out | parts_alone(params, config, dataset, tokenizer)
