@@ -91,12 +91,9 @@ def groups() -> dict[str, list[Row]]:
             ("recipe", MOSAIC), ("mosaic, usual start", MOSAIC, {}, USUAL), ("wallpaper, usual start", WALLPAPER, {}, USUAL),
             ("all defaults, named whole", "mosaic", DEFAULTS, USUAL),
             ("text depth 2, positions", MOSAIC, {"text_depth": 2, "text_positions": "learned"}))],
-        "lambda": [row for name, world in worlds.items() for row in both(f"{name}, .5", world, {"lambda_f": 0.5})[:1]],
         "why": [Row("recipe", MOSAIC, why=True), Row("usual start", MOSAIC, {}, USUAL, why=True),
                 Row("text depth 2, positions", MOSAIC, {"text_depth": 2, "text_positions": "learned"}, why=True),
-                Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True), Row("drawn", DRAWN, why=True),
-                Row("drawn, global loss alone", DRAWN, alone, why=True)],
-        "other sizes": both("64 patches", MOSAIC, {"patch_size": 6}) + both("900 updates", MOSAIC, {}, {"steps": 900}),
+                Row("all defaults", MOSAIC, DEFAULTS, USUAL, why=True)],
     }
 
 

@@ -121,10 +121,6 @@ LISTS = {  # table: (its first column, rows: (label, group, row without its loss
                     ("all defaults, no word positions", "h_v", "all defaults, no word positions"),
                     ("all defaults, coverage 1", "h_v", "all defaults, named whole"),
                     ("all defaults, no word positions, coverage 1", "h_v", "all defaults, named whole, no word positions")]),
-    "sizes": ("", [("the recipe", "main", "mosaic"), ("64 patches", "other sizes", "64 patches"),
-                   ("900 updates", "other sizes", "900 updates")]),
-    "lambda": ("world, lambda_f", [(f"{world}, {value}", *place) for world in WORLDS for value, *place in (
-        (".25", "main", world), (".5", "lambda", f"{world}, .5"))]),
     "negatives": ("", [
         ("recipe", "main", "mosaic", "SPARC"), ("recipe", "negatives", "recipe", "other pictures"),
         ("mosaic, usual start", "start", "mosaic", "SPARC"),
@@ -246,7 +242,7 @@ def stops_figure(records, plt):
                     label=loss if y == 0 else None)
     chance = np.mean(list(values(records, "main", "mosaic/SPARC", "pointing_chance").values()))
     ax.axvline(chance, color="#777777", linewidth=1, linestyle=(0, (1, 2)))
-    ax.text(chance + 0.008, len(shown) - 0.55, "chance", color="#555555", fontsize=9, va="center")
+    ax.text(chance + 0.008, -0.45, "chance", color="#555555", fontsize=9, va="center")
     ax.set(yticks=range(len(shown)), yticklabels=[label for label, _, _ in shown], xlim=(0, 1), xlabel="pointing",
            ylim=(len(shown) - 0.3, -0.6))
     ax.spines[["top", "right"]].set_visible(False)

@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
 import small_world
 import small_world_page
 from small_world_losses import eq_6, instead, merged_pairs, other_pictures
+from small_world_why import blind
 
 from sparc_ref import losses
 
@@ -104,3 +105,26 @@ def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
         assert (row.world, row.model, row.train, row.loss) == tuple(record[k] for k in ("world", "model", "train", "loss"))
         assert record["recipe"] == [small_world.MODEL, small_world.TRAIN]
         assert (record["split"] == "validation") == (record["seed"] >= 100), "the protocol's splits"
+
+
+def test_the_head_is_chosen_on_validation_scenes_alone():
+    def record(seed, split, head, pointing, miou):
+        return {"group": "g", "row": "r", "seed": seed, "split": split, "head": head,
+                "numbers": {"pointing": pointing, "miou": miou}}
+
+    records = [record(100, "validation", "g_v", 0.9, 0.1), record(100, "validation", "h_v", 0.2, 0.3),
+               record(0, "test", "g_v", 0.5, 0.6), record(0, "test", "h_v", 0.7, 0.4)]
+    assert small_world_page.values(records, "g", "r", "pointing") == {0: 0.5}, "worse on test scenes, and still the one chosen"
+    assert small_world_page.values(records, "g", "r", "miou") == {0: 0.4}
+    assert small_world_page.heads(records, "g", "r") == "h_v; words g_v"
+
+
+def test_intervals_are_students():
+    mean, half = small_world_page.interval([1.0, 2.0, 3.0])
+    assert mean == 2 and half == pytest.approx(4.3027 / np.sqrt(3), rel=1e-4)
+    assert small_world_page.cell([0.5, 0.5]) == ".500 ± .000" and small_world_page.number(-0.25) == "-.250"
+
+
+def test_patches_that_never_change_solve_it():
+    before, after = blind(8, words=10, updates=100)
+    assert after < before / 5
