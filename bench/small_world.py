@@ -72,7 +72,7 @@ def groups() -> dict[str, list[Row]]:
 
     worlds = {"mosaic": MOSAIC, "wallpaper": WALLPAPER, "drawn": DRAWN}
     main = [Row(f"{name}/{loss}", world, model, curve=50 if loss in ("SPARC", "global loss alone") else 0)
-            for loss, model in LOSSES.items() for name, world in worlds.items()]   # of wallpapers and drawn scenes two are stored
+            for loss, model in LOSSES.items() for name, world in worlds.items()]
     return {
         "main": main,
         "coverage": [row for c in (1.0, 0.6, 0.15) for row in both(f"{c:g}", f"mosaic?coverage={c:g}")],
