@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class DemoReport:
-    """All that the report shows; scenes is how many examples get heat maps (the masks show up to six)."""
+    """All that the report shows; scenes is how many examples get heat maps (the masks show up to six), shown why each."""
 
     title: str
     runs: Sequence[Run]
@@ -88,6 +88,7 @@ class DemoReport:
     notes: Sequence[str] = ()
     numbers: Sequence[Number] = NUMBERS
     scenes: int = 2
+    shown: Sequence[str] = ()
     origin: str = ""                                      # of the spread: what was run, when, with which version
 
 
