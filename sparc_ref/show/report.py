@@ -179,7 +179,7 @@ def scenes(report):
             measured = e.masks is not None and np.any(np.asarray(e.objects) >= 0)
             figure = maps.compare(group, ("similarity", "weights"), title=None if measured else f"“{e.caption}”")
             below = f"“{e.caption}”" + (f": {report.shown[i]}" if i < len(report.shown) else "")
-            parts.append(picture(figure, f"{', '.join(group)}, {e.caption}", below, wide=True))
+            parts.append(picture(figure, f"{', '.join(group)}, {e.caption}", below, wide=figure.get_figwidth() > 8))
     if not parts:
         return ""
     said = "".join(f"<p><b>{safe(run.name)}.</b> {together(text)}</p>" for run in report.runs if (text := grounding(run.final)))
