@@ -212,7 +212,8 @@ def at_chance(run, number, value, base):
 
 def short(number):
     names = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
-             "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}
+             "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation",
+             "grounding_gap": "the grounding gap"}
     return names.get(number.key, number.label)
 
 

@@ -30,7 +30,8 @@ GROUPS = {"Retrieval": ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_
           "Grounding": ("grounding_gap", "fine_loss"),
           "Segmentation": ("miou", "miou_foreground", "miou_caption", "miou_caption_foreground")}  # fmt: skip
 SAID = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
-        "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}  # fmt: skip
+        "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation",
+        "grounding_gap": "the grounding gap"}  # fmt: skip
 PANELS = {"Global loss": ("loss_global", None), "Fine-grained loss": ("loss_fine", None),
           "Retrieval: caption finds": ("t2i_r1", "t2i_r1_chance"), "a name's top patch": ("pointing", "pointing_chance"),
           "picks its object": ("choice", "choice_chance"), "segmentation": ("miou", "miou_chance"),
