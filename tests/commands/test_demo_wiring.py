@@ -41,7 +41,7 @@ def ran(request, tmp_path_factory):
         scenes, validation, tokenizer, model, training = recipe(config)
         model = replace(model, vision_width=16, vision_depth=1, text_width=16, text_depth=1)
         training = replace(training, batch=4, eval_limit=8, lr=0.02, warmup=1, log_every=2)
-        return scenes, replace(validation, count=8), tokenizer, model, training
+        return replace(scenes, count=64), replace(validation, count=8), tokenizer, model, training
 
     def watched(model, training, datasets, tokenizer, folder, **how):
         given.append((model, training, list(datasets), folder, how["validation"]))
@@ -69,7 +69,7 @@ def test_each_model_is_trained_on_training_scenes_and_validated_on_others(ran):
         assert ran.runs[seed, key][1] == model
         (scenes,) = datasets
         (checks,) = validation.values()
-        assert scenes == ran.scenes("train") and checks == ran.scenes("validation", count=8)
+        assert scenes == ran.scenes("train", count=64) and checks == ran.scenes("validation", count=8)
         params, _, tokenizer, _ = ran.runs[seed, key]
         last = [row for row in read_metrics(ran.folders[seed, key] / "metrics.jsonl") if row["kind"] == "eval"][-1]
         numbers = evaluate(params, model, checks, tokenizer, seed=seed)
@@ -182,7 +182,7 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
     for name in ("lambda_f", "lambda_g", "vision_width", "text_positions", "h_v"):
         assert rows[name] == [str(getattr(model, name)) for model in models]
     assert rows["steps"] == [str(STEPS)] * 2 and rows["lr"] == ["0.02"] * 2
-    assert rows["split"] == ["train", "test"] and rows["count"] == ["10000", str(EXAMPLES)]
+    assert rows["split"] == ["train", "test"] and rows["count"] == ["64", str(EXAMPLES)]
     assert f"{STEPS} steps on {ran.world}-train" in ran.page and f"of {ran.world}-test" in ran.page
     started = "sparc-ref demo" + " --data drawn" * (ran.world == "drawn")
     assert f"{started} --seed {SEEDS[0]} --steps {STEPS} --examples {EXAMPLES}" in ran.page

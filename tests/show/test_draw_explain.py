@@ -36,7 +36,8 @@ def tiny_recipe(monkeypatch):
     def recipe(config):
         scenes, validation, tokenizer, model, training = real(config)
         model = replace(model, vision_width=16, vision_depth=1, text_width=16)
-        return scenes, replace(validation, count=8), tokenizer, model, replace(training, batch=4, eval_limit=8)
+        training = replace(training, batch=4, eval_limit=8)
+        return replace(scenes, count=64), replace(validation, count=8), tokenizer, model, training
     monkeypatch.setattr(d, "recipe", recipe)
 
 
