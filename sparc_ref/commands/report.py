@@ -153,11 +153,16 @@ def without_repeats(numbers, runs):
     """The numbers without those of segmentation that repeat an earlier one in all runs, as where every pixel has a name."""
     kept: list = []
     for number in numbers:
-        pairs = [[(run.final.get(number.key), run.final.get(other.key)) for run in runs] for other in kept
-                 if other.group == number.group == "Segmentation"]
-        if not any(all(a is not None and b is not None and abs(a - b) < 5e-5 for a, b in pair) for pair in pairs):
+        others = [other.key for other in kept if other.group == number.group == "Segmentation"]
+        if not any(all(same(run.final, number.key, key) for run in runs) for key in others):
             kept.append(number)
     return kept
+
+
+def same(final, one, other):
+    """Whether two numbers are known, above 0 and equal, as are their chances."""
+    pairs = [(final.get(one + end), final.get(other + end)) for end in ("", "_chance")]
+    return all(a is not None and b is not None and a > 0 and abs(a - b) < 5e-5 for a, b in pairs)
 
 
 def worth_showing(params, config, dataset, tokenizer, most=6, among=100) -> list[tuple[int, str]]:
