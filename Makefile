@@ -7,7 +7,7 @@ PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --cons
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
 
-demo: .venv/run ## train SPARC and the global loss alone on drawn scenes; writes runs/demo/report.html (about 3 minutes; downloads 45 MB)
+demo: .venv/run ## train SPARC and the global loss alone on mosaics; writes runs/demo/report.html (under 5 minutes; downloads 45 MB)
 	.venv/bin/sparc-ref demo --resume
 
 # A test per core at a time, each with one thread of BLAS and torch.

@@ -59,10 +59,10 @@ def written_spread(key, mean, sd, n):
 
 @contextlib.contextmanager
 def figures_asked_for():
-    """Draw nothing; collect what plots.explain, curves and masks were asked to draw.   -> {name: [arguments by name]}"""
+    """Draw nothing; collect what explain, curves and masks were asked to draw.   -> {name: [arguments by name]}"""
     from matplotlib.figure import Figure
 
-    from sparc_ref.show import plots
+    from sparc_ref.show import maps, plots
 
     calls = {}
 
@@ -71,7 +71,7 @@ def figures_asked_for():
         return Figure((0.1, 0.1))
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("explain", "curves", "masks"):
+        for room, name in ((maps, "explain"), (plots, "curves"), (plots, "masks")):
             calls[name] = []
-            patch.setattr(plots, name, functools.partial(spy, name, inspect.signature(getattr(plots, name))))
+            patch.setattr(room, name, functools.partial(spy, name, inspect.signature(getattr(room, name))))
         yield calls

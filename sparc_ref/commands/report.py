@@ -22,7 +22,7 @@ from sparc_ref.run.sources import has_splits, open_source, trained_on
 from sparc_ref.run.train import one_blas_thread
 
 MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
-SPREAD = "demo_spread.json"                               # package data, a measured seeds.json
+SPREADS = {"mosaic": "demo_spread.json", "drawn": "demo_spread_drawn.json"}   # package data, a measured seeds.json each
 FREE = ("seed", "checkpoint_every", "keep")               # options of a training that a spread over seeds does not depend on
 GROUPS = {"unseen": "Unseen colour-shape pairs"}          # what further data is called on the page; others by their spec
 
@@ -82,7 +82,7 @@ def write_page(
 
     measured  name -> data, as on a command line; the first is shown whole, of the others a few numbers [the first run's]
     finals    run -> numbers that were measured already, those of further data under "<its name>_<number>"
-    seeds     a seeds.json, used where it was measured for these very runs [the one that ships with the package]
+    seeds     a seeds.json, used where it was measured for these very runs [those that ship with the package]
     """
     from sparc_ref.run.examples import explain_examples
     from sparc_ref.show.report import DemoReport, Run, demo_report, print_results
@@ -92,8 +92,10 @@ def write_page(
     _, config, _, first = next(iter(opened.values()))
     measured = dict(measured or sources_of(first)["measured"])
     key, *others = measured
-    seeds = seeds or shipped_spread()
-    data, runs, spread_known = {}, [], False
+    spreads = [seeds] if seeds else [shipped_spread(world) for world in SPREADS]
+    used: Mapping[str, Any] = {}
+    chosen: list[tuple[int, str]] = []
+    data, runs = {}, []
     for name, (params, config, tokenizer, found) in opened.items():
         for k, spec in measured.items():
             if (k, config.image_size) not in data:
@@ -108,13 +110,16 @@ def write_page(
             for k, spec in measured.items():
                 got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit)
                 numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
-        spread = spread_of(record, numbers.get("images"), seeds)
-        spread_known |= bool(spread)
+        chosen = chosen or worth_showing(params, config, dataset, tokenizer)
+        spread = {}
+        for known in spreads:
+            if found_spread := spread_of(record, numbers.get("images"), known):
+                spread, used = found_spread, known
         files = {"configuration": place / "config.json", "metrics": place / METRICS, "checkpoint": found.path,
                  "numbers": place / "final.json"}
         runs.append(Run(
             name=name, config=record["model"] | record.get("train", {}), metrics=metrics, final=numbers, spread=spread,
-            examples=explain_examples(params, config, dataset, tokenizer, worth_showing(dataset)),
+            examples=explain_examples(params, config, dataset, tokenizer, [i for i, _ in chosen]),
             files={what: os.path.relpath(file, path.parent) for what, file in files.items() if file.exists()},
         ))
     dataset, record = data[key, config.image_size], first.record["config"]
@@ -128,7 +133,8 @@ def write_page(
         title=title or f"{', '.join(folders)} on {dataset.name}", runs=runs, evaluated_on=dataset.describe(), notes=notes,
         trained_on=next(iter(record.get("data", {}).values()), {}), environment=environment(),
         reproduce=[c for c in (began, command) if c],
-        numbers=(*NUMBERS[:-1], *further, NUMBERS[-1]), origin=origin(seeds) if spread_known else "",
+        numbers=(*without_repeats(NUMBERS[:-1], runs), *further, NUMBERS[-1]), origin=origin(used) if used else "",
+        shown=[why.format(name=next(iter(folders))) for _, why in chosen],
     )
     demo_report(path.parent, page, path.name)
     print_results(page)
@@ -143,10 +149,51 @@ def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shar
         return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards)
 
 
-def worth_showing(dataset, most=6):
-    """The first examples with three objects or more; where there are none, the first."""
-    first = range(min(len(dataset), 200))
-    return [i for i in first if len(dataset[i].regions) >= 3][:most] or list(first[:most])
+def without_repeats(numbers, runs):
+    """The numbers without those of segmentation that repeat an earlier one in all runs, as where every pixel has a name."""
+    kept: list = []
+    for number in numbers:
+        others = [other.key for other in kept if other.group == number.group == "Segmentation"]
+        if not any(all(same(run.final, number.key, key) for run in runs) for key in others):
+            kept.append(number)
+    return kept
+
+
+def same(final, one, other):
+    """Whether two numbers are known, above 0 and equal, as are their chances."""
+    pairs = [(final.get(one + end), final.get(other + end)) for end in ("", "_chance")]
+    return all(a is not None and b is not None and a > 0 and abs(a - b) < 5e-5 for a, b in pairs)
+
+
+def worth_showing(params, config, dataset, tokenizer, most=6, among=100) -> list[tuple[int, str]]:
+    """(example, why): the first with three regions or more; then the worst of them for this model, then those that follow.
+
+    The worst: where the least weight lies in the words' own regions, of a word in proportion to the share of the picture.
+    Where there are no regions, the first examples.
+    """
+    from sparc_ref.evaluate.grouping import queries
+    from sparc_ref.run.examples import explain_examples
+
+    first = first_to_show(dataset, among)
+    if not first or len(dataset[first[0]].regions) < 3:
+        return [(i, "") for i in first[:most]]
+    lift = []
+    for e in explain_examples(params, config, dataset, tokenizer, first):
+        assert e.masks is not None
+        asked = queries(e.weights[None], e.objects[None], e.masks[None], e.grid)
+        lift.append(np.mean(asked["mass"] / asked["mass_chance"]) if len(asked["mass"]) else np.inf)
+    worst = first[int(np.argmin(lift))]
+    why = {first[0]: f"the first of {dataset.name} with three regions or more."}
+    why |= {worst: f"of the {len(first)} such pictures among the first {min(len(dataset), among)} the one in which {{name}} "
+                   "has most trouble: the least weight in the words' own regions, for their size."}
+    order = list(dict.fromkeys([first[0], worst, *first]))[:most]
+    return [(i, why.get(i, "")) for i in order]
+
+
+def first_to_show(dataset, among=100) -> list[int]:
+    """Which of the first examples have three regions or more; all of them where none has."""
+    first = range(min(len(dataset), among))
+    return [i for i in first if len(dataset[i].regions) >= 3] or list(first)
 
 
 def training_seconds(metrics) -> float:
@@ -158,9 +205,9 @@ def training_seconds(metrics) -> float:
 # --------------------------------------------------------------------------------------------- the spread over seeds
 
 
-def shipped_spread() -> dict:
-    """The seeds.json that comes with the package."""
-    file = importlib.resources.files(__package__) / SPREAD
+def shipped_spread(world: str) -> dict:
+    """The seeds.json that comes with the package for the demo on these pictures; {} where there is none."""
+    file = importlib.resources.files(__package__) / SPREADS[world]
     return json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
 
 

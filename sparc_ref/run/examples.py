@@ -23,7 +23,7 @@ class Explained:
     similarity, minmax, sparse, weights     (L,P), eqs. 2-4, of a word in several pieces their mean, so that weights still sum
                 to 1 and average the patches as eq. 5 does on average; minmax and sparse are None under align="softmax"
     grid        (gh,gw), P = gh*gw
-    objects     (L,) the object that a word names, -1 for none
+    objects     (L,) the object that a word names, -1 for none: a row of masks (R,H,W) bool, None without any
     predicted, truth    (H,W) class of every pixel, -1 background; None where the data set has no masks
     classes     the names that these numbers stand for
     pieces      how many tokens each word is
@@ -43,6 +43,7 @@ class Explained:
     truth: np.ndarray | None = None
     classes: tuple[str, ...] = ()
     pieces: tuple[int, ...] = ()
+    masks: np.ndarray | None = None
 
 
 def explain_caption(params: dict, config: SPARCConfig, tokenizer, image: np.ndarray, caption: str) -> Explained:
@@ -82,16 +83,17 @@ def explain_example(params, config, tokenizer, example, classes=(), class_emb=No
     stages: dict[str, Any] = {k: np.add.reduceat(trace[k][0, kept], first) / count[:, None] if k in trace else None
                               for k in ("similarity", "minmax", "sparse", "weights")}
     grid = grid_of(config, [example])
-    masks: dict[str, Any] = {}
+    labels: dict[str, Any] = {}
     if example.regions and classes:
-        masks = {"truth": truth_of(example, classes), "classes": tuple(classes)}
+        labels = {"truth": truth_of(example, classes), "classes": tuple(classes)}
         if class_emb is not None:
-            masks["predicted"] = segmented(image["segment"], class_emb, grid, example.image.shape[:2], upsample)[0]
+            labels["predicted"] = segmented(image["segment"], class_emb, grid, example.image.shape[:2], upsample)[0]
     objects = regions_of(config, tokenizer, [example], [caption], np.zeros(1, int), mask)[0, kept]
     return Explained(
         image=example.image, caption=caption, words=tuple(caption[word[0][0]:word[-1][1]].strip() for word in words), grid=grid,
         objects=np.maximum.reduceat(objects, first), key=example.key, pieces=tuple(map(len, words)),
-        **stages, **masks,
+        masks=np.stack([r.mask for r in example.regions]) if example.regions else None,
+        **stages, **labels,
     )
 
 

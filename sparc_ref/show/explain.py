@@ -15,7 +15,7 @@ def explain(
     checkpoint: str | os.PathLike, image: str | os.PathLike, caption: str, out: str | os.PathLike = "explain.png",
     say: Callable[[str], Any] = print,
 ) -> "Explained":
-    """Draw similarity, min-max, weights and grouped region of every word of a caption over a picture.
+    """Draw the region that each word of a caption finds in a picture, its similarities and its weights.
 
     checkpoint  a checkpoint or run directory; image  any picture file, squeezed to the model's square; out  the PNG to write
     Returns examples.Explained. Raises ValueError (CheckpointError among them) with what is wrong.
@@ -24,7 +24,7 @@ def explain(
     from sparc_ref.run.examples import explain_caption
     from sparc_ref.run.files import write_whole
     from sparc_ref.run.rundir import load_run
-    from sparc_ref.show.plots import explain as draw
+    from sparc_ref.show.maps import compare
     from sparc_ref.show.plots import png
 
     out = Path(out)
@@ -42,8 +42,7 @@ def explain(
     say(table(seen))
     if text := meaning(params, config, tokenizer, found):
         say(text)
-    figure = draw(seen.image, seen.words, seen.similarity, seen.minmax, seen.weights, seen.grid, title=caption,
-                  pieces=seen.pieces)
+    figure = compare({"": seen}, ("similarity", "weights"), title=caption)
     write_whole(out, png(figure))
     say(f"figure: {out}")
     return seen

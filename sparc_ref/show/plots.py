@@ -1,4 +1,4 @@
-"""What a person looks at: heat maps word by word, learning curves, predicted against true masks.
+"""What a person looks at: learning curves, predicted against true masks; maps.py draws what each word looks at.
 
 Every function returns a matplotlib Figure made with the object interface: no pyplot, no global state, no window.
 Colours are perceptually uniform (dark = high) and lines differ in dash and marker too, so that all of it survives a grey
@@ -12,9 +12,6 @@ from typing import Any
 
 import numpy as np
 
-from sparc_ref.evaluate.segmentation import centre
-
-HEAT = "magma_r"                                                  # light = low, dark = high
 LINES = (("#000000", "-", "o"), ("#c44e00", "--", "s"), ("#0072b2", "-.", "^"), ("#009e73", ":", "D"))
 SMALL, NORMAL = 9, 11                                             # font sizes, points
 
@@ -41,92 +38,6 @@ PANELS = (
     Panel("miou", "Zero-shot segmentation", "mean IoU", "miou_chance"),
     Panel("grounding_gap", "Grounding gap: loss with shuffled minus true pictures", "nats", 0.0),
 )
-
-
-def explain(
-    image: np.ndarray, words: Sequence[str], similarity: np.ndarray, minmax: np.ndarray | None, weights: np.ndarray,
-    grid: tuple[int, int], *, title: str | None = None, objects: Sequence[int] | None = None, pieces: Sequence[int] = (),
-    per_block: int = 8,
-):
-    """What each word of a caption looks at: similarity -> min-max -> sparse weights -> the region over the picture.
-
-    image (H,W,3) uint8; words L strings; similarity, minmax, weights (L,P), P = gh*gw; minmax None leaves its row out.
-    objects (L,) int: words with a number >= 0 name an object and are printed bold. pieces: how many tokens each word
-    is, for a note where that is more than one. per_block: words side by side.
-    Returns a Figure, one column per word. Similarities are signed and share one scale, as do the weights; min-max is 0..1
-    word by word; a cross marks a patch that the threshold removed. ValueError: wrong shapes.
-    """
-    image, words = pictures(image), [clean(w) for w in words]
-    L, P = len(words), grid[0] * grid[1]
-    for name, x in (("similarity", similarity), ("minmax", minmax), ("weights", weights)):
-        if x is not None and (L == 0 or np.shape(x) != (L, P)):
-            raise ValueError(f"{name}: expected (L,P) with L={L} >= 1, P={P}, got {np.shape(x)}")
-    stages = {"similarity\n(signed)": (similarity, scale(similarity))}
-    if minmax is not None:
-        stages["min-max\n(0 to 1, each word)"] = (minmax, (0.0, 1.0))
-    stages["sparse weights\n(sum to 1)"] = (weights, (0.0, scale(weights)[1]))
-    blocks = np.array_split(np.arange(L), -(-L // per_block))
-    across, rows = len(blocks[0]), len(stages) + 1
-
-    cell, first, right, head, gap = 1.05, 1.6, 0.75, 1.55, 0.42    # inches
-    size = (first + cell * max(across, 5) + right, head + len(blocks) * (rows * cell + gap))
-    figure = new_figure(size)
-
-    def axes(x, y, width, height):                                # inches from the top left corner
-        return figure.add_axes((x / size[0], 1 - (y + height) / size[1], width / size[0], height / size[1]))
-
-    def text(x, y, words, **style):
-        figure.text(x / size[0], 1 - y / size[1], words, **style)
-
-    show(axes(0.1, 0.1, 1.38, 1.38), image)
-    heading = wrapped(clean(" ".join(words) if title is None else title), int((size[0] - first) * 10))
-    text(first, 0.12, heading, fontsize=NORMAL + 1.5, va="top", linespacing=1.2)
-    how = "Dark = high. Similarity is signed, one scale for all words; " + (
-        "min-max stretches each word to 0..1; " if minmax is not None else "") + (
-        "× = patch removed by the threshold. " if np.any(np.asarray(weights) == 0) else "") + (
-        "A word of several pieces: their mean. " if max(pieces, default=1) > 1 else "") + (
-        "Bold words name an object." if objects is not None and np.any(np.asarray(objects) >= 0) else "")
-    text(first, 1.45, wrapped(how, int((size[0] - first) * 12.5)), fontsize=SMALL, va="bottom", color="#444444")
-    for b, block in enumerate(blocks):
-        y = head + b * (rows * cell + gap) + gap
-        for r, (label, (x, (low, high))) in enumerate(stages.items()):
-            for c, l in enumerate(block):
-                ax = axes(first + c * cell, y + r * cell, cell * 0.94, cell * 0.94)
-                drawn = ax.imshow(np.reshape(x[l], grid), cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")
-                bare(ax)
-                if r == 0:
-                    word_title(ax, words[l], objects is not None and objects[l] >= 0)
-                if label.startswith("sparse") and P <= 400:
-                    gone = np.argwhere(np.reshape(x[l], grid) == 0)
-                    ax.plot(gone[:, 1], gone[:, 0], "x", color="#777777", markersize=36 / max(grid) ** 1.1, markeredgewidth=0.8)
-            text(first - 0.12, y + (r + 0.47) * cell, label, fontsize=SMALL + 0.5, ha="right", va="center")
-            colour_bar(figure, axes(first + len(block) * cell + 0.06, y + (r + 0.07) * cell, 0.1, 0.8 * cell), drawn, low, high)
-        for c, l in enumerate(block):
-            ax = axes(first + c * cell, y + (rows - 1) * cell, cell * 0.94, cell * 0.94)
-            region_over(ax, image, weights[l], grid)
-        text(first - 0.12, y + (rows - 0.53) * cell, "grouped region\n(outline: half\nthe top weight)",
-             fontsize=SMALL + 0.5, ha="right", va="center")
-    return figure
-
-
-def region_over(ax, image, weight, grid):
-    """The picture, as opaque as the weight is large, with an outline around the patches with at least half of the largest."""
-    H, W = image.shape[:2]
-    w = np.reshape(weight, grid)
-    w = w / w.max() if w.max() > 0 else np.zeros(grid)
-    opacity = w[centre(H, grid[0])][:, centre(W, grid[1])][..., None]
-    show(ax, (255 + opacity * (image.astype(np.float64) - 255)).astype(np.uint8))
-    strong = np.pad(w >= 0.5, 1) & bool(w.any())
-    dy, dx = H / grid[0], W / grid[1]
-    lines = []
-    for y, x in np.argwhere(strong[1:] != strong[:-1]):           # edges between rows y-1 and y of the grid
-        lines.append([((x - 1) * dx - 0.5, y * dy - 0.5), (x * dx - 0.5, y * dy - 0.5)])
-    for y, x in np.argwhere(strong[:, 1:] != strong[:, :-1]):
-        lines.append([(x * dx - 0.5, (y - 1) * dy - 0.5), (x * dx - 0.5, y * dy - 0.5)])
-    from matplotlib.collections import LineCollection
-
-    for colour, width in (("white", 3.2), ("black", 1.4)):
-        ax.add_collection(LineCollection(lines, colors=colour, linewidths=width, capstyle="projecting", clip_on=False))
 
 
 def curves(series: Mapping[str, Sequence[Mapping[str, Any]]], panels: Sequence[Panel] = PANELS, *, points: int = 60):
@@ -328,19 +239,6 @@ def bare(ax):
     ax.set_yticks([])
     for spine in ax.spines.values():
         spine.set(linewidth=0.5, color="#999999")
-
-
-def word_title(ax, word, bold):
-    word = shortened(word, 14)
-    ax.set_title(word, fontsize=NORMAL if len(word) <= 9 else SMALL, fontweight="bold" if bold else "normal", pad=3)
-
-
-def colour_bar(figure, ax, drawn, low, high):
-    figure.colorbar(drawn, cax=ax)
-    inside = [0.0] if low < 0 < high and min(-low, high) > 0.2 * (high - low) else []
-    ax.set_yticks([low, *inside, high], [digits(x) for x in (low, *inside, high)])
-    ax.tick_params(labelsize=SMALL - 0.5, length=2, pad=1)
-    ax.spines[:].set(linewidth=0.5)
 
 
 def digits(x, significant=2):

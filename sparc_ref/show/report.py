@@ -37,7 +37,7 @@ from typing import Any
 import numpy as np
 
 from sparc_ref.run.files import write_whole
-from sparc_ref.show import plots
+from sparc_ref.show import maps, plots
 from sparc_ref.show.results import (
     DemoReport,
     Number,
@@ -166,21 +166,27 @@ def results(report):
 
 
 def scenes(report):
-    """Heat maps: the same examples through each run."""
+    """What each word looks at: the same examples through each run, together where the runs' maps can stand side by side."""
     parts = []
     for i in range(report.scenes):
+        groups: dict[tuple, dict] = {}
         for run in report.runs:
             if i < len(run.examples):
                 e = run.examples[i]
-                figure = plots.explain(e.image, e.words, e.similarity, e.minmax, e.weights, e.grid, objects=e.objects,
-                                       pieces=e.pieces, title=f"{run.name}: “{e.caption}”")
-                parts.append(picture(figure, f"{run.name}, {e.caption}", "", wide=True))
+                groups.setdefault((e.image.tobytes(), e.words, e.grid), {})[run.name] = e
+        for group in groups.values():
+            e = next(iter(group.values()))
+            measured = e.masks is not None and np.any(np.asarray(e.objects) >= 0)
+            figure = maps.compare(group, ("similarity", "weights"), title=None if measured else f"“{e.caption}”")
+            below = f"“{e.caption}”" + (f": {report.shown[i]}" if i < len(report.shown) else "")
+            parts.append(picture(figure, f"{', '.join(group)}, {e.caption}", below, wide=figure.get_figwidth() > 8))
     if not parts:
         return ""
     said = "".join(f"<p><b>{safe(run.name)}.</b> {together(text)}</p>" for run in report.runs if (text := grounding(run.final)))
     return f"""<h2>What each word looks at</h2>
-<p>For each word of a caption: its similarity to every patch (inner product, signed), the same stretched to 0..1 (eq. 2), the
-sparse weights (eqs. 3 and 4), and the picture as far as these weights let it through (eq. 5 averages the patches so).</p>
+<p>For each word of a caption: its similarity to every patch (inner product, signed), and its weights: the same stretched to
+0..1 (eq. 2), what is below 1/P removed (eq. 3), the rest divided by its sum (eq. 4). Eq. 5 averages the patches with these
+weights.</p>
 {said}{"".join(parts)}"""
 
 

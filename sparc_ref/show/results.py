@@ -38,8 +38,8 @@ NUMBERS = (
     Number("i2t_r5", "… among the first 5 (R@5)", "Retrieval"),
     Number("i2t_r10", "… among the first 10 (R@10)", "Retrieval"),
     Number("pointing", "pointing: a name's top patch is on its object", "Localisation", headline=True),
-    Number("mass", "share of a name's weight on its object", "Localisation"),
-    Number("iou", "region of a name against its object (IoU)", "Localisation"),
+    Number("mass", "share of a name's weight on its object", "Localisation", headline=True),
+    Number("iou", "region of a name against its object (IoU)", "Localisation", headline=True),
     Number("choice", "a name picks its object among the objects there", "Localisation", headline=True),
     Number("miou", "mean IoU, bare class names", "Segmentation", headline=True),
     Number("miou_foreground", "… on object pixels only", "Segmentation"),
@@ -77,7 +77,7 @@ class Run:
 
 @dataclass(frozen=True, eq=False)
 class DemoReport:
-    """All that the report shows; scenes is how many examples get heat maps (the masks show up to six)."""
+    """All that the report shows; scenes is how many examples get heat maps (the masks show up to six), shown why each."""
 
     title: str
     runs: Sequence[Run]
@@ -88,6 +88,7 @@ class DemoReport:
     notes: Sequence[str] = ()
     numbers: Sequence[Number] = NUMBERS
     scenes: int = 2
+    shown: Sequence[str] = ()
     origin: str = ""                                      # of the spread: what was run, when, with which version
 
 
@@ -211,7 +212,8 @@ def at_chance(run, number, value, base):
 
 def short(number):
     names = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
-             "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}
+             "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation",
+             "grounding_gap": "the grounding gap"}
     return names.get(number.key, number.label)
 
 

@@ -72,8 +72,10 @@ def test_options_of_the_demo_are_handed_on(monkeypatch, tmp_path):
     for module in (cli, demo):
         monkeypatch.setattr(module, "demo", lambda config, **how: given.append(config), raising=False)
     argv = ["--seed", "3", "--seeds", "2", "--steps", "5", "--examples", "9", "--checkpoint-every", "4", "--resume"]
-    assert cli.run(["demo", "--out", str(tmp_path), *argv]) == 0
-    assert given == [demo.DemoConfig(tmp_path, seed=3, seeds=2, steps=5, examples=9, checkpoint_every=4, resume=True)]
+    assert cli.run(["demo", "--out", str(tmp_path), *argv, "--data", "drawn"]) == 0 == cli.run(["demo", "--out", str(tmp_path)])
+    wanted = demo.DemoConfig(tmp_path, seed=3, seeds=2, steps=5, examples=9, checkpoint_every=4, resume=True, data="drawn")
+    assert given == [wanted, demo.DemoConfig(tmp_path)] and given[1].data == "mosaic"
+    assert [demo.recipe(config)[-1].steps for config in (*given, replace(wanted, steps=None))] == [5, 300, 400]
 
 
 def test_scenes_are_validated_on_scenes_that_are_not_trained_on(handed_on):
@@ -240,5 +242,6 @@ def test_explain_draws_the_words_of_the_caption_over_the_picture(run, tmp_path, 
     image = load_image(photo, 16)
     seen = explain_caption(params, config, tokenizer, image, "a red circle")
     assert np.array_equal(call.image, image) and tuple(call.words) == ("a", "red", "circle") and call.grid == (2, 2)
-    for stage in ("similarity", "minmax", "weights"):
-        np.testing.assert_allclose(getattr(call, stage), getattr(seen, stage), atol=1e-6, err_msg=stage)
+    assert [row.kind for row in call.rows] == ["similarity", "weights"] and call.title == "a red circle" and call.masks is None
+    for row in call.rows:
+        np.testing.assert_allclose(row.values, getattr(seen, row.kind), atol=1e-6, err_msg=row.kind)

@@ -14,17 +14,6 @@ def rng():
     return np.random.default_rng(0)
 
 
-def stages(rng, L, P):
-    s = rng.normal(size=(L, P))
-    m = (s - s.min(1, keepdims=True)) / np.ptp(s, axis=1, keepdims=True)
-    w = np.where(m >= 1 / P, m, 0)
-    return s, m, w / w.sum(1, keepdims=True)
-
-
-def heat_maps(figure):
-    return [ax.images[0] for ax in figure.axes if ax.images and ax.images[0].get_array().ndim == 2 and ax.get_xlim()[0] < 0]
-
-
 def texts(figure):
     return [t.get_text() for t in figure.findobj(mpl.text.Text) if t.get_text()]
 
@@ -35,70 +24,6 @@ def opens(figure):
     image = Image.open(io.BytesIO(plots.png(figure, dpi=50)))
     image.load()
     return image
-
-
-@pytest.mark.parametrize("L, grid, size", [
-    (1, (1, 1), (8, 8)), (3, (2, 3), (10, 20)), (9, (4, 4), (16, 16)), (17, (7, 7), (56, 56))])
-def test_explain_has_a_map_per_word_and_stage(rng, L, grid, size):
-    P = grid[0] * grid[1]
-    s, m, w = stages(rng, L, P) if P > 1 else (np.ones((L, 1)),) * 3
-    words = [f"w{i}" for i in range(L)]
-    image = rng.integers(0, 255, (*size, 3)).astype(np.uint8)
-    figure = plots.explain(image, words, s, m, w, grid, title="a title", objects=[0] * L)
-    maps = heat_maps(figure)
-    assert len(maps) == 3 * L
-    assert sum(np.array_equal(im.get_array(), s[0].reshape(grid)) for im in maps) >= 1
-    labels = {"similarity\n(signed)", "min-max\n(0 to 1, each word)", "sparse weights\n(sum to 1)"}
-    assert {*words, "a title", *labels} <= set(texts(figure))
-    first = next(t for t in figure.findobj(mpl.text.Text) if t.get_text() == "w0")
-    assert first.get_fontweight() == "bold"
-    opens(figure)
-
-
-def test_explain_scales_and_removed_patches(rng):
-    s, m, w = stages(rng, 4, 16)
-    figure = plots.explain(np.zeros((8, 8, 3), np.uint8), list("abcd"), s, m, w, (4, 4))
-    similar = [im for im in heat_maps(figure) if any(np.array_equal(im.get_array().ravel(), row) for row in s)]
-    assert {im.get_clim() for im in similar} == {(s.min(), s.max())}        # one signed scale for all words
-    crosses = sum(len(line.get_xdata()) for ax in figure.axes for line in ax.lines if line.get_marker() == "x")
-    assert crosses == np.count_nonzero(w == 0) > 0
-
-
-def test_explain_without_min_max_and_with_flat_rows():
-    w = np.full((2, 4), 0.25)
-    figure = plots.explain(np.zeros((8, 8, 3), np.uint8), ["a", "b"], np.zeros((2, 4)), None, w, (2, 2))
-    assert len(heat_maps(figure)) == 4
-    assert not any("min-max" in t for t in texts(figure))
-    opens(figure)
-    opens(plots.explain(np.zeros((8, 8, 3), np.uint8), ["a"], np.zeros((1, 4)), None, np.zeros((1, 4)), (2, 2)))
-
-
-def test_outline_follows_the_strong_patches():
-    w = np.array([[0.7, 0.1, 0.1, 0.1]])
-    figure = plots.explain(np.zeros((4, 4, 3), np.uint8), ["a"], np.zeros((1, 4)), None, w, (2, 2))
-    found = [c for ax in figure.axes for c in ax.collections if isinstance(c, mpl.collections.LineCollection)]
-    lines = next(c for c in found if c.get_segments())
-    assert len(lines.get_segments()) == 4
-    assert {tuple(p) for seg in lines.get_segments() for p in seg} == {(-0.5, -0.5), (1.5, -0.5), (-0.5, 1.5), (1.5, 1.5)}
-
-
-def test_explain_prints_hostile_words_as_they_are():
-    w = np.full((3, 4), 0.25)
-    words = ["$\\frac{", "a\nb", "x" * 200]
-    opens(plots.explain(np.zeros((8, 8, 3), np.uint8), words, w, w, w, (2, 2), title="$\\undefined$ \x00 _^{" * 9))
-
-
-@pytest.mark.parametrize("change, what", [
-    ({"similarity": np.zeros((2, 5))}, r"similarity: expected \(L,P\) with L=2 >= 1, P=4, got \(2, 5\)"),
-    ({"weights": np.zeros((3, 4))}, "weights: expected"),
-    ({"words": [], "similarity": np.zeros((0, 4)), "weights": np.zeros((0, 4))}, "L=0 >= 1"),
-    ({"image": np.zeros((8, 8, 3))}, r"image: expected \(H,W,3\) uint8, got \(8, 8, 3\) float64"),
-])
-def test_explain_refuses(change, what):
-    given = {"image": np.zeros((8, 8, 3), np.uint8), "words": ["a", "b"], "similarity": np.zeros((2, 4)), "minmax": None,
-             "weights": np.zeros((2, 4)), "grid": (2, 2)}
-    with pytest.raises(ValueError, match=what):
-        plots.explain(**(given | change))
 
 
 def rows(n, **values):
@@ -160,13 +85,11 @@ def test_masks(rng):
         plots.masks(images, truths, {"a": truths[:2]}, classes)
 
 
-def test_global_state_is_left_alone(rng):
+def test_global_state_is_left_alone():
     import sys
 
     before, backend = dict(mpl.rcParams), dict.__getitem__(mpl.rcParams, "backend")
     had_pyplot = "matplotlib.pyplot" in sys.modules
-    s, m, w = stages(rng, 2, 4)
-    opens(plots.explain(np.zeros((8, 8, 3), np.uint8), ["a", "b"], s, m, w, (2, 2)))
     opens(plots.curves({"one": rows(3, loss_global=float)}))
     opens(plots.masks([np.zeros((8, 8, 3), np.uint8)], [np.zeros((8, 8), int)], {}, ["k"]))
     assert dict.__getitem__(mpl.rcParams, "backend") == backend
@@ -174,7 +97,6 @@ def test_global_state_is_left_alone(rng):
     assert had_pyplot or "matplotlib.pyplot" not in sys.modules
 
 
-def test_the_same_figure_gives_the_same_bytes(rng):
-    s, m, w = stages(rng, 2, 4)
-    a, b = (plots.png(plots.explain(np.zeros((8, 8, 3), np.uint8), ["a", "b"], s, m, w, (2, 2))) for _ in range(2))
+def test_the_same_figure_gives_the_same_bytes():
+    a, b = (plots.png(plots.curves({"one": rows(3, loss_global=float)})) for _ in range(2))
     assert a == b

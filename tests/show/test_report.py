@@ -86,7 +86,7 @@ def test_one_file_with_every_section(tmp_path):
                 "Environment", "Files", "How to reproduce"]
     assert re.findall(r"<h2>(.*?)</h2>", text) == headings
     images = [v for tag, name, v in seen.attributes if tag == "img" and name == "src"]
-    assert len(images) == 2 + 1 + 1
+    assert len(images) == 2 + 1 + 1                               # two runs that saw different pictures, curves, masks
     for image in images:
         Image.open(io.BytesIO(base64.b64decode(image.split(",")[1]))).verify()
     assert all(v for tag, name, v in seen.attributes if name == "alt")

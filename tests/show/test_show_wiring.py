@@ -2,7 +2,6 @@
 
 import io
 import re
-from dataclasses import fields
 
 import numpy as np
 import pytest
@@ -31,7 +30,8 @@ GROUPS = {"Retrieval": ("t2i_r1", "t2i_r5", "t2i_r10", "i2t_r1", "i2t_r5", "i2t_
           "Grounding": ("grounding_gap", "fine_loss"),
           "Segmentation": ("miou", "miou_foreground", "miou_caption", "miou_caption_foreground")}  # fmt: skip
 SAID = {"t2i_r1": "captions finding pictures", "i2t_r1": "pictures finding captions", "pointing": "pointing",
-        "choice": "picking the object", "miou": "segmentation", "grounding_gap": "the grounding gap"}  # fmt: skip
+        "mass": "weight on the object", "iou": "the region's IoU", "choice": "picking the object", "miou": "segmentation",
+        "grounding_gap": "the grounding gap"}  # fmt: skip
 PANELS = {"Global loss": ("loss_global", None), "Fine-grained loss": ("loss_fine", None),
           "Retrieval: caption finds": ("t2i_r1", "t2i_r1_chance"), "a name's top patch": ("pointing", "pointing_chance"),
           "picks its object": ("choice", "choice_chance"), "segmentation": ("miou", "miou_chance"),
@@ -61,11 +61,12 @@ def explained(run, i):
     rng = np.random.default_rng(10 * run + i)
     s, m, w = (rng.random((3, 6)) for _ in range(3))
     w[0, 1] = w[1, 3] = w[1, 5] = 0
+    image = np.random.default_rng(100 + i).integers(0, 256, (8, 12, 3), np.uint8)  # every run sees the same one
     truth = np.full((8, 12), -1)
     truth[2:6, 1 + i:5 + i] = 1
-    more = {"pieces": (1, 1, 1)} if "pieces" in {f.name for f in fields(Explained)} else {}
-    return Explained(rng.integers(0, 256, (8, 12, 3), np.uint8), f"caption {i}", ("a", "red", f"box{i}"), s - 0.5, m, w, w,
-                     (2, 3), np.array([-1, 0, 0]), str(i), rng.integers(0, 3, (8, 12)), truth, ("k0", "k1", "k2"), **more)
+    return Explained(image, f"caption {i}", ("a", "red", f"box{i}"), s - 0.5, m, w, w,
+                     (2, 3), np.array([-1, 0, 0]), str(i), rng.integers(0, 3, (8, 12)), truth, ("k0", "k1", "k2"),
+                     (1, 1, 1), (truth == 1)[None])
 
 
 def report():
@@ -77,7 +78,7 @@ def report():
         runs.append(Run(name, {"lambda_f": r + 0.25, "width": 64}, metrics, final, {key: spread(key, r) for key in LABELS},
                         (explained(r, 0), explained(r, 1)), {"metrics": f"{name}/m.jsonl", "checkpoint": f"{name}/c"}))
     return DemoReport("title", runs, {"name": "trained-on", "count": 11}, {"name": "tested-on", "count": 22},
-                      {"python": "3.99"}, ("command",), (), scenes=2)
+                      {"python": "3.99"}, ("command",), (), scenes=2, shown=("why this one", "why that one"))
 
 
 def value_over_time(key, run, step):
@@ -175,15 +176,35 @@ def test_a_difference_is_measured_by_the_spreads_of_both(wide):
 
 
 def test_heat_maps_are_those_of_their_run(drawn):
-    wanted = [(r, i) for i in (0, 1) for r in (0, 1)]
-    for call, (r, i) in zip(drawn[2]["explain"], wanted, strict=True):
-        e = explained(r, i)
-        assert np.array_equal(call.image, e.image) and call.words == e.words and call.grid == e.grid
-        assert NAMES[r] in call.title and e.caption in call.title and np.array_equal(call.objects, e.objects)
-        for name in ("similarity", "minmax", "weights"):
-            assert np.array_equal(getattr(call, name), getattr(e, name)), name
-    alts = re.findall(r'<img alt="([^"]*)"', drawn[0])
-    assert alts[:4] == [f"{NAMES[r]}, caption {i}" for r, i in wanted]
+    """A figure an example, all runs in it, with why it was chosen."""
+    for i, call in enumerate(drawn[2]["explain"]):
+        wanted = [(r, kind) for r in (0, 1) for kind in ("similarity", "weights")]
+        for row, (r, kind) in zip(call.rows, wanted, strict=True):
+            assert (row.name, row.kind) == (NAMES[r], kind) and np.array_equal(row.values, getattr(explained(r, i), kind))
+        e = explained(0, i)
+        assert np.array_equal(call.image, e.image) and call.words == e.words and call.grid == e.grid and call.title is None
+        assert np.array_equal(call.objects, e.objects) and np.array_equal(call.masks, e.masks)
+    assert len(drawn[2]["explain"]) == 2
+    assert re.findall(r'<img alt="([^"]*)"', drawn[0])[:2] == [f"one, two, caption {i}" for i in (0, 1)]
+    below = re.findall(r"<figcaption>(.*?)</figcaption>", drawn[0])[:2]
+    assert below == ["“caption 0”: why this one", "“caption 1”: why that one"]
+
+
+def test_runs_that_saw_something_else_have_a_figure_of_their_own():
+    """Another grid, other words or another picture: nothing stands under a word that is not its own."""
+    from dataclasses import replace
+
+    e, run = explained(0, 0), Run("one", examples=(explained(0, 0),))
+    other = explained(1, 0)
+    for change in ({"grid": (3, 2)}, {"words": ("a", "blue", "box0")}, {"image": 255 - e.image}):
+        with figures_asked_for() as calls:
+            page(DemoReport("t", [run, Run("two", examples=(replace(other, **change),))]))
+        assert [[row.name for row in call.rows] for call in calls["explain"]] == [["one"] * 2, ["two"] * 2], change
+        assert np.array_equal(calls["explain"][1].rows[1].values, other.weights)
+    bare = replace(e, masks=None, objects=np.full(3, -1))
+    with figures_asked_for() as calls:
+        page(DemoReport("t", [Run("one", examples=(bare,))]))
+    assert calls["explain"][0].title == "“caption 0”", "without a region there is no finding to put there"
 
 
 def test_curves_and_masks_are_those_of_their_run(drawn):
@@ -255,42 +276,6 @@ def beside(figure, ax):
     middle = ax.get_position().y0 + ax.get_position().height / 2
     texts = [t for t in figure.texts if t.get_ha() == "right"]
     return min(texts, key=lambda t: abs(t.get_position()[1] - middle)).get_text()
-
-
-def test_every_map_of_a_caption():
-    e = explained(0, 1)
-    figure = plots.explain(e.image, e.words, e.similarity, e.minmax, e.weights, e.grid, objects=e.objects)
-    grid = places(figure)
-    stages = (("similarity", e.similarity, (e.similarity.min(), e.similarity.max())), ("min-max", e.minmax, (0, 1)),
-              ("sparse weights", e.weights, (0, e.weights.max())))
-    assert [len(row) for row in grid] == [3] * 4
-    for row, (label, x, limits) in zip(grid, stages, strict=False):
-        for l, ax in enumerate(row):
-            assert beside(figure, ax).startswith(label)
-            assert np.array_equal(ax.images[0].get_array(), x[l].reshape(2, 3)), (label, l)
-            assert ax.images[0].get_clim() == pytest.approx(limits), "one scale for all words"
-            crosses = [tuple(at) for line in ax.lines for at in line.get_xydata().tolist()]
-            removed = np.argwhere(x[l].reshape(2, 3) == 0).tolist() if label.startswith("sparse") else []
-            assert sorted(crosses) == sorted((column, row) for row, column in removed)
-    narrow = [ax for ax in figure.axes if ax.get_position().width < grid[0][0].get_position().width / 4]
-    bars = sorted(narrow, key=lambda ax: -ax.get_position().y0)
-    for bar, (label, _, limits) in zip(bars, stages, strict=True):
-        ends = [t.get_text() for t in bar.get_yticklabels()]
-        assert [ends[0], ends[-1]] == [f"{x:.2g}" for x in limits], label
-        assert beside(figure, bar).startswith(label)
-    for l, ax in enumerate(grid[0]):
-        assert ax.get_title() == e.words[l]
-        assert ax.title.get_fontweight() == ("bold" if e.objects[l] >= 0 else "normal")
-    for l, ax in enumerate(grid[3]):
-        assert beside(figure, ax).startswith("grouped region")
-        share = np.kron(e.weights[l].reshape(2, 3) / e.weights[l].max(), np.ones((4, 4)))[..., None]
-        assert np.abs(ax.images[0].get_array() - (255 + share * (e.image - 255.0))).max() <= 1
-        strong = np.argwhere(np.kron(e.weights[l].reshape(2, 3) >= e.weights[l].max() / 2, np.ones((4, 4))))
-        ends = np.concatenate([segment for lines in ax.collections for segment in lines.get_segments()])
-        assert ends.min(0).tolist() == (strong.min(0)[::-1] - 0.5).tolist()
-        assert ends.max(0).tolist() == (strong.max(0)[::-1] + 0.5).tolist()
-    shown = [ax.images[0].get_array() for ax in figure.axes if ax.images]
-    assert any(x.shape == e.image.shape and np.array_equal(x, e.image) for x in shown), "the picture itself"
 
 
 def test_every_row_of_the_masks():
