@@ -19,6 +19,8 @@ from .beside import read_pairs
 from .records import Row
 from .tables import read_table
 
+HEAD = 200                                                        # bytes that tell text from other things
+
 
 def read_rows(source: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:
     """The rows of a caption file, or of a folder with a text next to each picture.   ValueError where it holds none at all"""
@@ -37,7 +39,8 @@ def read_rows(source: Path, tree: Tree, report: LoadReport) -> Iterator[Row]:
 
 
 def decode(file: Path, report: LoadReport) -> str:
-    """The text of a file: UTF-8, where bytes that are not stay recognisable; UTF-16 where its first two bytes say so."""
+    """The text of a file: UTF-8, where bytes that are not stay recognisable; UTF-16 where its first two bytes say so, or where
+    every second of its first bytes is 0.   ValueError for what is no text at all"""
     try:
         data = file.read_bytes()
     except OSError as error:
@@ -49,4 +52,18 @@ def decode(file: Path, report: LoadReport) -> str:
         except UnicodeDecodeError as error:
             raise ValueError(f"{file}: expected UTF-16, as its first two bytes say, got something else ({error.reason}); "
                              "save it as UTF-8. Formats: docs/data.md") from error
+    if b"\0" in data[:HEAD]:
+        zeros = [data[:HEAD][side::2].count(0) for side in (0, 1)]
+        if min(zeros) == 0 and max(zeros) >= 4:
+            report.convert("file is UTF-16, read as such", f"{file.name}, without a byte order mark")
+            return data.decode("utf-16-be" if zeros[0] else "utf-16-le", "replace")
+        raise ValueError(f"{file}: expected text, got {no_text(data)}; save it as CSV, TSV or JSON in UTF-8. "
+                         "Formats: docs/data.md")
     return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+
+
+def no_text(data: bytes) -> str:
+    """What a file of other bytes is, by its first ones."""
+    known = {b"PK\3\4": "a zip archive, as spreadsheets are", b"PAR1": "a Parquet table", b"\x1f\x8b": "a gzip archive",
+             b"\xd0\xcf\x11\xe0": "an old Office document", b"SQLite": "an SQLite database"}
+    return next((name for magic, name in known.items() if data.startswith(magic)), "bytes that are none")
