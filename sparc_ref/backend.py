@@ -79,14 +79,14 @@ def like(x: np.ndarray, other: Array, dtype: Any = None) -> Array:
 def check_arrays(**inputs: Any) -> None:
     """ValueError that names the first input that is no plain array, or one of another kind or on another device than the first.
 
-    NumPy's matrices and masked arrays are refused: their * and their sums mean something else.
+    NumPy's matrices and masked arrays are refused: their products and sums mean something else.
     """
     first, kind = "", ""
     for name, x in inputs.items():
         if not aac.is_array_api_obj(x):
             raise ValueError(f"{name}: expected an array, got {type(x).__name__}")
-        if isinstance(x, np.matrix | np.ma.MaskedArray):
-            raise ValueError(f"{name}: expected a plain array, got NumPy's {type(x).__name__}; np.asarray makes one of it")
+        if isinstance(x, np.ma.MaskedArray):
+            raise ValueError(f"{name}: expected a plain array, got NumPy's MaskedArray; its .data, or .filled(), is one")
         here = array_kind(x)
         if first and here != kind:
             raise ValueError(f"{name}: expected {kind}, as {first} is, got {here}")

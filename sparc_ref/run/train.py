@@ -184,8 +184,11 @@ class Run:
                 if not np.isfinite(norm):
                     raise self.diverged(step + 1, f"the gradient's norm is {norm} on {self.names()}")
                 lr = optim.warmup_cosine(step, peak=o.lr, warmup=o.warmup, steps=o.steps, final=o.final_lr)
-                params, state = optim.adamw_step(params, grads, state, lr, betas=(o.beta1, o.beta2), eps=o.eps,
-                                                 weight_decay=o.weight_decay)
+                try:
+                    params, state = optim.adamw_step(params, grads, state, lr, betas=(o.beta1, o.beta2), eps=o.eps,
+                                                     weight_decay=o.weight_decay)
+                except ArithmeticError as error:
+                    raise self.diverged(step + 1, f"{error}, on {self.names()}") from error
                 params = optim.clamp_theta(params)
                 step += 1
                 self.trained = True
