@@ -20,8 +20,9 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
 
     v_bar, t_bar (B,D) need not be normalised.  L_g = 1/2 [CE(z) + CE(z')], z_ij = phi(v_bar_i, t_bar_j) / tau, mean over B.
     Returns loss (), trace, back; back(dloss) -> dv_bar, dt_bar, dtheta.
-    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Raises ValueError on wrong shapes and dtypes,
-    ArithmeticError when the loss or a gradient is not finite.
+    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Vectors may be of any length; one of zeros has cosines of 0
+    and no gradient.  Raises ValueError on wrong shapes and dtypes, ArithmeticError when the loss, a gradient or 1/tau leaves
+    the dtype's range.
     """
     check_arrays(v_bar=v_bar, t_bar=t_bar)
     xp = array_namespace(v_bar, t_bar)
@@ -66,8 +67,9 @@ def fine_grained_loss(
     reduction "sample" is eq. 6; "token" is Listing 1: the sum over all real tokens of the batch by their number.
     Padding is neither row nor column; a caption of nothing else contributes 0.
     Returns loss (), trace (with align_patches' stages and "grouped" = c), back; back(dloss) -> dv, dt, dtheta.
-    float16 and bfloat16 are computed in float32.  Raises ValueError on wrong shapes, dtypes or options, ArithmeticError
-    when the loss or its gradient is not finite, except under flat="nan".
+    float16 and bfloat16 are computed in float32.  Vectors may be of any length as long as similarities and averages stay in
+    the dtype's range (float32: 1e-38 to 4e31, see align_patches).  Raises ValueError on wrong shapes, dtypes or options,
+    ArithmeticError when similarities, 1/tau, the loss or its gradient leave that range, except under flat="nan".
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
