@@ -4,6 +4,7 @@ import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -98,7 +99,8 @@ class Batches:
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.per_epoch:
             raise ValueError(f"state: expected epoch >= 0 and position in 0..{self.per_epoch}, got {epoch!r} and {position!r}")
         try:
-            met = np.frombuffer(base64.b64decode(state.get("pixels") or "", validate=True), "<u4")
+            pixels: Any = state.get("pixels") or ""
+            met = np.frombuffer(base64.b64decode(pixels, validate=True), "<u4")
         except (ValueError, TypeError) as error:
             raise ValueError(f"state: expected a hash of the pixels of every example, got {error}") from error
         if len(met) not in (0, len(self.dataset)):
