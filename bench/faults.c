@@ -1,10 +1,11 @@
 /* Fails or kills a process at its n-th system call under a folder.  Loaded with LD_PRELOAD by robustness.py; Linux, glibc.
 
-   Counted: open, read, write, fsync, rename, unlink, mkdir, rmdir, ftruncate, flock, with their variants; of a full disk what
-   needs space, of a signal what changes anything.  The fault comes in place of the call (an error) or before it (a signal), so
+   Counted: open, read, write, close, stat, opendir, readdir, fsync, rename, unlink, mkdir, rmdir, ftruncate, flock, with their
+   variants; of a full disk what needs space, of a signal what changes anything.  The fault comes in place of the call (an error) or before it (a signal), so
    every state between two calls is met.  A full disk stays full: from there on whatever needs space fails, and the write that
    hits it stores half of what it was given. */
 #define _GNU_SOURCE
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <fcntl.h>
@@ -110,4 +111,35 @@ int ftruncate64(int fd, off64_t n) {
 int flock(int fd, int how) {
     REAL(int, "flock", int, int);
     return target >= 0 && at("flock", of(fd), CHANGES) ? -1 : real(fd, how);
+}
+int close(int fd) {                                       /* an error comes after it, as from a disk that is written later */
+    REAL(int, "close", int);
+    int failed = target >= 0 && at("close", of(fd), READS), why = errno;
+    int done = real(fd);
+    if (failed) errno = why;
+    return failed ? -1 : done;
+}
+#define STAT(fn) int fn(const char *path, struct stat64 *into) { \
+    REAL(int, #fn, const char *, struct stat64 *); \
+    return at("stat", path, READS) ? -1 : real(path, into); }
+STAT(stat64)
+STAT(lstat64)
+int fstat64(int fd, struct stat64 *into) {
+    REAL(int, "fstat64", int, struct stat64 *);
+    return target >= 0 && at("stat", of(fd), READS) ? -1 : real(fd, into);
+}
+int fstatat64(int dir, const char *path, struct stat64 *into, int flags) {
+    REAL(int, "fstatat64", int, const char *, struct stat64 *, int);
+    return at("stat", path, READS) ? -1 : real(dir, path, into, flags);
+}
+static DIR *fresh;                                        /* opened, and nothing read from it yet */
+DIR *opendir(const char *path) {
+    REAL(DIR *, "opendir", const char *);
+    return at("opendir", path, READS) ? 0 : (fresh = real(path));
+}
+struct dirent64 *readdir64(DIR *dir) {
+    REAL(struct dirent64 *, "readdir64", DIR *);
+    int first = dir == fresh;
+    if (first) fresh = 0;
+    return first && target >= 0 && at("readdir", of(dirfd(dir)), READS) ? 0 : real(dir);
 }

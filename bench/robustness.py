@@ -1,12 +1,13 @@
 """Fail and kill training runs at every system call on their folder, and count what is lost.
 
-    python bench/robustness.py [--every N] [--run RUN] [--fault FAULT] [--out FILE]
+    python bench/robustness.py [--every N] [--run RUN] [--fault FAULT] [--log FILE] [--out FILE]
 
 Three runs: started in a new folder; resumed from a checkpoint; started with --overwrite over an old run, in a folder that
-holds files of others too. Each is repeated once for every system call on its folder (open, read, write, fsync, rename, unlink,
-mkdir, rmdir, ftruncate, flock) and every fault that can come there: the disk is full from there on (calls that need space), an
-I/O error (all calls), kill -9, SIGTERM, SIGHUP (calls that change anything). faults.c plants them below Python, in the C
-library's calls, so it needs a C compiler and Linux. After each fault
+holds files of others too. Each is repeated once for every system call on its folder (open, read, write, close, stat, opendir,
+readdir, fsync, rename, unlink, mkdir, rmdir, ftruncate, flock) and every fault that can come there: the disk is full from there
+on (calls that need space), an I/O error (all calls), kill -9, SIGTERM, SIGHUP (calls that change anything: between two of them
+the folder is the same, so that a signal elsewhere adds nothing). faults.c plants them below Python, in the C library's calls,
+so it needs a C compiler and Linux. After each fault
 
     lost            a checkpoint that had been reported as saved is gone or does not load
     outside         a file beside the run, or of others inside its folder, is not what it was
@@ -14,7 +15,9 @@ library's calls, so it needs a C compiler and Linux. After each fault
                     and files of a run that nothing happened to
     not named       an error that does not name a file of the run, or a traceback
 
-Prints one table as Markdown. Every process is forked from this one, so that a run takes a fraction of a second.
+Prints one table as Markdown. Every process is forked from this one, which has imported all that a run needs and made one of
+each before, so that a fault takes a fraction of a second. --log FILE: a line for each fault as it is done; started again with
+the same file, it goes on where it stopped, as long as the code is the same.
 """
 
 import argparse
@@ -61,8 +64,11 @@ def train(out, steps, say=lambda text: None, saved=lambda step: None, **how):
         return path
 
     checkpoint.save = save
-    return loop.train(config, options, [data], tokenizer, out, validation={"validation": data}, say=say, again="sparc-ref ...",
-                      **how)
+    try:
+        return loop.train(config, options, [data], tokenizer, out, validation={"validation": data}, say=say,
+                          again="sparc-ref ...", **how)
+    finally:
+        checkpoint.save = real
 
 
 def prepared(scenario, folder):
@@ -197,6 +203,7 @@ def main():
     parser.add_argument("--every", type=int, default=1, help="only every n-th system call")
     parser.add_argument("--run", choices=SCENARIOS, help="only this run")
     parser.add_argument("--fault", choices=FAULTS, help="only this fault")
+    parser.add_argument("--log", type=Path, help="a line for each fault; what is in it already is not done again")
     parser.add_argument("--out", help="also write what was counted as JSON")
     args = parser.parse_args()
     here = Path(__file__).resolve().parent
@@ -214,13 +221,12 @@ def main():
     library.fault_arm.argtypes = [ctypes.c_char_p, ctypes.c_long, ctypes.c_int]
     library.fault_count.restype, library.fault_hit.restype = ctypes.c_long, ctypes.c_char_p
     began = time.perf_counter()
+    done = read_log(args.log)
     table, details = [], []
     memory = "/dev/shm" if os.path.isdir("/dev/shm") else None  # what a call does to the disk is not asked, only its answer
     with tempfile.TemporaryDirectory(dir=memory) as made:
         work = Path(made).resolve()
-        import threadpoolctl  # noqa: F401  here once, not in every fork
-
-        import sparc_ref.run.train  # noqa: F401
+        warm_up(work / "warm")
         for scenario in [args.run] if args.run else SCENARIOS:
             kept, whole = work / scenario, work / "whole"
             status, _, error = forked(lambda tell, s=scenario, k=kept: prepared(s, k))
@@ -231,14 +237,20 @@ def main():
                 status, told, error = forked(lambda tell, s=scenario, f=fault, w=whole: counted(library, s, w / "run", f, tell))
                 assert status == 0, error
                 calls, expected = told[-1]["calls"], files_of(whole)
-                found, kinds, tried = Counter(), Counter(), 0
+                found, tried = Counter(), 0
                 for n in range(1, calls + 1, args.every):
-                    hit, bad = one(library, scenario, kept, work, n, fault, expected)
+                    key = scenario, fault, n, calls
+                    if key not in done:
+                        hit, bad = one(library, scenario, kept, work, n, fault, expected)
+                        done[key] = {"hit": hit, "bad": bad}
+                        if args.log:
+                            with args.log.open("a") as file:
+                                file.write(json.dumps({"key": key, **done[key]}) + "\n")
                     tried += 1
-                    kinds[hit.rpartition(" ")[0]] += 1
-                    for what, why in bad:
+                    for what, why in done[key]["bad"]:
                         found[what] += 1
-                        details.append({"scenario": scenario, "fault": fault, "call": n, "hit": hit, "what": what, "why": why})
+                        details.append({"scenario": scenario, "fault": fault, "call": n, "hit": done[key]["hit"],
+                                        "what": what, "why": why})
                 row = {"scenario": scenario, "fault": fault, "calls": calls, "tried": tried, **{b: found[b] for b in BAD}}
                 table.append(row)
                 print(row, file=sys.stderr, flush=True)
@@ -254,6 +266,32 @@ def main():
     if args.out:
         Path(args.out).write_text(json.dumps({"table": table, "details": details}, indent=1))
     return 1 if details else 0
+
+
+def warm_up(folder):
+    """Make one run of each kind here, so that no fork imports anything again."""
+    import threading
+
+    for scenario in SCENARIOS:
+        prepared(scenario, folder / scenario)
+        action(scenario, folder / scenario / "run")
+    assert threading.active_count() == 1, threading.enumerate()  # a fork keeps one thread only
+
+
+def read_log(path):
+    """What an earlier call has done with the same code.   -> key -> what came of it"""
+    root = Path(__file__).resolve().parents[1]
+    digest = hashlib.sha256()
+    for file in sorted([*root.glob("sparc_ref/**/*.py"), root / "bench/faults.c", Path(__file__)]):
+        digest.update(file.read_bytes())
+    if path is None:
+        return {}
+    if not path.exists():
+        path.write_text(json.dumps({"code": digest.hexdigest()}) + "\n")
+    first, *lines = [json.loads(line) for line in path.read_text().splitlines() if line.endswith("}")]
+    if first.get("code") != digest.hexdigest():
+        raise SystemExit(f"{path}: made with other code; name another --log")
+    return {tuple(line["key"]): line for line in lines}
 
 
 def counted(library, scenario, out, fault, tell):

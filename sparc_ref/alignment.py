@@ -5,10 +5,10 @@ B batch, L tokens, P patches, D joint width.  t (B,L,D) tokens, v (B,P,D) patche
 
 from collections.abc import Callable
 
-from array_api_compat import array_namespace, is_array_api_obj, size
+from array_api_compat import array_namespace, size
 
 from sparc_ref import ops
-from sparc_ref.backend import Array, dtype_name, in_one_dtype
+from sparc_ref.backend import Array, check_arrays, dtype_name, in_one_dtype
 
 CHOICES = {
     "similarity": ("dot", "cosine"),
@@ -80,6 +80,9 @@ def align_patches(
     c = a @ v                                             # (B,L,D)
     if flat != "nan":
         check_finite("c", c, v=v, t=t)
+    top = xp.max(xp.abs(v), axis=(1, 2))                  # (B,)
+    if bool(xp.any((top > 0) & (top < xp.finfo(v.dtype).smallest_normal))):
+        blame("c", "an average of too few bits", v.dtype, {"v": v, "t": t})
 
     def back(dc):
         dc = xp.astype(dc, v.dtype, copy=False)
@@ -167,9 +170,7 @@ def check_options(**options: str) -> None:
 
 def check_shapes(t: Array, v: Array, mask: Array | None) -> None:
     """ValueError that names the first of v, t, mask that is not (B,P,D), (B,L,D), (B,L) bool."""
-    for name, x in (("v", v), ("t", t), ("mask", t if mask is None else mask)):
-        if not is_array_api_obj(x):
-            raise ValueError(f"{name}: expected an array, got {type(x).__name__}")
+    check_arrays(v=v, t=t, **({} if mask is None else {"mask": mask}))
     if v.ndim != 3 or 0 in v.shape:
         raise ValueError(f"v: expected (B,P,D) with at least one of each, got {tuple(v.shape)}")
     batch, _, width = v.shape
@@ -193,15 +194,18 @@ def check_finite(what: str, x: Array, **inputs: Array) -> None:
 def check_range(lo, hi, key_t, key_v, **inputs):
     """ArithmeticError unless the rows of s = key_t key_v' have a width that the dtype holds.      lo, hi (B,L,1)
 
-    Beyond the largest number, and below the smallest normal one, eq. 2 would give some other finite answer.
+    Beyond the largest number, and below the smallest normal one, eq. 2 would give some other finite answer, and near the
+    largest one (above 4e31 in float32) its gradient would.
     """
     xp = array_namespace(lo, hi)
     T = xp.matrix_transpose
     width = hi - lo
     check_finite("similarity", width, **inputs)
-    smallest = xp.finfo(width.dtype).smallest_normal
-    if bool(xp.any((width < smallest) & (width > 0))):
+    about = xp.finfo(width.dtype)
+    if bool(xp.any((width < about.smallest_normal) & (width > 0))):
         blame("similarity", "too small to be told apart", width.dtype, inputs)
+    if bool(xp.any(width > about.max * about.eps)):       # its gradient, about 1/width, would be rounded away
+        blame("similarity", "too large to have a gradient", width.dtype, inputs)
     none = (hi == 0) & (lo == 0) & xp.any(key_t != 0, axis=-1, keepdims=True)
     if bool(xp.any(none)):                                # truly 0, or did the products vanish?
         unit_t, unit_v = (x / xp.where(top == 0, 1.0, top) for x, top in (

@@ -5,6 +5,7 @@ import math
 import os
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextvars import copy_context
 from functools import partial
 from typing import Any
 
@@ -73,6 +74,31 @@ def like(x: np.ndarray, other: Array, dtype: Any = None) -> Array:
     """A host array as an array of `other`'s kind, on its device, in `dtype` (None: other's)."""
     xp = aac.array_namespace(other)
     return xp.asarray(x, dtype=dtype or other.dtype, device=aac.device(other))
+
+
+def check_arrays(**inputs: Any) -> None:
+    """ValueError that names the first input that is no plain array, or one of another kind or on another device than the first.
+
+    NumPy's matrices and masked arrays are refused: their products and sums mean something else.
+    """
+    first, kind = "", ""
+    for name, x in inputs.items():
+        if not aac.is_array_api_obj(x):
+            raise ValueError(f"{name}: expected an array, got {type(x).__name__}")
+        if isinstance(x, np.ma.MaskedArray):
+            raise ValueError(f"{name}: expected a plain array, got NumPy's MaskedArray; its .data, or .filled(), is one")
+        here = array_kind(x)
+        if first and here != kind:
+            raise ValueError(f"{name}: expected {kind}, as {first} is, got {here}")
+        first, kind = first or name, kind or here
+
+
+def array_kind(x: Array) -> str:
+    """"an array of numpy", "an array of torch on cuda:0", ... in words."""
+    package = type(x).__module__.partition(".")[0]
+    package = "jax" if package == "jaxlib" else package
+    where = "" if aac.is_numpy_array(x) else str(aac.device(x))
+    return f"an array of {package}{where and ' on '}{where}"
 
 
 def dtype_name(x: Any) -> str:
@@ -155,7 +181,10 @@ def cores() -> int:
 
 
 def run_threads(functions: list) -> list:
-    """Call functions of no argument side by side; returns their results in order, whatever order they end in."""
+    """Call functions of no argument side by side; returns their results in order, whatever order they end in.
+
+    They see the caller's context, np.errstate among it.
+    """
     workers = min(cores(), len(functions))
     if workers < 2:
         return [function() for function in functions]
@@ -166,7 +195,7 @@ def run_threads(functions: list) -> list:
             results[i] = functions[i]()
 
     with ThreadPoolExecutor(workers) as pool:
-        for done in [pool.submit(work) for _ in range(workers)]:
+        for done in [pool.submit(copy_context().run, work) for _ in range(workers)]:
             done.result()
     return results
 

@@ -9,8 +9,8 @@ from collections.abc import Callable
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from sparc_ref import ops
-from sparc_ref.alignment import align_patches, check_finite, check_shapes
-from sparc_ref.backend import Array, in_one_dtype, narrow
+from sparc_ref.alignment import align_patches, blame, check_finite, check_shapes
+from sparc_ref.backend import Array, check_arrays, in_one_dtype, narrow
 
 REDUCTIONS = ("sample", "token")
 
@@ -20,9 +20,11 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
 
     v_bar, t_bar (B,D) need not be normalised.  L_g = 1/2 [CE(z) + CE(z')], z_ij = phi(v_bar_i, t_bar_j) / tau, mean over B.
     Returns loss (), trace, back; back(dloss) -> dv_bar, dt_bar, dtheta.
-    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Raises ValueError on wrong shapes and dtypes,
-    ArithmeticError when the loss or a gradient is not finite.
+    trace: logits (B,B), loss_image, loss_text (B,) per sample.  Vectors may be of any length; one of zeros has cosines of 0
+    and no gradient.  Raises ValueError on wrong shapes and dtypes, ArithmeticError when the loss, a gradient or 1/tau leaves
+    the dtype's range.
     """
+    check_arrays(v_bar=v_bar, t_bar=t_bar)
     xp = array_namespace(v_bar, t_bar)
     if v_bar.ndim != 2 or 0 in v_bar.shape:
         raise ValueError(f"v_bar: expected (B,D) with at least one of each, got {tuple(v_bar.shape)}")
@@ -44,8 +46,8 @@ def global_loss(v_bar: Array, t_bar: Array, theta: Array) -> tuple[Array, dict[s
         each = xp.ones_like(loss_image) * (float(dloss) / (2 * v_bar.shape[0]))
         dlogits = back_image(each) + back_text(each).T
         dtheta = xp.sum(dlogits * logits)
-        dcosine = xp.exp(theta) * dlogits
-        dv_bar, dt_bar = back_v(dcosine @ t_hat), back_t(dcosine.T @ v_hat)
+        # exp(theta) comes last: it may be so small that, before it meets 1/|v_bar|, dlogits would be rounded away
+        dv_bar, dt_bar = xp.exp(theta) * back_v(dlogits @ t_hat), xp.exp(theta) * back_t(dlogits.T @ v_hat)
         for name, d in (("v_bar", dv_bar), ("t_bar", dt_bar), ("theta", dtheta)):
             check_finite(f"gradient of {name}", d, dloss=each, v_bar=v_bar, t_bar=t_bar, theta=theta)
         return narrow_v(dv_bar), narrow_t(dt_bar), narrow_theta(dtheta)
@@ -65,8 +67,9 @@ def fine_grained_loss(
     reduction "sample" is eq. 6; "token" is Listing 1: the sum over all real tokens of the batch by their number.
     Padding is neither row nor column; a caption of nothing else contributes 0.
     Returns loss (), trace (with align_patches' stages and "grouped" = c), back; back(dloss) -> dv, dt, dtheta.
-    float16 and bfloat16 are computed in float32.  Raises ValueError on wrong shapes, dtypes or options, ArithmeticError
-    when the loss or its gradient is not finite, except under flat="nan".
+    float16 and bfloat16 are computed in float32.  Vectors may be of any length as long as similarities and averages stay in
+    the dtype's range (float32: 1e-38 to 4e31, see align_patches).  Raises ValueError on wrong shapes, dtypes or options,
+    ArithmeticError when similarities, 1/tau, the loss or its gradient leave that range, except under flat="nan".
     """
     if reduction not in REDUCTIONS:
         raise ValueError(f"reduction: expected one of {', '.join(REDUCTIONS)}; got {reduction!r}")
@@ -97,11 +100,9 @@ def fine_grained_loss(
         dlogits = back_vt(each) + T(back_tv(each))
         dlogits = xp.where(mask[..., None] & columns, dlogits, 0.0)
         dtheta = xp.sum(dlogits * xp.where(mask[..., None] & columns, logits, 0.0))
-        dcosine = xp.exp(theta) * dlogits
-        dc = back_c(dcosine @ t_hat)
-        dt, dv = back_align(dc)
-        dt = dt + back_t(T(dcosine) @ c_hat)
-        dt = xp.where(mask[..., None], dt, 0.0)
+        dt, dv = back_align(back_c(dlogits @ t_hat))
+        dt = dt + back_t(T(dlogits) @ c_hat)
+        dt, dv = xp.exp(theta) * xp.where(mask[..., None], dt, 0.0), xp.exp(theta) * dv
         for name, d in (("v", dv), ("t", dt), ("theta", dtheta)) if not undefined else ():
             check_finite(f"gradient of {name}", d, dloss=each, v=v, t=t_real, theta=theta)
         return narrow_v(dv), narrow_t(dt), narrow_theta(dtheta)
@@ -155,4 +156,7 @@ def temperature(theta, like):
         (theta,), _ = in_one_dtype(theta=theta)           # refuses what is no float
         theta = xp.astype(theta, like.dtype, copy=False)
     check_finite("theta", theta, theta=theta)
+    scale = xp.exp(theta)                                 # rounded off below the smallest normal number
+    if not bool((scale >= xp.finfo(scale.dtype).smallest_normal) & (scale < xp.inf)):
+        blame("1/tau = exp(theta)", f"{float(scale):.3g}", theta.dtype, {"theta": theta})
     return theta, lambda d: narrow(d, own, "theta")

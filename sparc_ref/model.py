@@ -12,7 +12,7 @@ from array_api_compat import array_namespace
 
 from sparc_ref import losses, ops
 from sparc_ref.alignment import CHOICES, check_finite, check_options
-from sparc_ref.backend import Array
+from sparc_ref.backend import Array, check_arrays
 from sparc_ref.encoders import in_shards, part, text_tower, vision_tower
 
 
@@ -300,6 +300,13 @@ def check_inputs(params, images, tokens, mask, config):
     missing = parameter_shapes(config).keys() ^ params.keys()
     if missing:
         raise ValueError(f"params: expected the names of parameter_shapes(config); differs in {', '.join(sorted(missing)[:5])}")
+    given = {"images": images, "tokens": tokens, **({} if tokens is None else {"mask": mask})}
+    check_arrays(**{f"params[{name!r}]": p for name, p in params.items()},
+                 **{name: x for name, x in given.items() if x is not None or name == "mask"})
+    for name, shape in parameter_shapes(config).items():
+        if tuple(params[name].shape) != shape:
+            raise ValueError(f"params[{name!r}]: expected {shape}, as parameter_shapes(config) says, "
+                             f"got {tuple(params[name].shape)}")
     if images is not None:
         xp = array_namespace(images)
         if images.ndim != 4 or images.shape[1] != 3 or 0 in images.shape:

@@ -41,12 +41,13 @@ def linear(x: Array, weight: Array, bias: Array | None = None) -> tuple[Array, C
 def standardize(x: Array, eps: float = 1e-6) -> tuple[Array, Callable]:
     """x_hat = (x - mean) / sqrt(var + eps) over the last axis, the variance in a second pass.
 
-    x (...,C) -> (...,C); back -> dx
+    x (...,C) -> (...,C), NaN where the variance leaves the dtype's range (float32: |x - mean| of 1e19); back -> dx
     """
     xp = array_namespace(x)
     C = x.shape[-1]
     centred = x - xp.mean(x, axis=-1, keepdims=True)
-    rstd = 1 / xp.sqrt(xp.vecdot(centred, centred) / C + eps)[..., None]
+    squares = xp.vecdot(centred, centred)[..., None]
+    rstd = xp.where(squares < xp.inf, 1 / xp.sqrt(squares / C + eps), xp.nan)  # or else x_hat would be 0 and look sound
     x_hat = centred * rstd
 
     def back(dx_hat):
@@ -71,7 +72,7 @@ def layer_norm(x: Array, gain: Array, shift: Array, eps: float = 1e-6) -> tuple[
 def gelu(x: Array, kind: str = "tanh") -> tuple[Array, Callable]:
     """y = x Phi(x), Phi the normal distribution.  kind "tanh": 0.5 x (1 + tanh(sqrt(2/pi) (x + 0.044715 x^3))), or "erf".
 
-    x (...,C) -> (...,C); back -> dx.  The slope is made together with the value.
+    x (...,C) -> (...,C); back -> dx.  The slope is made together with the value, and NaN where x^2 leaves the dtype's range.
     """
     if kind not in ("tanh", "erf"):
         raise ValueError(f'gelu: expected "tanh" or "erf", got {kind!r}')
@@ -155,26 +156,24 @@ def _exp_rows(xp, z, mask):
     return e, total if mask is None else xp.where(total == 0, 1.0, total), shifted
 
 
-def l2_normalize(x: Array, eps: float = 1e-12) -> tuple[Array, Callable]:
-    """y = x / max(|x|, eps) over the last axis; right for any finite x, also where the sum of squares would overflow.
+def l2_normalize(x: Array) -> tuple[Array, Callable]:
+    """y = x / |x| over the last axis, without an epsilon: right for any finite x, however short or long.
 
-    x (...,D) -> (...,D); back -> dx.  A vector of zeros has no direction: it stays as it is and gets no gradient.
+    x (...,D) -> (...,D); back -> dx, about dy / |x|, infinite where that leaves the dtype's range.  A vector of zeros has no
+    direction: it stays as it is and gets no gradient.
     """
     xp = array_namespace(x)
     top = xp.max(xp.abs(x), axis=-1, keepdims=True)
     zero = top == 0
-    top = xp.where(zero, 1.0, top)                        # |x| = top |x/top|
+    top = xp.where(zero, 1.0, top)                        # |x| = top |x/top|: no square leaves the range
     y = x / top
-    length = xp.sqrt(xp.vecdot(y, y))[..., None]
-    least = eps / top
-    long = length > least
-    length = xp.where(long, length, least)
+    length = xp.sqrt(xp.vecdot(y, y))[..., None]          # 1 to sqrt(D)
+    length = xp.where(zero, 1.0, length)
     y /= length
     length = xp.where(zero, xp.inf, length)               # from here on: no direction, no gradient
 
     def back(dy):
-        along = xp.where(long, xp.vecdot(y, dy)[..., None], 0.0)
-        return (dy - y * along) / length / top
+        return (dy - y * xp.vecdot(y, dy)[..., None]) / length / top
 
     return y, back
 

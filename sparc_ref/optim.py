@@ -34,7 +34,9 @@ def adamw_step(
 ) -> tuple[dict[str, Array], dict]:
     """One update (Loshchilov & Hutter, arXiv 1711.05101, Algorithm 2), as torch.optim.AdamW computes it.
 
-    params, grads: the same names and shapes.  Returns new params and a new state.  Raises ValueError when names differ.
+    params, grads: the same names and shapes.  Returns new params and a new state.  Raises ValueError when names differ, and
+    ArithmeticError where a gradient's square leaves the range of its dtype (float32: 1.8e19), for then nothing would move.
+    Squares below that range (float32: of 1e-19 and less) are 0, which an eps of 1e-15 or more never sees.
     The defaults of betas and eps are open_clip's; the paper (D.4) sweeps lr 7e-4 .. 1.1e-3 and decay 0.1 .. 0.3.
     """
     if params.keys() != grads.keys():
@@ -52,6 +54,8 @@ def adamw_step(
         v = g * g
         v *= 1 - beta2
         v += beta2 * state["v"][name]
+        if not math.isfinite(float(xp.sum(v))) and not bool(xp.all(xp.isfinite(v))):
+            raise ArithmeticError(f"gradient of {name}: its square left the range of {backend.dtype_name(v)}; clip it first")
         change = xp.sqrt(v)
         change += eps * root                              # both bias corrections are in root and rate
         change = m / change
@@ -65,12 +69,19 @@ def adamw_step(
 
 
 def clip_by_global_norm(grads: dict[str, Array], limit: float) -> tuple[dict[str, Array], float]:
-    """Scale all gradients by one factor so that their joint L2 norm is at most `limit`.  Returns them and the norm before."""
-    def squares(g):
-        flat = array_namespace(g).reshape(g, (-1,))
+    """Scale all gradients by one factor so that their joint L2 norm is at most `limit`.  Returns them and the norm before.
+
+    Where squares leave the dtype's range, the norm is taken of gradients divided by their largest number.
+    """
+    def squares(g, by=None):
+        flat = array_namespace(g).reshape(g if by is None else g / by, (-1,))
         return float(array_namespace(g).vecdot(flat, flat))
 
     norm = math.sqrt(sum(backend.run_threads([lambda g=g: squares(g) for g in grads.values()])))
+    if not 1e-15 < norm < math.inf and grads:             # squares of float32 end at 1e-38
+        top = max(float(array_namespace(g).max(array_namespace(g).abs(g))) for g in grads.values() if 0 not in g.shape)
+        if 0 < top < math.inf:
+            norm = top * math.sqrt(sum(squares(g, top) for g in grads.values()))
     if not norm > limit:
         return grads, norm
     scaled = backend.run_threads([lambda g=g: g * (limit / norm) for g in grads.values()])

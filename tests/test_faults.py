@@ -55,7 +55,7 @@ OPS = [
     ("softmax", "dz = da - xp.vecdot(da, a)[..., None]", "dz = da + 0", {"z": d(3, 4, 5)}, {}),
     ("log_softmax", "dlog_p - p * xp.sum(dlog_p, axis=-1, keepdims=True)", "dlog_p - p", {"z": d(3, 4, 5)}, {}),
     ("log_softmax", "dlog_p = xp.where(mask, dlog_p, 0.0)", "pass", {"z": d(3, 4, 5)}, {"mask": MASK[:, None, :]}),
-    ("l2_normalize", "(dy - y * along)", "dy", {"x": d(3, 4)}, {}),
+    ("l2_normalize", "(dy - y * xp.vecdot(y, dy)[..., None])", "dy", {"x": d(3, 4)}, {}),
     ("l2_normalize", " / length / top", " / length", {"x": d(3, 4)}, {}),
     ("masked_mean", "xp.where(mask[..., None], (dy / count)[:, None, :], 0.0)",
      "xp.broadcast_to((dy / count)[:, None, :], x.shape)", {"x": d(3, 5, 2)}, {"mask": MASK}),
@@ -106,10 +106,11 @@ ALIGNMENT = [
     ("a = x / total", "a = x / total * 2"),
 ]
 LOSSES = [
-    ("dcosine = xp.exp(theta) * dlogits\n        dc =", "dcosine = dlogits\n        dc ="),
+    ("0.0), xp.exp(theta) * dv", "0.0), dv"),
+    ("dt, dv = xp.exp(theta) * xp.where", "dt, dv = xp.where"),
     ("back_vt(each) + T(back_tv(each))", "back_vt(each) + back_tv(each)"),
     ("back_vt(each) + T(back_tv(each))", "2 * back_vt(each)"),
-    ("dt = dt + back_t(T(dcosine) @ c_hat)", "pass"),
+    ("dt = dt + back_t(T(dlogits) @ c_hat)", "pass"),
     ("return -xp.sum(log_p * own, axis=-1), back", "return -xp.sum(log_p * own, axis=-1) * 1.01, back"),
     ("columns = mask[:, None, :]", "columns = xp.ones_like(mask[:, None, :])"),
     ("length = xp.sum(real, axis=1)[:, None]", "length = xp.ones_like(real) * real.shape[1]"),

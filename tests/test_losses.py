@@ -388,3 +388,19 @@ def test_what_is_no_array_is_named(change, message):
     if inputs["mask"] is not None:
         with pytest.raises(ValueError, match=message):
             align_patches(inputs["t"], inputs["v"], inputs["mask"])
+
+
+def test_arrays_of_two_kinds_are_refused_by_name(rng):
+    """They ended in a TypeError of array-api-compat, without a name."""
+    v, t, mask = rng.standard_normal((2, 3, 4)), rng.standard_normal((2, 5, 4)), np.ones((2, 5), bool)
+    torch_v, torch_mask = torch.tensor(v), torch.tensor(mask)
+    for call, message in (
+        (lambda: fine_grained_loss(torch_v, t, mask, 1.0), "t: expected an array of torch on cpu, as v is, got an array of n"),
+        (lambda: fine_grained_loss(v, t, torch_mask, 1.0), "mask: expected an array of numpy, as v is, got an array"),
+        (lambda: align_patches(t, torch_v), "t: expected an array of torch on cpu, as v is"),
+        (lambda: global_loss(v[:, 0], torch_v[:, 0], 1.0), "t_bar: expected an array of numpy, as v_bar is, got an"),
+        (lambda: global_loss(v[:, 0].tolist(), t[:, 0], 1.0), "v_bar: expected an array, got list"),
+        (lambda: align_patches(np.ma.masked_array(t), v), "t: expected a plain array, got NumPy's MaskedArray"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            call()

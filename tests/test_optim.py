@@ -95,3 +95,26 @@ def test_theta_is_clamped():
     clamped = optim.clamp_theta(params)
     assert clamped["theta"] == pytest.approx(math.log(100)) and clamped["theta_fine"] == 0
     assert clamped["g_v.bias"] is params["g_v.bias"]
+
+
+@pytest.mark.parametrize("scale", [1e-30, 1e-18, 1e19, 1e30])
+def test_clipping_where_squares_leave_the_range(rng, scale):
+    """The norm was inf or 0, and what came back 0 or what was given."""
+    grads = {name: np.asarray(rng.standard_normal(shape) * scale, np.float32) for name, shape in SHAPES.items()}
+    wide = {name: g.astype(np.float64) for name, g in grads.items()}
+    with np.errstate(over="ignore", under="ignore"):
+        clipped, norm = optim.clip_by_global_norm(grads, scale / 10)
+    expected, exact = optim.clip_by_global_norm(wide, scale / 10)
+    assert norm == pytest.approx(exact, rel=1e-5)
+    for name in grads:
+        close(clipped[name] / scale, expected[name] / scale, name, 1e-5)
+
+
+def test_a_gradient_whose_square_leaves_the_range():
+    """Its second moment is infinite, so that the parameter would stay where it is."""
+    params = {"g_v.bias": np.ones(3, np.float32)}
+    with np.errstate(over="ignore"), pytest.raises(ArithmeticError, match=r"gradient of g_v\.bias: its square left"):
+        optim.adamw_step(params, {"g_v.bias": np.full(3, 1e20, np.float32)}, optim.adamw_init(params), 0.1)
+    many = {"g_v.bias": np.full(300, 1e18, np.float32)}                 # the squares fit, their sum does not
+    moved = optim.adamw_step(many, many, optim.adamw_init(many), 1e17)[0]
+    assert (moved["g_v.bias"] < many["g_v.bias"]).all()

@@ -1,8 +1,10 @@
 """Endless, repeatable batches of images and tokens, and the map from tokens to the objects that they name."""
 
+import base64
 import hashlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 
@@ -21,12 +23,16 @@ class Batch:
     caption: np.ndarray
 
 
+MOST_REMEMBERED = 1 << 22                                         # examples; 4 bytes each in every checkpoint
+
+
 class Batches:
     """An endless iterator of Batch.   Same arguments and same state, same batches, bit for bit.
 
     Each epoch is a fresh permutation of the data set; what does not fill a batch is left out, so no image is twice in one
     (a second copy would be a false negative of the global loss). One caption is drawn per image and epoch. Order and
-    captions of an epoch are functions of (seed, epoch), so the state is two numbers.
+    captions of an epoch are functions of (seed, epoch), so the state is two numbers, and a hash of the pixels of every example
+    that was met: one that is decoded to others later, here or after restore(), is a ValueError.
 
     image_size  resize to this square where an example's size differs; None takes the images as they are
     memory_mb   images (uint8) and captions are kept up to this many MiB; the rest is asked of the data set again each epoch
@@ -47,6 +53,7 @@ class Batches:
         self.free = int(memory_mb * 2**20)
         self.cache: dict[int, tuple[np.ndarray, tuple[str, ...]]] = {}
         self.digests = np.zeros(len(dataset), np.uint64)          # 0: not seen yet
+        self.met = np.zeros(len(dataset), "<u4")                  # the same, shorter, of this run and of those before it
         self.duplicates = 0
         self._deal()
 
@@ -67,8 +74,6 @@ class Batches:
         images, texts, chosen = [], [], []
         for i, draw in zip(index.tolist(), self.draws[at].tolist()):
             image, captions = self._example(i)
-            if not self.digests[i]:
-                self.digests[i] = int.from_bytes(hashlib.blake2b(image.tobytes(), digest_size=8).digest(), "little")
             images.append(image)
             chosen.append(int(draw * len(captions)))
             texts.append(captions[chosen[-1]])
@@ -79,11 +84,13 @@ class Batches:
         self.position += 1                                        # last, so that an error leaves the state as it was
         return batch
 
-    def state(self) -> dict[str, int]:
+    def state(self) -> dict[str, int | str]:
         """Where the iterator stands, JSON-able, with what restore() checks."""
-        return {"epoch": self.epoch, "position": self.position, **self._identity()}
+        met = self.met if len(self.met) <= MOST_REMEMBERED else self.met[:0]
+        pixels = base64.b64encode(met.tobytes()).decode()
+        return {"epoch": self.epoch, "position": self.position, **self._identity(), "pixels": pixels}
 
-    def restore(self, state: dict[str, int]) -> None:
+    def restore(self, state: dict[str, int | str]) -> None:
         """Go to a state.   ValueError where it belongs to other data, another batch size or another seed."""
         for name, value in self._identity().items():
             if state.get(name) != value:
@@ -91,6 +98,14 @@ class Batches:
         epoch, position = state.get("epoch"), state.get("position")
         if type(epoch) is not int or type(position) is not int or epoch < 0 or not 0 <= position <= self.per_epoch:
             raise ValueError(f"state: expected epoch >= 0 and position in 0..{self.per_epoch}, got {epoch!r} and {position!r}")
+        try:
+            pixels: Any = state.get("pixels") or ""
+            met = np.frombuffer(base64.b64decode(pixels, validate=True), "<u4")
+        except (ValueError, TypeError) as error:
+            raise ValueError(f"state: expected a hash of the pixels of every example, got {error}") from error
+        if len(met) not in (0, len(self.dataset)):
+            raise ValueError(f"state: expected hashes of the pixels of {len(self.dataset)} examples, got {len(met)}")
+        self.met = met.copy() if len(met) else np.zeros(len(self.dataset), "<u4")
         self.epoch, self.position = epoch, position
         self._deal()
 
@@ -113,10 +128,21 @@ class Batches:
             image = resize(image, self.image_size)
         if not example.captions:
             raise ValueError(f"{example.key or i}: expected at least one caption, got none")
+        self._remember(i, image, example.key)
         if image.nbytes <= self.free:
             self.cache[i] = image, example.captions
             self.free -= image.nbytes
         return image, example.captions
+
+    def _remember(self, i: int, image: np.ndarray, key: str) -> None:
+        digest = hashlib.blake2b(image.tobytes(), digest_size=8).digest()
+        self.digests[i] = int.from_bytes(digest, "little")
+        short = int.from_bytes(digest[:4], "little") or 1
+        if self.met[i] not in (0, short):
+            raise ValueError(f"{getattr(self.dataset, 'name', 'the data set')}: example {i} {key}: its pixels are not those "
+                             "that this run met before: its file was replaced, or another version of Pillow decodes it "
+                             "otherwise; put back what was there, or start anew")
+        self.met[i] = short
 
 
 def to_images(images: Sequence[np.ndarray]) -> np.ndarray:

@@ -18,6 +18,8 @@ MAX_PIXELS = 64_000_000
 MAX_BYTES = 256 * 2**20
 MAX_MEMORY = 512 * 2**20                                          # of one picture while it is decoded and made RGB
 MAX_SIZE = 4096                                                   # of the square that a picture becomes
+MAX_TEXT = 4_000_000                                              # pixels that a file may write in digits: seconds to read
+MAX_SCANS = 2**31                                                 # pixels times scans of a JPEG, which may hold thousands
 STRIP = 2**18                                                     # pixels that are converted at a time
 ALONE = threading.Lock()                                          # pictures that take long and much are decoded one by one
 
@@ -55,6 +57,7 @@ def read_image(source: Path | bytes, size: int, how: str = "squash",
         with Image.open(io.BytesIO(data), formats=formats()) as image:
             if image.width * image.height > max_pixels:
                 raise Unusable("image too large", f"{image.width} x {image.height} pixels, at most {max_pixels}")
+            check_time(image, data)
             peak = memory(image) + resampling(*image.size, size) + len(data)
             if peak > MAX_MEMORY:
                 raise Unusable("image too large", f"{image.width} x {image.height} pixels, {image.format}, mode {image.mode}: "
@@ -99,6 +102,16 @@ def memory(image) -> int:
     own = {"WEBP": 12, "AVIF": 12, "TIFF": stored, "JPEG": coefficients, "MPO": coefficients}
     copies = stored * (_orientation(image) != 1) + 4 * (image.mode != "RGB" or "transparency" in image.info)
     return image.width * image.height * (stored + own.get(image.format, 0) + copies)
+
+
+def check_time(image, data: bytes) -> None:
+    """Unusable where few bytes, or bytes of another kind, would take minutes: pixels in digits, a JPEG with endless scans."""
+    pixels = image.width * image.height
+    if image.format == "PPM" and data[:2] in (b"P1", b"P2", b"P3") and pixels > MAX_TEXT:
+        raise Unusable("image too large", f"{image.width} x {image.height} pixels written in digits ({data[:2].decode()}), "
+                                          f"at most {MAX_TEXT}; save it as JPEG or PNG")
+    if "progressive" in image.info and pixels * (scans := data.count(b"\xff\xda")) > MAX_SCANS:
+        raise Unusable("image too large", f"{image.width} x {image.height} pixels in {scans} scans; save it as PNG")
 
 
 def resampling(width: int, height: int, size: int) -> int:

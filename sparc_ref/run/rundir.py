@@ -21,7 +21,7 @@ from typing import Any
 from sparc_ref.data import Joined, Limited, load_tokenizer
 from sparc_ref.model import SPARCConfig, parameter_shapes
 from sparc_ref.run import checkpoint
-from sparc_ref.run.files import NO_FOLLOW, read_bytes, write_all, write_whole, writing
+from sparc_ref.run.files import NO_FOLLOW, WriteFailed, read_bytes, write_all, write_whole, writing
 from sparc_ref.run.inventory import (
     CHECKPOINTS,
     CONFIG,
@@ -138,15 +138,17 @@ class Metrics:
         self.path, self.then, self.handle = path, then, -1
 
     def __enter__(self):
-        folder = os.stat(self.path.parent)
+        with writing(self.path, self.then):
+            folder = os.stat(self.path.parent)
         self.folder = folder.st_dev, folder.st_ino
         self._open()
         return self
 
     def __exit__(self, *_):
-        if self.handle >= 0:
-            os.close(self.handle)
-            self.handle = -1
+        handle, self.handle = self.handle, -1
+        if handle >= 0:
+            with writing(self.path, self.then):
+                os.close(handle)
 
     def _open(self):
         with writing(self.path, self.then):
@@ -160,14 +162,18 @@ class Metrics:
     def check(self):
         """RunGone unless everything is still where it was; a file that was replaced, as editors do, is opened anew."""
         try:
-            folder, file = os.stat(self.path.parent), os.lstat(self.path)
-        except (FileNotFoundError, NotADirectoryError):
+            with writing(self.path, self.then):
+                folder, file, mine = os.stat(self.path.parent), os.lstat(self.path), os.fstat(self.handle)
+        except WriteFailed as error:
+            if not isinstance(error.__cause__, FileNotFoundError | NotADirectoryError):
+                raise
             folder = file = None
         if not file or (folder.st_dev, folder.st_ino) != self.folder or not stat.S_ISREG(file.st_mode):
             raise RunGone(f"{self.path.parent}: the run's folder was deleted, moved or replaced while it trained; nothing more "
                           f"was written there. Put it back as it was{self.then or ', or start anew'}")
-        if (file.st_dev, file.st_ino) != (os.fstat(self.handle).st_dev, os.fstat(self.handle).st_ino):
-            os.close(self.handle)
+        if (file.st_dev, file.st_ino) != (mine.st_dev, mine.st_ino):
+            with suppress(OSError):                       # what is in it has gone
+                os.close(self.handle)
             self._open()
 
     def write(self, row):
@@ -245,7 +251,8 @@ def lock(out):
             raise ValueError(f"{out}: another process is training here; wait for it or choose another --out")
         yield undo
     finally:
-        os.close(handle)
+        with suppress(OSError):                           # an empty file: there is nothing to lose
+            os.close(handle)
 
 
 def hold(handle, path):

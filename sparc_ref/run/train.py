@@ -30,6 +30,7 @@ from sparc_ref.run import checkpoint, remarks
 from sparc_ref.run.files import WriteFailed
 from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, METRICS
 from sparc_ref.run.measure import evaluate
+from sparc_ref.run.memory import check_memory
 from sparc_ref.run.rundir import Metrics, check_out, fingerprint, lock, open_run, shorten
 from sparc_ref.run.telling import SHOWN, announce, brief, progress, remedy
 
@@ -112,6 +113,7 @@ def train(
     if not datasets:
         raise ValueError("datasets: expected at least one, got none")
     device = get_device(options.device)
+    check_memory(config, 4 if device == "cpu" else 1, checkpoint.ITEM_BYTES[options.dtype])
     record = {"model": asdict(config), "train": asdict(options), "tokenizer": tokenizer.hash,
               "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
               "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
@@ -120,7 +122,9 @@ def train(
     batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
                        image_size=config.image_size) for i, d in enumerate(datasets)]
     keep_memory()
-    with stop_signals() as stop, lock(out) as undo, one_blas_thread(options.shards > 1):
+    # what overflows ends in an error of ours, which says where; NumPy's warnings before it would hide that
+    quiet = np.errstate(over="ignore", invalid="ignore", divide="ignore")
+    with stop_signals() as stop, lock(out) as undo, one_blas_thread(options.shards > 1), quiet:
         run = start = None
         try:
             start = open_run(out, record, tokenizer, resume, overwrite)
@@ -180,8 +184,11 @@ class Run:
                 if not np.isfinite(norm):
                     raise self.diverged(step + 1, f"the gradient's norm is {norm} on {self.names()}")
                 lr = optim.warmup_cosine(step, peak=o.lr, warmup=o.warmup, steps=o.steps, final=o.final_lr)
-                params, state = optim.adamw_step(params, grads, state, lr, betas=(o.beta1, o.beta2), eps=o.eps,
-                                                 weight_decay=o.weight_decay)
+                try:
+                    params, state = optim.adamw_step(params, grads, state, lr, betas=(o.beta1, o.beta2), eps=o.eps,
+                                                     weight_decay=o.weight_decay)
+                except ArithmeticError as error:
+                    raise self.diverged(step + 1, f"{error}, on {self.names()}") from error
                 params = optim.clamp_theta(params)
                 step += 1
                 self.trained = True

@@ -1,6 +1,7 @@
 """Batches repeat to the last bit, also from the middle of an epoch; tokens find the regions that they name."""
 
 import json
+from contextlib import nullcontext
 
 import numpy as np
 import pytest
@@ -194,3 +195,49 @@ def test_limited_and_joined():
     for bad in (lambda: Limited(DATA, 0), lambda: Joined()):
         with pytest.raises(ValueError, match="expected at least"):
             bad()
+
+
+# --- pixels that were met ------------------------------------------------------------------------------------------------
+
+
+def replaced(few, i, value):
+    few.examples[i] = grey(value)
+
+
+def test_every_example_that_was_met_is_met_again_with_the_same_pixels():
+    """More than the 64 that a resumed run compares before it starts; without a cache, so that each is decoded anew."""
+    few = Few([grey(n) for n in range(100)])
+    batches = Batches(few, WORDS, 10, seed=1, max_tokens=5, memory_mb=0)
+    first = [next(batches) for _ in range(4)]
+    state = json.loads(json.dumps(batches.state()))
+    met, new = int(first[0].index[0]), int(batches.order[-1])
+    for change, message in ((met, rf"few: example {met} .*: its pixels are not those that this run met before"), (new, None)):
+        other = Few([grey(n) for n in range(100)])
+        replaced(other, change, 200)
+        resumed = Batches(other, WORDS, 10, seed=1, max_tokens=5, memory_mb=0)
+        resumed.restore(state)
+        assert resumed.state() == batches.state()
+        with pytest.raises(ValueError, match=message) if message else nullcontext():
+            for _ in range(16):
+                next(resumed)
+
+
+def test_a_picture_that_changes_while_a_run_trains():
+    few = Few([grey(n) for n in range(6)])
+    batches = Batches(few, WORDS, 3, seed=1, max_tokens=5, memory_mb=0)
+    next(batches), next(batches)
+    replaced(few, 2, 99)
+    before = batches.state()
+    with pytest.raises(ValueError, match="few: example 2 : its pixels are not those"):
+        next(batches), next(batches)
+    assert batches.state()["pixels"] == before["pixels"]
+
+
+@pytest.mark.parametrize("pixels", ["!", "AAAA", 3, ["x"]], ids=repr)
+def test_hashes_that_no_run_wrote(pixels):
+    batches = Batches(Few([grey(n) for n in range(6)]), WORDS, 3, seed=1, max_tokens=5)
+    with pytest.raises(ValueError, match="state: expected"):
+        batches.restore(batches.state() | {"pixels": pixels})
+    old = {name: value for name, value in batches.state().items() if name != "pixels"}
+    batches.restore(old)                                          # what an earlier version wrote
+    next(batches)

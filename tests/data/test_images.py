@@ -320,3 +320,29 @@ def test_a_line_of_pixels_does_not_take_a_gigabyte_to_resize(width, height):
 def test_the_square_has_a_largest_side(photo):
     with pytest.raises(ValueError, match="size: expected at least 1 and at most 4096, got 640000"):
         resize(np.zeros((1, 1, 3), np.uint8), 640_000)
+
+
+def test_pixels_written_in_digits_are_bounded(tmp_path, monkeypatch):
+    """62 megapixels of text took 24 s to decode."""
+    file = tmp_path / "1.pgm"
+    file.write_bytes(b"P2 2500 2500 1\n" + b"1 " * (2500 * 2500))
+    with pytest.raises(ValueError, match=r"image too large \(2500 x 2500 pixels written in digits \(P2\), at most 4000000"):
+        load_image(file, 8)
+    file.write_bytes(b"P2 20 20 1\n" + b"1 " * 400)
+    assert load_image(file, 8).min() == 255
+    monkeypatch.setattr(images, "MAX_TEXT", 100)
+    with pytest.raises(ValueError, match="20 x 20 pixels written in digits"):
+        load_image(file, 8)
+    file.write_bytes(b"P5 20 20 255\n" + b"1" * 400)
+    assert load_image(file, 8).min() == ord("1")
+
+
+def test_a_jpeg_of_endless_scans(tmp_path):
+    """Each scan is a pass over all pixels, and takes some bytes of the file."""
+    Image.new("RGB", (3000, 3000)).save(tmp_path / "1.jpg", progressive=True)
+    data = (tmp_path / "1.jpg").read_bytes()
+    assert load_image(tmp_path / "1.jpg", 8).shape == (8, 8, 3)
+    last = data.rindex(b"\xff\xda")
+    (tmp_path / "1.jpg").write_bytes(data[:last] + data[last:-2] * 300 + data[-2:])
+    with pytest.raises(ValueError, match=r"image too large \(3000 x 3000 pixels in 3\d\d scans"):
+        load_image(tmp_path / "1.jpg", 8)

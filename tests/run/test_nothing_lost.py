@@ -15,7 +15,7 @@ from sparc_ref.run import checkpoint, files
 from sparc_ref.run import train as loop
 from sparc_ref.run.files import WriteFailed
 from sparc_ref.run.inventory import inventory
-from sparc_ref.run.rundir import RunGone, lock
+from sparc_ref.run.rundir import Metrics, RunGone, lock
 from sparc_ref.run.train import Interrupted
 
 
@@ -393,3 +393,20 @@ def test_an_interrupted_overwriting_run_goes_on(finished, monkeypatch):
     assert checkpoint.load(finished).step == 6
 
 
+
+
+@pytest.mark.parametrize("call", ["stat", "lstat", "fstat", "close"])
+def test_a_disk_that_fails_below_the_metrics_is_named(tmp_path, monkeypatch, call):
+    """fstat and close know no name; "[Errno 5] Input/output error" was all that was said."""
+    real = getattr(os, call)
+
+    def failing(*args, **more):
+        real(*args, **more)
+        raise OSError(errno.EIO, "Input/output error")
+
+    metrics = Metrics(tmp_path / "metrics.jsonl")
+    with pytest.raises(WriteFailed, match=r"metrics\.jsonl: not written: Input/output error; the disk does not"), metrics:
+        metrics.write({"step": 1})
+        with monkeypatch.context() as now:
+            now.setattr(os, call, failing)
+            metrics.__exit__() if call == "close" else metrics.check()

@@ -24,9 +24,9 @@ from sparc_ref.run.train import Interrupted, NonFiniteLoss
 # --------------------------------------------------------------------------------------------------------- divergence
 
 
-@pytest.mark.filterwarnings("ignore::RuntimeWarning")
+@pytest.mark.filterwarnings("error")
 def test_a_learning_rate_that_is_too_high(tmp_path):
-    """Nothing is planted: forward raises first, before there is a loss to look at."""
+    """Nothing is planted: forward raises first, before there is a loss to look at, and no warning of NumPy comes before it."""
     with pytest.raises(NonFiniteLoss, match=r"update \d+: .*") as error:
         go(tmp_path, steps=40, lr=1e30, warmup=0, clip=1e30, checkpoint_every=1)
     said = str(error.value)

@@ -94,7 +94,8 @@ def _layout(path: Path, text: str, tree: Tree):
         names = _lower(cells)
         if found := chosen(list(names)):
             split = names.index("split") if "split" in names else None
-            return delimiter, (names, names.index(found[0]), [names.index(c) for c in found[1]], split)
+            captions = [c for name in found[1] for c, other in enumerate(names) if other == name]  # a name may stand twice
+            return delimiter, (names, names.index(found[0]), captions, split)
     for delimiter, cells in first.items():
         if len(cells) > 1 and any(_like_a_name(cell, tree) for cell in cells[:2]):
             return delimiter, None

@@ -183,7 +183,7 @@ FAULTS = [  # module, right, wrong, a case that sees it, the tensor at which it 
     ("losses", "t_hat, back_t = ops.l2_normalize(t_bar)", "t_hat, back_t = t_bar, lambda d: d", "global_default", "mid.logits"),
     ("losses", "logits = xp.exp(theta) * cosine", "logits = xp.exp(xp.clip(theta, 0, 4.6)) * cosine",
      "global_theta_beyond", "mid.logits"),
-    ("ops", "eps: float = 1e-12", "eps: float = 1e-8", "l2_normalize_small", "out.y"),
+    ("ops", "    y /= length\n", "    y /= length + 1e-8 / top\n", "l2_normalize_small", "out.y"),
     ("ops", "scale = (C // H) ** -0.5", "scale = C**-0.5", "attention_2", "out.y"),
     ("ops", "softmax(q @ T(k), None if mask is None else mask[:, None, None, :])",
      "softmax(q @ T(k))", "attention_padding", "out.y"),
