@@ -1,4 +1,4 @@
-"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | report | explain, and what others add.
+"""The command line, generated from dataclasses: demo | train | evaluate | report | explain | cost, and what others add.
 
 Another package adds a command by an entry point of the group "sparc_ref.commands": a dataclass with run() -> exit status, and
 `needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
@@ -18,6 +18,7 @@ import tyro
 
 from sparc_ref import __version__
 from sparc_ref.backend import get_device
+from sparc_ref.commands.cost import CostCommand
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.objectives.chosen import ObjectiveConfig
@@ -87,7 +88,6 @@ class Train:
     out: Path                       # the run directory: configuration, metrics, tokenizer, checkpoints
     training: TrainOptions
     model: ModelOptions
-    compared: ObjectiveOptions
     # what to train on; several are accumulated
     data: Annotated[tuple[str, ...], tyro.conf.arg(metavar=Data)] = ("drawn",)
     # what to measure on, every --eval-every updates
@@ -99,6 +99,7 @@ class Train:
     lower: bool = True              # lower-case captions
     resume: bool = False            # continue the run in --out, bit for bit; start it where there is none
     overwrite: bool = False         # delete the run that --out holds
+    compared: ObjectiveOptions = field(default_factory=ObjectiveOptions)
 
 
 @dataclass(frozen=True)
@@ -140,7 +141,8 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "report": Report, "explain": Explain}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "report": Report, "explain": Explain,
+                            "cost": CostCommand}
 ADDED: dict[str, Any] = {point.name: point.load() for point in sorted(entry_points(group="sparc_ref.commands"))}
 
 
