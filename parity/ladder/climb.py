@@ -43,6 +43,8 @@ RUNGS = (
          replay.ops, 3, 3),
     Rung("losses", "The frozen vectors of both losses, replayed through reference and trainer, stage by stage.",
          replay.losses, 3, 3),
+    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
+         "autograd.", replay.objectives, 1, 1, ("cpu",)),
     Rung("encoders", "Both towers: frozen vectors, then the small model's features under random parameters.",
          whole.encoders, 4, 8),
     Rung("gradients", "Every gradient of the small model under random parameters and a random upstream gradient.",
