@@ -94,7 +94,7 @@ def draw(found, batches, tower, out):
             axis.plot(batches, y, color=COLOURS[i], marker="os^Dv*P"[i], linestyle=("-", "--", "-.", ":")[i % 4],
                       label=name, linewidth=1.5, markersize=5)
         axis.set_xscale("log", base=2)
-        axis.set_yscale("log")
+        axis.set_yscale("log" if k < 2 else "linear")
         axis.set_xticks(batches, [str(b) for b in batches])
         axis.set_title(title, fontsize=11)
         axis.set_xlabel("batch")

@@ -1,5 +1,9 @@
 """The cost model: the paper's Table 11, the formulas of every objective, what grows with what; the command and its figure."""
 
+import importlib.util
+import re
+from pathlib import Path
+
 import pytest
 from PIL import Image
 
@@ -8,6 +12,7 @@ from sparc_ref.commands import cli
 from sparc_ref.model import PRESETS
 from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig
 
+ROOT = Path(__file__).parent.parent
 B16 = PRESETS["vit_b_16"]
 ENTRIES = cost.table_11(B16)
 MISSES = {("pacl", 16384), ("filip", 16384), ("gloria", 4096)}
@@ -41,6 +46,24 @@ def test_increments_are_those_of_an_independent_count(name, expected):
     for batch, wanted in zip(cost.BATCHES, expected):
         more = (of(name, batch).flops - of("clip", batch).flops) / 1e12
         assert abs(more - wanted) < max(0.0015, 0.02 * wanted), batch
+
+
+def test_the_page_shows_these_numbers():
+    """docs/objectives.md's table, to the digits that it prints."""
+    lines = (ROOT / "docs" / "objectives.md").read_text().splitlines()
+    for label, name in (("CLIP", "clip"), ("PACL", "pacl"), ("GLoRIA", "gloria"), ("MGCA", "mgca"), ("FILIP", "filip"),
+                        ("SPARC", "sparc")):
+        row, = (line for line in lines if re.match(rf"\| {label} \| \**[\d.]+ \(", line))
+        shown = re.findall(r"([\d.]+) \(([\d.]+)\)", row)
+        entries = [e for e in ENTRIES if e.objective == name]
+        assert shown == [(f"{e.predicted:.2f}", f"{e.reported:.2f}") for e in entries], label
+
+
+def test_the_picture_is_as_it_is_drawn():
+    spec = importlib.util.spec_from_file_location("draw_objectives", ROOT / "docs" / "draw_objectives.py")
+    drawing = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(drawing)
+    assert drawing.OUT.read_text() == drawing.draw(), "draw it again: python docs/draw_objectives.py"
 
 
 def test_parameters_are_the_papers_sizes():
