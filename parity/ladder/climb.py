@@ -43,8 +43,6 @@ RUNGS = (
          replay.ops, 3, 3),
     Rung("losses", "The frozen vectors of both losses, replayed through reference and trainer, stage by stage.",
          replay.losses, 3, 3),
-    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
-         "autograd.", replay.objectives, 1, 1, ("cpu",)),
     Rung("encoders", "Both towers: frozen vectors, then the small model's features under random parameters.",
          whole.encoders, 4, 8),
     Rung("gradients", "Every gradient of the small model under random parameters and a random upstream gradient.",
@@ -58,6 +56,8 @@ RUNGS = (
     Rung("compile", "torch.compile against eager: loss and every gradient.", variants.compiled, 20, 110),
     Rung("checkpointing", "Activation checkpointing against none: loss and every gradient.", variants.checkpointing, 1, 1),
     Rung("accumulation", "Gradient accumulation against one batch: loss and every gradient.", variants.accumulation, 1, 1),
+    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
+         "autograd.", replay.objectives, 1, 1, ("cpu",)),
     Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: SPARC's frozen vectors, every gradient of the small model.",
          cuda.backends, 60, 120, ("cuda",)),
     Rung("tf32", "Matrix products with TF32 off stay within the float32 budget; with TF32 on they must be seen leaving it.",
