@@ -15,16 +15,19 @@ SAID = {
     "sparc_ref.evaluate": "arrays to numbers",
     "sparc_ref.ops": "y, back = op(x)", "sparc_ref.optim": "AdamW, schedule", "sparc_ref.alignment": "eqs. 2-5",
     "sparc_ref.losses": "eqs. 1, 6", "sparc_ref.encoders": "both towers", "sparc_ref.model": "eq. 7, all gradients",
+    "sparc_ref.objectives": "CLIP, FILIP, ...", "sparc_ref.cost": "FLOPs, memory",
     "sparc_ref.run": "trains and remembers", "sparc_ref.show": "figures, pages", "sparc_ref.commands": "sparc-ref",
-    "parity.oracle": "torch autograd", "parity.trainer": "the ladder loads it", "parity.vectors": "frozen outputs, budgets",
-    "parity.ladder": "reference = trainer?", "parity.checker.probes": "the questions",
+    "parity.oracle": "torch autograd", "parity.oracle_objectives": "of the objectives",
+    "parity.trainer": "the ladder loads it", "parity.vectors": "frozen outputs, budgets",
+    "parity.ladder": "reference = trainer?", "parity.counted": "FLOPs of a real step", "parity.checker.probes": "the questions",
     "parity.checker.calling": "how is it called?",
     "parity.checker.diagnosis": "what does it compute?", "parity.checker.page": "what is said", "parity.checker": "the verdict",
     "parity.commands": "python -m parity",
 }  # fmt: skip
 HEADS = {"sparc_ref": "sparc_ref: the method, then what runs it",
          "parity": "parity: the proof; imports sparc_ref, never back"}
-COLUMNS = {"data": 0, "encoders": 2, "evaluate": 2, "optim": 3, "oracle": 0, "vectors": 0, "ladder": 0, "trainer": 1}
+COLUMNS = {"data": 0, "encoders": 2, "evaluate": 2, "cost": 2, "objectives": 3, "optim": 4, "oracle": 0, "oracle_objectives": 0,
+           "vectors": 0, "ladder": 0, "trainer": 1, "counted": 1}
 SPINE = {"sparc_ref": 1, "parity": 2}                     # the column of all others
 TOP = ("sparc_ref.data", "sparc_ref.backend", "parity.oracle", "parity.checker.probes")
 WIDTH, HEIGHT, GAP, ROW = 146, 40, 24, 74

@@ -1,4 +1,4 @@
-"""python -m parity ladder | vectors | check"""
+"""python -m parity ladder | vectors | cost | check"""
 
 import sys
 

@@ -44,6 +44,19 @@ class Vectors:
 
 
 @dataclass(frozen=True)
+class Cost:
+    """FLOPs of a real step and of every objective, counted by torch, beside what `sparc-ref cost` predicts by formulas."""
+
+    preset: Literal["tiny", "small", "vit_b_32", "vit_b_16", "vit_l_14"] = "vit_b_16"  # sizes of the model
+    batch: int = 8                  # pairs in the step, on one device
+
+    def run(self) -> int:
+        from parity.counted import main
+
+        return main(self)
+
+
+@dataclass(frozen=True)
 class Check:
     """What does an implementation of SPARC's loss compute, and where does it leave the paper?
 
@@ -112,4 +125,4 @@ class Check:
         return main(self)
 
 
-COMMANDS: dict[str, Any] = {"ladder": Ladder, "vectors": Vectors, "check": Check}
+COMMANDS: dict[str, Any] = {"ladder": Ladder, "vectors": Vectors, "cost": Cost, "check": Check}

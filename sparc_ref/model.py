@@ -206,6 +206,38 @@ def forward(
     return loss, trace, back
 
 
+def forward_with(
+    objective: Callable, params: dict[str, Array], images: Array, tokens: Array, mask: Array, config: SPARCConfig,
+    shards: int = 1,
+) -> tuple[Array, dict[str, Array], Callable]:
+    """forward() under another loss: objective(params, v, t, mask, v_bar, t_bar) -> loss, parts, back, as in objectives/.
+
+    params are the model's and the objective's own.  trace has the embeddings and the objective's parts; a parameter that the
+    objective does not reach gets a gradient of zeros.
+    """
+    own = own_params(params, config)
+    images, tokens = check_inputs(own, images, tokens, mask, config)
+    towers = in_shards(lambda *batch: _pair(own, config, *batch), shards, images, tokens, mask)
+    (f_v, v, v_bar, f_t, t, t_bar), back_towers = towers
+    loss, parts, back_loss = objective(params, v, t, mask, v_bar, t_bar)
+    trace = {"image_features": f_v, "text_features": f_t, "v": v, "t": t, "v_bar": v_bar, "t_bar": t_bar}
+
+    def back(dloss=1.0):
+        xp = array_namespace(v)
+        g = back_loss(float(dloss))
+        g |= back_towers(*(g.pop(name) for name in ("v", "v_bar", "t", "t_bar")))
+        for name, x in g.items():
+            check_finite(f"gradient of {name}", x)
+        return {name: g[name] if name in g else xp.zeros_like(p) for name, p in params.items()}
+
+    return loss, trace | parts, back
+
+
+def own_params(params: dict[str, Array], config: SPARCConfig) -> dict[str, Array]:
+    """The model's parameters among those of a run, which may hold an objective's too."""
+    return {name: params[name] for name in parameter_shapes(config) if name in params}
+
+
 def encode_images(params: dict[str, Array], images: Array, config: SPARCConfig, shards: int = 1) -> dict[str, Array]:
     """images (B,3,H,W) -> {"v": patch embeddings (B,P,D), "v_bar": (B,D), "segment": (B,P,D)}
 

@@ -97,12 +97,10 @@ def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: flo
 
 
 def clamp_theta(params: dict[str, Array]) -> dict[str, Array]:
-    """Keep log(1/tau) within [0, log 100].  Part of training, not of the loss."""
+    """Keep log(1/tau), of every temperature, within [0, log 100].  Part of training, not of the loss."""
     lowest, highest = THETA_RANGE
     return params | {
-        name: array_namespace(params[name]).clip(params[name], lowest, highest)
-        for name in ("theta", "theta_fine")
-        if name in params
+        name: array_namespace(p).clip(p, lowest, highest) for name, p in params.items() if name.startswith("theta")
     }
 
 

@@ -56,7 +56,9 @@ RUNGS = (
     Rung("compile", "torch.compile against eager: loss and every gradient.", variants.compiled, 20, 110),
     Rung("checkpointing", "Activation checkpointing against none: loss and every gradient.", variants.checkpointing, 1, 1),
     Rung("accumulation", "Gradient accumulation against one batch: loss and every gradient.", variants.accumulation, 1, 1),
-    Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: every frozen vector, every gradient of the small model.",
+    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
+         "autograd.", replay.objectives, 1, 1, ("cpu",)),
+    Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: SPARC's frozen vectors, every gradient of the small model.",
          cuda.backends, 60, 120, ("cuda",)),
     Rung("tf32", "Matrix products with TF32 off stay within the float32 budget; with TF32 on they must be seen leaving it.",
          cuda.tf32, 10, 20, ("cuda",)),

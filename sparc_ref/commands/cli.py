@@ -1,4 +1,4 @@
-"""The command line, generated from dataclasses: sparc-ref demo | train | evaluate | report | explain, and what others add.
+"""The command line, generated from dataclasses: demo | train | evaluate | report | explain | cost, and what others add.
 
 Another package adds a command by an entry point of the group "sparc_ref.commands": a dataclass with run() -> exit status, and
 `needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
@@ -18,8 +18,10 @@ import tyro
 
 from sparc_ref import __version__
 from sparc_ref.backend import get_device
+from sparc_ref.commands.cost import CostCommand
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run.files import check_output, write_output
 from sparc_ref.run.telling import reasons
 from sparc_ref.run.train import Interrupted, TrainConfig, train
@@ -28,6 +30,7 @@ if TYPE_CHECKING:
     Preset: TypeAlias = str
     ModelOptions: TypeAlias = SPARCConfig
     TrainOptions: TypeAlias = TrainConfig
+    ObjectiveOptions: TypeAlias = ObjectiveConfig
 else:
     Preset, why = Literal[tuple(PRESETS)], reasons(SPARCConfig)
 
@@ -54,6 +57,11 @@ else:
         for f in fields(TrainConfig)
     ], frozen=True)
     TrainOptions.__doc__ = "How to train."
+    ObjectiveOptions = make_dataclass("ObjectiveOptions", [
+        (f.name, Annotated[f.type, tyro.conf.arg(help=reasons(ObjectiveConfig)[f.name])], field(default=f.default))
+        for f in fields(ObjectiveConfig)
+    ], frozen=True)
+    ObjectiveOptions.__doc__ = "Another loss on the same towers, and its settings (docs/objectives.md)."
 
 
 def otherwise(metavar, hint):
@@ -92,6 +100,7 @@ class Train:
     lower: bool = True              # lower-case captions
     resume: bool = False            # continue the run in --out, bit for bit; start it where there is none
     overwrite: bool = False         # delete the run that --out holds
+    compared: ObjectiveOptions = field(default_factory=ObjectiveOptions)
 
 
 @dataclass(frozen=True)
@@ -133,7 +142,8 @@ class Explain:
     out: Path = Path("explain.png")  # the figure to write
 
 
-COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "report": Report, "explain": Explain}
+COMMANDS: dict[str, Any] = {"demo": DemoConfig, "train": Train, "evaluate": Evaluate, "report": Report, "explain": Explain,
+                            "cost": CostCommand}
 ADDED: dict[str, Any] = {point.name: point.load() for point in sorted(entry_points(group="sparc_ref.commands"))}
 
 
@@ -234,6 +244,7 @@ def run_train(command, again):
 
     check_out(command.out, command.resume, command.overwrite)
     training = TrainConfig(**asdict(command.training))
+    objective = ObjectiveConfig(**asdict(command.compared))
     get_device(training.device)
     changes = {f.name: v for f in fields(command.model) if (v := getattr(command.model, f.name)) is not None}
     config = replace(PRESETS[command.preset], **changes)
@@ -265,7 +276,7 @@ def run_train(command, again):
     else:
         tokenizer = make_tokenizer(sets, config.vocab_size, command.eos, command.lower)
     train(replace(config, vocab_size=tokenizer.vocab_size), training, sets, tokenizer, command.out,
-          validation=checks, resume=command.resume, overwrite=command.overwrite, again=again,
+          validation=checks, resume=command.resume, overwrite=command.overwrite, again=again, objective=objective,
           sources=remembered(command.data, command.validation, opened=named) | {"command": started(again)})
     print(f"Measure it, and see it on a page:\n  {shlex.join(['sparc-ref', 'report', str(command.out)])}")
 
@@ -280,7 +291,8 @@ def started(again: str) -> str:
 def run_evaluate(command):
     """The command `evaluate`: one table per data set; JSON where asked for."""
     from sparc_ref.commands.report import measure
-    from sparc_ref.run.rundir import load_run, sources_of
+    from sparc_ref.objectives.chosen import scores_of
+    from sparc_ref.run.rundir import load_run, objective_of, sources_of
     from sparc_ref.run.sources import check_split, has_splits, open_source, trained_on, with_options
     from sparc_ref.show.results import grounding, numbers_table
 
@@ -299,7 +311,8 @@ def run_evaluate(command):
         dataset = open_source(spec, config.image_size, split=command.split or "test")
         if hasattr(dataset, "report"):
             print(f"{spec}: {dataset.report}")
-        numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards)
+        numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards,
+                          scores_of(objective_of(found.record["config"], found.path)))
         results[f"{spec} {dataset.name}"] = numbers
         own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
         print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")

@@ -16,8 +16,9 @@ from typing import Any
 import numpy as np
 
 from sparc_ref import __version__
+from sparc_ref.objectives.chosen import scores_of
 from sparc_ref.run import checkpoint
-from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, read_metrics, sources_of
+from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, objective_of, read_metrics, sources_of
 from sparc_ref.run.sources import has_splits, open_source, trained_on
 from sparc_ref.run.train import one_blas_thread
 
@@ -108,7 +109,8 @@ def write_page(
             say(f"measuring {name} on {dataset.name}")
             numbers = {"seconds": training_seconds(metrics)} if metrics else {}
             for k, spec in measured.items():
-                got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit)
+                got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit,
+                              scores=scores_of(objective_of(record, found.path)))
                 numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
         chosen = chosen or worth_showing(params, config, dataset, tokenizer)
         spread = {}
@@ -118,7 +120,8 @@ def write_page(
         files = {"configuration": place / "config.json", "metrics": place / METRICS, "checkpoint": found.path,
                  "numbers": place / "final.json"}
         runs.append(Run(
-            name=name, config=record["model"] | record.get("train", {}), metrics=metrics, final=numbers, spread=spread,
+            name=name, config=record["model"] | record.get("train", {}) | record.get("objective", {}), metrics=metrics,
+            final=numbers, spread=spread,
             examples=explain_examples(params, config, dataset, tokenizer, [i for i, _ in chosen]),
             files={what: os.path.relpath(file, path.parent) for what, file in files.items() if file.exists()},
         ))
@@ -140,13 +143,13 @@ def write_page(
     print_results(page)
 
 
-def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4) -> dict[str, float]:
+def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4, scores=None) -> dict[str, float]:
     """measure.evaluate on a data set that a command line named.      limit [1000 of scenes, all of captioned pictures]"""
     from sparc_ref.run.measure import evaluate
 
     limit = min(len(dataset), 1000 if has_splits(spec) else len(dataset)) if limit is None else limit
     with one_blas_thread(shards > 1):
-        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards)
+        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards, scores=scores)
 
 
 def without_repeats(numbers, runs):

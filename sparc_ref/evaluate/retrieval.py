@@ -61,6 +61,33 @@ def retrieval(
     return out
 
 
+def retrieval_of_scores(
+    i2t: np.ndarray, t2i: np.ndarray, image_of_text: np.ndarray, ks: Sequence[int] = KS, *, tie: float = 1e-6
+) -> dict[str, float]:
+    """retrieval() for scores that are no cosines of two vectors.      i2t, t2i (N,M), image_of_text (M,) -> dict
+
+    i2t[i,j] is what image i, asking, thinks of text j; t2i[i,j] what text j, asking, thinks of image i: the same matrix where
+    the score has no direction.  Scores that differ by at most `tie` are equal.
+    """
+    i2t = finite("i2t", i2t, ("N", "M"))
+    N, M = i2t.shape
+    t2i = finite("t2i", t2i, (N, M))
+    image_of_text = owners(image_of_text, N, M)
+    ks = positive(ks)
+    own_i, own_t = i2t[image_of_text, np.arange(M)], t2i[image_of_text, np.arange(M)]     # (M,)
+    best = np.full(N, -np.inf)
+    np.maximum.at(best, image_of_text, own_i)
+    right = np.bincount(image_of_text[own_i >= best[image_of_text] - tie], minlength=N)
+    asked = np.isfinite(best)
+    above_i = np.count_nonzero(i2t > best[:, None] + tie, axis=1)
+    level_i = np.count_nonzero(i2t >= best[:, None] - tie, axis=1) - above_i
+    above_t = np.count_nonzero(t2i > own_t + tie, axis=0)
+    level_t = np.count_nonzero(t2i >= own_t - tie, axis=0) - above_t
+    wrong_i, wrong_t = np.maximum(level_i - right, 0)[asked], np.maximum(level_t - 1, 0)
+    out = {f"i2t_r{k}": float(np.mean(hit(k, above_i[asked], right[asked], wrong_i))) for k in ks}
+    return out | {f"t2i_r{k}": float(np.mean(hit(k, above_t, np.ones(M, np.int64), wrong_t))) for k in ks}
+
+
 def retrieval_chance(image_of_text: np.ndarray, images: int, ks: Sequence[int] = KS) -> dict[str, float]:
     """What a constant embedding scores: recall at K of a random order.      image_of_text (M,) -> dict as retrieval"""
     M = np.shape(image_of_text)[0]

@@ -21,6 +21,7 @@ CONFIG, METRICS, CHECKPOINTS, TOKENIZER, LOCK, FINAL = (
 FILES = (LOCK, CONFIG, METRICS, FINAL, *(f".{name}.part" for name in (CONFIG, METRICS, FINAL)))
 TOKENIZER_FILE = re.compile(r"tokenizer\.(json|model)(\.part)?")
 RECORD = {"model", "train", "tokenizer", "data", "validation"}  # the keys of a run's config.json
+OPTIONAL = {"objective"}                                  # a key of those runs alone that are not SPARC's
 
 
 @dataclass

@@ -10,6 +10,8 @@ Protocols, fixed here because they move the numbers:
     grounding     the first caption of the first `grounding` pictures
 """
 
+from collections.abc import Callable
+
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -17,17 +19,17 @@ from sparc_ref.backend import like, to_numpy
 from sparc_ref.evaluate.check import chosen, unit
 from sparc_ref.evaluate.grounding import grounding_gap
 from sparc_ref.evaluate.grouping import queries, summary
-from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance
+from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
 from sparc_ref.evaluate.segmentation import IGNORE, intersections, mean_iou, segment
 from sparc_ref.losses import fine_grained_loss
-from sparc_ref.model import SPARCConfig, encode_images, encode_texts
+from sparc_ref.model import SPARCConfig, encode_images, encode_texts, own_params
 
 
 def evaluate(
     params: dict, config: SPARCConfig, dataset, tokenizer, limit: int | None = None, batch: int = 64, *,
     captions: int | None = None, prompts: tuple[str, ...] = ("name", "caption"), upsample: str = "nearest",
     average: str = "per_image", background: str = "in_union", on: str = "cover", head: str = "paper", grounding: int = 512,
-    shuffles: int = 4, seed: int = 0, shards: int = 1,
+    shuffles: int = 4, seed: int = 0, shards: int = 1, scores: Callable | None = None,
 ) -> dict[str, float]:
     """All numbers that the data set supports, as a flat dict of floats; what cannot be measured has no key.
 
@@ -39,6 +41,7 @@ def evaluate(
     "g_v" or "h_v": that one for both.  A path that was never trained says nothing: compare models under their best heads.
     With regions and classes: for each of `prompts` miou or miou_caption, with _chance (a random class per patch) and
     _foreground (background pixels left out); see segmentation.py for upsample, average and background.
+    scores: an objective's own scoring rule (objectives.chosen.scores_of): the six recalls once more under native_i2t_r1, ...
     seed draws the shuffles and the random classes. params may live on any device. ValueError: nothing to evaluate.
     """
     for prompt in prompts:
@@ -54,6 +57,7 @@ def evaluate(
     K = len(classes)
 
     v_bar, t_bar, owners = [], [], []
+    patches_of, words_of = [], []                                 # v, (t, mask) of everything, for `scores`
     grouped: list[dict] = []
     counts: dict[tuple[str, str], list] = {}
     fine = []                                                     # (v, t, mask) of the pictures for the grounding gap
@@ -66,6 +70,9 @@ def evaluate(
         v_bar.append(image["v_bar"])
         t_bar.append(text["t_bar"])
         owners.append(a + of)
+        if scores:
+            patches_of.append(image["v"])
+            words_of.append((text["t"], mask))
         if a < grounding:
             first = np.searchsorted(of, np.arange(min(len(examples), grounding - a)))
             fine.append((image["v"][:len(first)], text["t"][first], mask[first]))
@@ -91,6 +98,11 @@ def evaluate(
     out = {"images": float(len(indices)), "captions": float(len(owner))}
     out |= retrieval(np.concatenate(v_bar), np.concatenate(t_bar), owner)
     out |= {f"{k}_chance": x for k, x in retrieval_chance(owner, len(indices)).items()}
+    if scores:
+        i2t, t2i = scored(
+            scores, params, config, np.concatenate(patches_of), words_of, np.concatenate(v_bar), np.concatenate(t_bar))
+        out |= {f"native_{k}": x for k, x in retrieval_of_scores(i2t, t2i, owner).items()}
+        out |= {f"native_{k}_chance": x for k, x in retrieval_chance(owner, len(indices)).items()}
     out |= gap_of(params, config, fine, rng, shuffles, batch)
     if grouped:
         out |= summary({k: np.concatenate([g[k] for g in grouped]) for k in grouped[0]})
@@ -111,14 +123,25 @@ def images_of(params, config, examples, shards=1):
     if len(shapes) > 1:
         raise ValueError(f"expected pictures of one size, got {shapes}; open the data set with size={config.image_size}")
     x = like(to_images([e.image for e in examples]), params["theta"])
-    return {k: to_numpy(y) for k, y in encode_images(params, x, config, shards).items()}
+    return {k: to_numpy(y) for k, y in encode_images(own_params(params, config), x, config, shards).items()}
 
 
 def texts_of(params, config, tokens, mask, shards=1):
     """encode_texts of host arrays, as NumPy."""
     xp = array_namespace(params["theta"])
     tokens, mask = like(tokens, params["theta"], xp.int64), like(mask, params["theta"], xp.bool)
-    return {k: to_numpy(x) for k, x in encode_texts(params, tokens, mask, config, shards).items()}
+    return {k: to_numpy(x) for k, x in encode_texts(own_params(params, config), tokens, mask, config, shards).items()}
+
+
+def scored(scores, params, config, v, words, v_bar, t_bar, pictures=64):
+    """An objective's scores of every picture and caption, some pictures at a time.      -> (N,M), (N,M) as NumPy"""
+    longest = max(t.shape[1] for t, _ in words)
+    t = np.concatenate([np.pad(t, ((0, 0), (0, longest - t.shape[1]), (0, 0))) for t, _ in words])
+    mask = np.concatenate([np.pad(m, ((0, 0), (0, longest - m.shape[1]))) for _, m in words])
+    host = {name: to_numpy(p) for name, p in params.items() if name not in own_params(params, config)}
+    rows = [scores(host, v[a:a + pictures], t, mask, v_bar[a:a + pictures], t_bar) for a in range(0, len(v), pictures)]
+    i2t, t2i = (np.concatenate(each) for each in zip(*rows))
+    return i2t, t2i
 
 
 def align(params, config, t, v, mask):

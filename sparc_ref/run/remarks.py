@@ -8,10 +8,13 @@ from sparc_ref.optim import THETA_RANGE
 COUNTED = ("examples", "tokens_truncated", "captions_truncated", "duplicate_pictures")  # over a whole run, kept in checkpoints
 
 
-def at_start(config: SPARCConfig, batch: int) -> list[str]:
+def at_start(config: SPARCConfig, batch: int, objective: str = "sparc") -> list[str]:
     """Settings that teach nothing, or that the first update changes."""
     said = []
-    if batch == 1 and not config.lambda_f:
+    if objective != "sparc":
+        if batch == 1:
+            said.append(f"a batch of one: {objective} has no other caption or picture to tell apart; raise --batch")
+    elif batch == 1 and not config.lambda_f:
         said.append("a batch of one without the fine-grained loss: the loss is 0 and nothing is learned; raise --batch")
     elif batch == 1:
         said.append("a batch of one: the global loss has nothing to tell apart and is 0; the fine-grained loss trains alone")

@@ -20,6 +20,7 @@ from typing import Any
 
 from sparc_ref.data import Joined, Limited, load_tokenizer
 from sparc_ref.model import SPARCConfig, parameter_shapes
+from sparc_ref.objectives.chosen import ObjectiveConfig, own_shapes
 from sparc_ref.run import checkpoint
 from sparc_ref.run.files import NO_FOLLOW, WriteFailed, read_bytes, write_all, write_whole, writing
 from sparc_ref.run.inventory import (
@@ -27,6 +28,7 @@ from sparc_ref.run.inventory import (
     CONFIG,
     LOCK,
     METRICS,
+    OPTIONAL,
     RECORD,
     TOKENIZER,
     Inventory,
@@ -84,7 +86,7 @@ def open_run(out, record, tokenizer, resume, overwrite):
             if different := differences(settings(index["record"].get("config")), settings(record)):
                 raise ValueError(f"--resume: {out} was started with other settings; " + "; ".join(different[:8]))
             config = checkpoint.from_json(SPARCConfig, record["model"], path)
-            checkpoint.check_shapes(path, index["tensors"][checkpoint.PARAMETERS], parameter_shapes(config))
+            checkpoint.check_shapes(path, index["tensors"][checkpoint.PARAMETERS], shapes_of(config, record, path))
 
         if steps := checkpoint.steps(out / CHECKPOINTS):
             start = checkpoint.load(steps[-1], check)
@@ -113,7 +115,7 @@ def stored_record(path):
 
 def settings(record):
     """Of a run's record what must be the same when it is resumed."""
-    return {k: v for k, v in record.items() if k in RECORD} if isinstance(record, dict) else record
+    return {k: v for k, v in record.items() if k in RECORD | OPTIONAL} if isinstance(record, dict) else record
 
 
 def differences(there, here, path=""):
@@ -305,7 +307,7 @@ def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoin
         tensors = index["tensors"][checkpoint.PARAMETERS]
         if (blocks := config.vision_depth + config.text_depth) > len(tensors):
             raise checkpoint.refuse(found, f"its configuration has {blocks} blocks, but it holds {len(tensors)} tensors")
-        checkpoint.check_shapes(found, tensors, parameter_shapes(config))
+        checkpoint.check_shapes(found, tensors, shapes_of(config, index["record"]["config"], found))
 
     def read(at):
         found = checkpoint.read_checkpoint(at, check)
@@ -316,6 +318,17 @@ def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoin
         return found.params, config, tokenizer, found
 
     return checkpoint.newest(path, read)
+
+
+def objective_of(record: dict, where: Any = "") -> ObjectiveConfig:
+    """What a run was trained with, of its record: SPARC where nothing else stands there.   CheckpointError for nonsense"""
+    kept = record.get("objective")
+    return ObjectiveConfig() if kept is None else checkpoint.from_json(ObjectiveConfig, kept, where)
+
+
+def shapes_of(config: SPARCConfig, record: dict, where: Any = "") -> dict[str, tuple[int, ...]]:
+    """Every parameter of a run: the model's, and its objective's own."""
+    return parameter_shapes(config) | own_shapes(objective_of(record, where), config.embed_dim)
 
 
 def sources_of(found: checkpoint.Checkpoint) -> dict:

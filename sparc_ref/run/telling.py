@@ -26,12 +26,13 @@ SHOWN = {  # the handful of numbers that tell how training goes, and what they a
 }
 
 
-def announce(config, options, datasets, tokenizer, out, device, params, step):
+def announce(config, options, datasets, tokenizer, out, device, params, step, objective=None):
     """The effective configuration with the reason for every setting, data, device, dtype and paths."""
     where = "CuPy on the GPU" if device == "cuda" else "NumPy on the CPU"
     lines = [f"{'resuming at update ' + str(step) if step else 'training'}: {optim.count(params):,} parameters, "
              f"{options.dtype}, {where}; everything goes to {out}/"]
-    for title, values in (("model", config), ("training", options)):
+    parts = [("model", config), *[("objective", objective)] * bool(objective), ("training", options)]
+    for title, values in parts:
         notes = reasons(type(values))
         lines.append(f"{title}:")
         lines += [f"  {k:17} {v!s:10} {notes.get(k, '')}".rstrip() for k, v in asdict(values).items()]

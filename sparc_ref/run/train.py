@@ -25,7 +25,8 @@ from array_api_compat import array_namespace
 from sparc_ref import optim
 from sparc_ref.backend import get_device, keep_memory, to_device, to_numpy
 from sparc_ref.data import Batches
-from sparc_ref.model import SPARCConfig, forward, init_params
+from sparc_ref.model import SPARCConfig, forward, forward_with, init_params
+from sparc_ref.objectives.chosen import ObjectiveConfig, after_update, init_own, loss_of, scores_of
 from sparc_ref.run import checkpoint, remarks
 from sparc_ref.run.files import WriteFailed
 from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, METRICS
@@ -79,6 +80,9 @@ class TrainConfig:
             raise ValueError(f"dtype: expected one of {checkpoint.DTYPES}, got {self.dtype!r}")
 
 
+SPARC = ObjectiveConfig()
+
+
 class NonFiniteLoss(ValueError):
     """Training produced NaN or infinity; the last checkpoint is intact.  Says at which update, on what data, and the remedy."""
 
@@ -90,7 +94,7 @@ class Interrupted(Exception):
 def train(
     config: SPARCConfig, options: TrainConfig, datasets: Sequence[Any], tokenizer: Any, out: str | os.PathLike, *,
     validation: Mapping[str, Any] | None = None, resume: bool = False, overwrite: bool = False, again: str = "",
-    sources: Mapping[str, Any] | None = None, say: Callable[[str], Any] = print,
+    sources: Mapping[str, Any] | None = None, say: Callable[[str], Any] = print, objective: ObjectiveConfig = SPARC,
 ) -> dict[str, np.ndarray]:
     """Train a model and return its parameters (NumPy).   rundir.py says what is written to `out`.
 
@@ -102,6 +106,7 @@ def train(
     overwrite   delete the run that `out` holds, and nothing else in that folder
     again       the command that continues this run, for messages
     sources     what a command line calls the data (sources.remembered), kept so that the run can be measured later
+    objective   the loss and its settings, SPARC's unless another is named; its own parameters are trained with the model's
     Raises ValueError where `out` holds another run or other files, or the configuration, data or tokenizer differ from it
     (naming what), NonFiniteLoss, WriteFailed or RunGone (both OSError), and Interrupted after Ctrl-C, SIGTERM or SIGHUP.
     A start that fails before its first update leaves nothing behind.
@@ -118,6 +123,7 @@ def train(
               "data": {f"{i}:{d.name}": fingerprint(d) for i, d in enumerate(datasets)},
               "validation": {name: fingerprint(d) for name, d in (validation or {}).items()}}
     record |= {"sources": dict(sources)} if sources else {}
+    record |= {"objective": asdict(objective)} if objective != SPARC else {}
     record = json.loads(json.dumps(record))               # tuples become lists, as they come back
     batches = [Batches(d, tokenizer, options.batch, seed=options.seed + 1000 * i, max_tokens=config.max_tokens,
                        image_size=config.image_size) for i, d in enumerate(datasets)]
@@ -132,10 +138,11 @@ def train(
                 seen, step = restored(start, batches), start.step
                 params, state = start.params, start.optimizer
             else:
-                params = initial(config, options)
+                params = initial(config, options, objective)
                 state, step, seen = optim.adamw_init(params), 0, dict.fromkeys(remarks.COUNTED, 0)
-            run = Run(config, options, batches, tokenizer, out, validation or {}, record, again, say)
-            run.tell(announce(config, options, datasets, tokenizer, out, device, params, step))
+            run = Run(config, options, batches, tokenizer, out, validation or {}, record, again, say, objective)
+            run.tell(announce(config, options, datasets, tokenizer, out, device, params, step,
+                              objective if objective != SPARC else None))
             params = to_device(params, device)
             state = {"step": state["step"], "m": to_device(state["m"], device), "v": to_device(state["v"], device)}
             return run.go(params, state, step, seen, stop)
@@ -161,8 +168,9 @@ def restored(start, batches):
 class Run:
     """One pass through the loop: what does not change during training, and the steps of the loop as methods."""
 
-    def __init__(self, config, options, batches, tokenizer, out, validation, record, again, say):
+    def __init__(self, config, options, batches, tokenizer, out, validation, record, again, say, objective=SPARC):
         self.config, self.options, self.batches, self.tokenizer = config, options, batches, tokenizer
+        self.objective = objective
         self.out, self.validation, self.record, self.again, self.say = out, validation, record, again, say
         self.then = f", then go on with:\n  {again or '--resume'}"
         self.metrics, self.saved, self.trained, self.deaf = Metrics(out / METRICS, self.then), 0, False, False
@@ -171,7 +179,7 @@ class Run:
     def go(self, params, state, step, seen, stop):
         o, self.saved = self.options, step
         self.trained = step > 0
-        for remark in remarks.at_start(self.config, o.batch) if step == 0 else ():
+        for remark in remarks.at_start(self.config, o.batch, self.objective.objective) if step == 0 else ():
             self.tell(f"note: {remark}")
         self.metrics.cut(step)
         with self.metrics, progress(o.steps, step, self.tell) as bar:
@@ -189,7 +197,7 @@ class Run:
                                                      weight_decay=o.weight_decay)
                 except ArithmeticError as error:
                     raise self.diverged(step + 1, f"{error}, on {self.names()}") from error
-                params = optim.clamp_theta(params)
+                params = after_update(optim.clamp_theta(params))
                 step += 1
                 self.trained = True
                 seen = {k: seen[k] + row.pop(k) for k in seen}
@@ -219,7 +227,8 @@ class Run:
 
     def gradients(self, params, step):
         try:
-            return gradients(params, self.batches, self.config, self.options.shards, self.options.device, step)
+            return gradients(params, self.batches, self.config, self.options.shards, self.options.device, step,
+                             loss_of(self.objective, step))
         except NonFiniteLoss as error:
             raise NonFiniteLoss(f"{error} {remedy(self.out)}") from error
 
@@ -229,7 +238,7 @@ class Run:
             began = time.perf_counter()
             try:
                 numbers = evaluate(params, self.config, dataset, self.tokenizer, self.options.eval_limit, self.options.batch,
-                                   seed=self.options.seed, shards=self.options.shards)
+                                   seed=self.options.seed, shards=self.options.shards, scores=scores_of(self.objective))
             except ArithmeticError as error:
                 raise self.diverged(step, f"evaluation on {split}: {error}") from error
             self.metrics.write({"kind": "eval", "step": step, "split": split, **numbers,
@@ -270,20 +279,26 @@ class Run:
             self.deaf = True
 
 
-def initial(config: SPARCConfig, options: TrainConfig) -> dict[str, np.ndarray]:
-    """The parameters before the first update: init_params, the attention's output scaled by attention_start."""
-    params = init_params(config, np.random.default_rng(options.seed), options.dtype)
+def initial(config: SPARCConfig, options: TrainConfig, objective: ObjectiveConfig = SPARC) -> dict[str, np.ndarray]:
+    """The parameters before the first update: init_params, the attention's output scaled by attention_start; then the
+    objective's own, so that the model starts alike under every objective."""
+    rng = np.random.default_rng(options.seed)
+    params = init_params(config, rng, options.dtype)
     start = np.asarray(options.attention_start, options.dtype)
-    return {name: p * start if name.endswith("attn.out.weight") else p for name, p in params.items()}
+    params = {name: p * start if name.endswith("attn.out.weight") else p for name, p in params.items()}
+    return params | init_own(objective, config.embed_dim, rng, options.dtype)
 
 
 def gradients(
-    params: dict, batches: Sequence[Batches], config: SPARCConfig, shards: int = 1, device: str = "cpu", step: int = 0
+    params: dict, batches: Sequence[Batches], config: SPARCConfig, shards: int = 1, device: str = "cpu", step: int = 0,
+    objective: Callable | None = None,
 ) -> tuple[dict, dict[str, float]]:
     """One batch from each data set; the mean of their gradients and of their losses (appendix D.2).   -> grads, row
 
-    row: loss, loss_global, loss_fine, zeroed (share of weights that the threshold set to zero), what remarks.COUNTED names,
-    and with several data sets each one's loss. Raises NonFiniteLoss that names the update, the data set and the examples.
+    objective: another loss than SPARC's, as loss_of gives it.
+    row: loss, loss_global, loss_fine (or whatever losses the objective is made of), zeroed (share of weights that the
+    threshold set to zero), what remarks.COUNTED names, and with several data sets each one's loss.
+    Raises NonFiniteLoss that names the update, the data set and the examples.
     """
     total: dict = {}
     rows: list[dict] = []
@@ -294,12 +309,13 @@ def gradients(
         images, tokens, mask = to_device((batch.images, batch.tokens, batch.mask), device)
         where = f"on {source.dataset.name}, examples {batch.index.tolist()}."
         try:
-            loss, trace, back = forward(params, images, tokens, mask, config, shards)
+            if objective:
+                loss, trace, back = forward_with(objective, params, images, tokens, mask, config, shards)
+            else:
+                loss, trace, back = forward(params, images, tokens, mask, config, shards)
         except ArithmeticError as error:
             raise NonFiniteLoss(f"update {step + 1}: {error}, {where}") from error
-        row = {"loss": number(loss), "loss_global": number(trace["loss_global"])}
-        if "loss_fine" in trace:
-            row["loss_fine"] = number(trace["loss_fine"])
+        row = {"loss": number(loss)} | {k: number(x) for k, x in trace.items() if k.startswith("loss_") and x.ndim == 0}
         if trace.get("sparse") is not None:
             row["zeroed"] = zeroed(trace["sparse"], mask)
         row |= {"examples": len(batch.index), "tokens_truncated": counts.dropped - dropped,

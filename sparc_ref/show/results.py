@@ -55,6 +55,12 @@ OTHERS = (  # what measure.evaluate says besides: not in the report, in the list
     Number("captions", "their captions", "Size", "count", None),
     Number("objects", "visible objects that a caption names", "Localisation", "count", None),
     Number("best", "the most that pointing and mass can be: patches are coarser than objects", "Localisation", "share", None),
+    Number("native_t2i_r1", "caption finds its picture under the objective's own score", "Retrieval"),
+    Number("native_t2i_r5", "… among the first 5", "Retrieval"),
+    Number("native_t2i_r10", "… among the first 10", "Retrieval"),
+    Number("native_i2t_r1", "picture finds its caption under the objective's own score", "Retrieval"),
+    Number("native_i2t_r5", "… among the first 5", "Retrieval"),
+    Number("native_i2t_r10", "… among the first 10", "Retrieval"),
     Number("fine_loss_shuffled", "fine-grained loss, shuffled pictures", "Grounding", "nats", None),
     Number("grounding_gap_sd", "standard deviation of the gap over shuffles", "Grounding", "nats", None),
 )

@@ -16,6 +16,7 @@ from sparc_ref import __version__
 from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer
 from sparc_ref.model import PRESETS, SPARCConfig
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run import sources
 from sparc_ref.run.telling import reasons
 from sparc_ref.run.train import TrainConfig, train
@@ -76,15 +77,15 @@ def test_help_names_every_option_with_its_meaning(command, capsys):
     status, out, _ = run([command, "--help"], capsys)
     assert status == 0
     for f in fields(cli.COMMANDS[command]):
-        if f.name not in ("training", "model", "image", "caption", "runs"):
+        if f.name not in ("training", "model", "compared", "image", "caption", "runs"):
             assert "--" + f.name.replace("_", "-") in out, f.name
     if command == "train":
-        for cls in (TrainConfig, SPARCConfig):
+        for cls in (TrainConfig, SPARCConfig, ObjectiveConfig):
             for f in fields(cls):
                 assert "--" + f.name.replace("_", "-") in out, f.name
 
 
-@pytest.mark.parametrize("cls", [TrainConfig, SPARCConfig])
+@pytest.mark.parametrize("cls", [TrainConfig, SPARCConfig, ObjectiveConfig])
 def test_every_setting_has_a_reason(cls):
     assert set(reasons(cls)) == {f.name for f in fields(cls)}
 

@@ -30,6 +30,11 @@ def losses(setup: Setup) -> Iterator[Row]:
     yield from replay(setup, "losses")
 
 
+def objectives(setup: Setup) -> Iterator[Row]:
+    """What SPARC is compared with, and its ablations; the other side is the oracle, which is torch's own autograd."""
+    yield from replay(setup, "objectives")
+
+
 def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[Row]:
     """Every case of a level, through the reference, then through what the trainer has of it; or through other `sides`."""
     sides = sides or both
@@ -57,7 +62,8 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
     if by_factor:
         setup.note(f"{by_factor} comparisons in 16 bits: {BY_FACTOR}, for the budget of the entries proves nothing")
     too = sum(case.function in CALLS for case in cases)
-    setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
+    other = "oracle" if level == "objectives" else "trainer"
+    setup.note(f"{len(cases)} frozen vectors, {too} of them through the {other} as well")
 
 
 def narrow(side: str, level: str, dtype: str) -> bool:

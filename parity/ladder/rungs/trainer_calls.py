@@ -11,6 +11,9 @@ from typing import Any
 
 import torch
 
+from parity import oracle_objectives
+from parity.vectors.cases.objectives import EMBEDDINGS
+from parity.vectors.cases.objectives import OPTIONS as OBJECTIVES
 from sparc_ref.model import SPARCConfig
 
 LEAST = {"vision_width": 2, "vision_depth": 1, "vision_heads": 1, "text_width": 2, "text_depth": 1, "text_heads": 1,
@@ -177,6 +180,17 @@ def state_of(model: Any, optimizer: Any, names: dict) -> dict:
     return {f"{kind}.{name}": take(now[name]) for kind, take in moments.items() for name in names}
 
 
+def objective(name: str) -> Callable:
+    """The oracle's, in whatever dtype is asked for; a trainer's own there is not yet."""
+
+    def call(trainer: Any, x: dict, o: dict) -> tuple[dict, dict]:
+        params = {n: p for n, p in x.items() if n not in EMBEDDINGS}
+        loss, parts = getattr(oracle_objectives, name)(params, *(x[n] for n in EMBEDDINGS), **o)
+        return {"loss": loss}, parts
+
+    return call
+
+
 CALLS: dict[str, dict[str, Callable]] = {  # function -> whose numbers -> call
     "gelu": {"trainer": gelu},
     "mlp": {"trainer": mlp},
@@ -189,4 +203,5 @@ CALLS: dict[str, dict[str, Callable]] = {  # function -> whose numbers -> call
     "model": {"trainer": model},
     "train": {"trainer": train},
     "adamw": {"trainer": adamw},
+    **{name: {"oracle": objective(name)} for name in OBJECTIVES},
 }
