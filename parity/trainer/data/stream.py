@@ -1,10 +1,13 @@
 """Batches of one data set for one rank: decoded in worker processes, in an order that their number does not change."""
 
 import math
+import os
 from collections import Counter, deque
 from collections.abc import Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -15,6 +18,7 @@ from torch.utils.data import DataLoader
 from parity.trainer.data.order import Deal, Order
 from sparc_ref.data.images import resize
 from sparc_ref.data.load_report import Unusable
+from sparc_ref.run.inventory import LOCK
 
 
 class Decoded(NamedTuple):
@@ -70,6 +74,15 @@ def together(samples: list[Decoded]) -> tuple[Tensor | None, list[Decoded]]:
     return (torch.stack(images) if images else None), [s._replace(image=None) for s in samples]
 
 
+def let_go(worker: int) -> None:
+    """A worker keeps no lock of the run's folder open, or it would outlive a trainer that is killed."""
+    folder = Path("/proc/self/fd")
+    for handle in folder.iterdir() if folder.is_dir() else ():
+        with suppress(OSError):
+            if os.readlink(handle).endswith(f"/{LOCK}"):
+                os.close(int(handle.name))
+
+
 class Tasks:
     """Chunks of what is left of a rank's hand; what a DataLoader calls a batch sampler."""
 
@@ -107,7 +120,7 @@ class Stream:
         self.loader: DataLoader = DataLoader(
             Decoder(dataset, tokenizer, image_size, max_tokens),  # type: ignore[arg-type]
             batch_sampler=Tasks(self), num_workers=workers, collate_fn=together, prefetch_factor=ahead,  # type: ignore[arg-type]
-            persistent_workers=workers > 0,
+            persistent_workers=workers > 0, worker_init_fn=let_go,
         )
         self.source: Iterator | None = None
         self.buffer: deque[Decoded] = deque()
