@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.distributed.fsdp import FSDPModule
 
 from parity.trainer.launch import Place, gathered
 from parity.trainer.loss import token_losses
@@ -39,6 +40,8 @@ def evaluate(model: Any, dataset: Any, tokenizer: Any, limit: int, batch: int, d
         part = embed(model, dataset, tokenizer, range(at, min(at + batch, limit, len(dataset))), device, autocast)
         if number < len(starts) and part:
             mine.append((number, part))
+    if isinstance(model, FSDPModule):
+        model.reshard()                                   # without a backward pass the outer parameters stay gathered
     parts = sorted((part for each in shared(mine, place, device) for part in each), key=lambda part: part[0])
     if not place.first or not parts:
         return {}
