@@ -66,7 +66,9 @@ def evaluate(model: Any, dataset: Any, tokenizer: Any, limit: int, batch: int, d
 def embed(model: Any, dataset: Any, tokenizer: Any, items: range, device: torch.device, autocast: torch.dtype | None) -> dict:
     """Embeddings as NumPy: v, v_bar of pictures; t, t_bar, mask of all their captions; of: whose caption each is."""
     config = bare(model).config
-    images, texts, of = [], [], []
+    images: list[np.ndarray] = []
+    texts: list[str] = []
+    of: list[int] = []
     for item in items:
         try:
             example = dataset[item]

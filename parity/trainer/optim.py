@@ -33,9 +33,9 @@ def make_adamw(
 ) -> torch.optim.AdamW:
     """torch's AdamW with groups: what decays and what does not; over shards also what is whole.  fused None: on a GPU."""
     named = dict(bare(model).named_parameters())
-    kinds = {(decays(name), isinstance(p, DTensor)): [] for name, p in named.items()}
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, p in named.items():                         # what is in shards and what is whole share no group: torch refuses
-        kinds[decays(name), isinstance(p, DTensor)].append(p)
+        kinds.setdefault((decays(name), isinstance(p, DTensor)), []).append(p)
     groups = [{"params": kinds[kind], "weight_decay": weight_decay if kind[0] else 0.0} for kind in sorted(kinds, reverse=True)]
     fused = all(p.is_cuda for p in named.values()) if fused is None else fused
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)

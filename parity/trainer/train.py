@@ -123,9 +123,8 @@ class Run:
             path, about = found
             load(path, about, self.model, self.optimizer)
             self.step, self.seen, self.in_a_row = about["step"], about["counters"], about["in_a_row"]
-            everywhere(lambda: [restore(s, e["epoch"], e["deals"], e["used"])
-                                for s, e in zip(self.streams, about["streams"], strict=True)])
-            for stream, each in zip(self.streams, about["streams"]):
+            for stream, each in zip(self.streams, about["streams"], strict=True):
+                restore(stream, each["epoch"], each["deals"], each["used"])
                 if self.place.first:
                     stream.skipped.update(each["skipped"])
                     stream.names |= each["names"]
@@ -155,7 +154,10 @@ class Run:
             return
         self.metrics.cut(self.step)
         if self.machine.tensorboard:
-            from torch.utils.tensorboard import SummaryWriter
+            try:
+                from torch.utils.tensorboard import SummaryWriter
+            except ModuleNotFoundError as error:
+                raise ValueError(f"tensorboard: needs the package {error.name}: pip install tensorboard") from error
 
             self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
         with self.metrics:

@@ -54,7 +54,7 @@ def entry(setup: Setup, more: str = "") -> Iterator[Row]:
         for world in (2,) if setup.quick else sizes(setup).worlds:
             yield from compared(setup, folder, want, options, world, {f"{how}, {dtype}": (text, dtype)
                                 for how, text in OVER_RANKS.items() for dtype in wanted(how)})  # fmt: skip
-    setup.note(f"{COUNT} updates of the preset {sizes(setup).training_model}, batch {BATCH}, from the command line to the export")
+    setup.note(f"{COUNT} updates of the preset {sizes(setup).training_model}, batch {BATCH}, from command line to export")
 
 
 def wanted(how: str) -> tuple[str, ...]:

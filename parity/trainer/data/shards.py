@@ -139,7 +139,8 @@ class ShardData:
 
     def texts(self, most: int, seed: int = 0) -> list[str]:
         """Captions of up to `most` samples, drawn evenly, in the order of the shards; what is unusable is left out."""
-        rng, out = np.random.default_rng(seed), []
+        rng = np.random.default_rng(seed)
+        out: list[str] = []
         for item in np.sort(rng.choice(len(self), min(most, len(self)), replace=False)):
             try:
                 out += self.read(int(item), picture=False)[1]
@@ -233,14 +234,10 @@ def look_through(path: str, folder: Path, prefer: str) -> None:
     target = index_file(folder, path, prefer)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     part.unlink(missing_ok=True)
-    put(part, packed({"rows": rows, "about": as_bytes(json.dumps(about)), "keys": as_bytes(keys)}))
-    os.replace(part, target)
-
-
-def packed(arrays: dict[str, np.ndarray]) -> bytes:
     buffer = io.BytesIO()
-    np.savez(buffer, **arrays)                            # type: ignore[arg-type]
-    return buffer.getvalue()
+    np.savez(buffer, rows=rows, about=as_bytes(json.dumps(about)), keys=as_bytes(keys))
+    put(part, buffer.getvalue())
+    os.replace(part, target)
 
 
 def as_bytes(text: str) -> np.ndarray:

@@ -112,16 +112,16 @@ class Stream:
             raise ValueError(f"batch: expected at most {len(dataset)}, the examples of {dataset.name}, got {size * world}")
         self.dataset, self.order, self.size, self.max_tokens = dataset, order, size, max_tokens
         self.rank, self.world, self.pad, self.strict = rank, world, pad, strict
-        self.epoch, self.used, self.deals = 0, 0, ()
+        self.epoch, self.used = 0, 0
+        self.deals: tuple[Deal, ...] = ()
         self.skipped: Counter[str] = Counter()
         self.names: dict[str, list[str]] = {}
         self.chunk = min(size, 16)
         ahead = max(2, math.ceil(2 * size / (self.chunk * workers))) if workers else None
-        self.loader: DataLoader = DataLoader(
-            Decoder(dataset, tokenizer, image_size, max_tokens),  # type: ignore[arg-type]
-            batch_sampler=Tasks(self), num_workers=workers, collate_fn=together, prefetch_factor=ahead,  # type: ignore[arg-type]
-            persistent_workers=workers > 0, worker_init_fn=let_go,
-        )
+        decoder: Any = Decoder(dataset, tokenizer, image_size, max_tokens)
+        tasks: Any = Tasks(self)
+        self.loader = DataLoader(decoder, batch_sampler=tasks, num_workers=workers, collate_fn=together, prefetch_factor=ahead,
+                                 persistent_workers=workers > 0, worker_init_fn=let_go)
         self.source: Iterator | None = None
         self.buffer: deque[Decoded] = deque()
         self.good = 0
