@@ -116,13 +116,13 @@ def free_port() -> int:
 
 
 def ended(ranks: list[subprocess.Popen]) -> list[int]:
-    return [rank.wait(timeout=600) for rank in ranks]
+    return [rank.wait(timeout=900) for rank in ranks]
 
 
 @pytest.mark.slow
 def test_ten_kills_change_no_bit(tmp_path):
     """SIGKILL of both ranks at random moments, half of them while a checkpoint is being written."""
-    more = ["--steps", "40", "--checkpoint-every", "2"]
+    more = ["--steps", "24", "--checkpoint-every", "1"]
     assert ended(torchrun(arguments(tmp_path / "whole", *more), free_port())) == [0, 0]
     chance, out = random.Random(11), tmp_path / "killed"
     kills = during_a_save = 0
@@ -145,6 +145,7 @@ def test_ten_kills_change_no_bit(tmp_path):
             continue
         assert ended(ranks) == [0, 0], [rank.stderr.read().decode()[-2000:] for rank in ranks]
         break
+    print(f"{kills} kills, {during_a_save} of them during a save")
     assert kills >= 5 and during_a_save >= 2
-    assert parameters(out, 40) == parameters(tmp_path / "whole", 40)
+    assert parameters(out, 24) == parameters(tmp_path / "whole", 24)
     assert rows(out) == rows(tmp_path / "whole")
