@@ -2,7 +2,9 @@
 
 import io
 import json
+import struct
 import tarfile
+import zlib
 from pathlib import Path
 
 import numpy as np
@@ -14,6 +16,14 @@ def picture(seed: int, size: int = 24, form: str = "PNG") -> bytes:
     pixels = np.random.default_rng(seed).integers(0, 256, (size, size, 3), dtype=np.uint8)
     Image.fromarray(pixels).save(buffer, form)
     return buffer.getvalue()
+
+
+def bomb() -> bytes:
+    """A few bytes that say they are a picture of 3.6 gigapixels."""
+    data = bytearray(picture(0))
+    data[16:24] = struct.pack(">II", 60_000, 60_000)
+    data[29:33] = struct.pack(">I", zlib.crc32(data[12:29]))
+    return bytes(data)
 
 
 WORDS = ["red", "green", "blue", "cat", "dog", "sofa", "tree", "car", "old", "new", "big", "small"]

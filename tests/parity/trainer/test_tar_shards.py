@@ -7,7 +7,7 @@ from collections import Counter
 
 import numpy as np
 import pytest
-from made_shards import caption, member, picture, shards, sound, write
+from made_shards import bomb, caption, member, picture, shards, sound, write
 
 from parity.trainer.data import shards as module
 from parity.trainer.data.shards import ShardData, expand, open_shards
@@ -118,7 +118,7 @@ CAPTIONS = {
     "caption is empty": ("txt", b"  \n"), "caption is not valid UTF-8": ("txt", b"\xff\xfe"),
     "caption's JSON is damaged": ("json", b"{"), "caption's JSON is no object": ("json", b"[1]"),
     "caption's JSON has no such field": ("json", b'{"x": 1}'), "caption is not text": ("json", b'{"caption": 3}'),
-    "image corrupt": ("png", picture(0)[:40]), "not an image": ("png", b"GIF? no"),
+    "image corrupt": ("png", picture(0)[:40]), "not an image": ("png", b"GIF? no"), "image too large": ("png", bomb()),
 }  # fmt: skip
 
 
@@ -128,7 +128,7 @@ def test_what_decoding_finds_says_its_reason(tmp_path):
         good = {"png": picture(n), "txt": b"fine"} if kind != "json" else {"png": picture(n)}
         members += [member(f"{n}.{name}", content) for name, content in (good | {kind: data}).items()]
     deep = json.dumps({"caption": ["one", "two  words"]}).encode()
-    members += [member("8.png", picture(8)), member("8.json", deep)]
+    members += [member("z.png", picture(8)), member("z.json", deep)]
     data = ShardData([str(write(tmp_path / "a.tar", members))], 16, tmp_path / "index")
     reasons = []
     for n in range(len(CAPTIONS)):
