@@ -113,13 +113,14 @@ class Run:
     def begin(self, resume: bool, init: Path | None) -> None:
         """The folder, the model and where it stands."""
         there = on_first(lambda: self.open(resume))
-        if init is not None and not there:
+        self.checkpoints = Checkpoints(self.out, self.machine.keep, self.machine.async_checkpoints)
+        found = self.checkpoints.latest() if there else None
+        if init is not None and not found:
             self.say(f"weights of {init}: {everywhere(lambda: take_weights(self.initial, init))}")
         self.model, self.device = on_device(self.initial, self.machine, self.place)
         t = self.training
         self.optimizer = optim.make_adamw(self.model, t.lr, t.weight_decay, (t.beta1, t.beta2), t.eps, bool(self.machine.fused))
-        self.checkpoints = Checkpoints(self.out, self.machine.keep, self.machine.async_checkpoints)
-        if there and (found := self.checkpoints.latest()):
+        if found:
             path, about = found
             load(path, about, self.model, self.optimizer)
             self.step, self.seen, self.in_a_row = about["step"], about["counters"], about["in_a_row"]
@@ -234,8 +235,8 @@ class Run:
         for i, batch in enumerate(batches):
             tensors = self.tensors(batch)
             stages: dict[str, torch.Tensor] = {}
-            losses.append(optim.backward(self.model, tensors, scale=1 / len(batches), last=i == len(batches) - 1, seen=stages,
-                                         **self.options))
+            losses.append(optim.backward(self.model, tensors, scale=1 / len(batches), last=i == len(batches) - 1,
+                                         seen=stages if said else None, **self.options))
             rows.append(self.figures(stages, tensors[2]) if said else {})
         norm = clip(self.model, t.clip)
         loss, norm_is = torch.stack([torch.stack(losses).mean().double(), norm.double()]).tolist()

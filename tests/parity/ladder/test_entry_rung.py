@@ -34,9 +34,9 @@ def test_the_trainer_passes():
 
 
 @pytest.mark.parametrize(("fault", "first"), [
-    ("--beta2 0.97", "loss 3"), ("--clip 0.3", "loss 3"), ("--weight-decay 0.1", "loss 2"), ("--warmup 1", "loss 2"),
-    ("--seed 77", "loss 1"), ("--data drawn?count=20&captions=1&style=short", "loss 1"), ("--lambda-f 1.01", "loss 1"),
+    ("--beta2 0.97", ("loss 2", "loss 3")), ("--clip 0.3", ("loss 2", "loss 3")), ("--lambda-f 1.01", ("loss 1",)),
+    ("--data 'drawn?count=20&captions=1&style=short'", ("loss 1",)),
 ])  # fmt: skip
 def test_what_differs_is_seen(fault, first):
-    failing = [row.name for row in climbed(fault.replace("&", r"\&").replace("?", r"\?")) if not row.ok]
-    assert failing[0] == first or (first.startswith("loss") and failing[0] <= first), failing[:3]
+    failing = [row.name for row in climbed(fault) if not row.ok]
+    assert failing and failing[0] in first, failing[:3]

@@ -57,6 +57,16 @@ def test_a_run_that_crashed_goes_on_to_the_same_bits(whole, tmp_path):
     assert command.main([*argv, "--resume"]) == 2
 
 
+def test_a_run_that_crashed_before_its_first_checkpoint_starts_again(whole, tmp_path):
+    """From the same weights: they are read again, as no checkpoint holds them yet."""
+    weights = str(whole[0] / "checkpoints" / "step_00000010" / "parameters.safetensors")
+    argv = ["--init", weights, "--steps", "3"]
+    one, other = arguments(tmp_path / "one", *argv), arguments(tmp_path / "other", *argv)
+    assert run_all({}, {"commands": [(one, None), (other, 2), ([*other, "--resume"], None)]})["status"].tolist() == [0, -1, 0]
+    assert parameters(tmp_path / "other", 3) == parameters(tmp_path / "one", 3)
+    assert rows(tmp_path / "other") == rows(tmp_path / "one")
+
+
 def test_sparc_ref_opens_it(whole, tmp_path):
     """The reference's towers and measures on the export give the numbers that the trainer wrote."""
     out, _ = whole
