@@ -125,8 +125,8 @@ def run(given: Options, place: Place, again: str, say: Callable[[str], Any]) -> 
 
     def opened(spec: str, **options: Any) -> Any:
         if spec.startswith("shards:"):
-            return open_shards(spec, config.image_size, given.out / "index", place.rank, place.world, lambda: gathered(None),
-                               machine.strict)
+            index = given.out / "index"
+            return open_shards(spec, config.image_size, index, place.rank, place.world, everywhere, machine.strict)
         return everywhere(lambda: open_source(spec, config.image_size, **options))
 
     on_first(lambda: given.out.mkdir(parents=True, exist_ok=True))

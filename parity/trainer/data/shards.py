@@ -55,7 +55,7 @@ def expand(pattern: str) -> list[str]:
 
 
 def open_shards(spec: str, size: int, index: str | os.PathLike, rank: int = 0, world: int = 1,
-                meet: Callable[[], Any] = lambda: None, strict: bool = False) -> "ShardData":
+                meet: Callable[[Callable[[], Any]], Any] = lambda task: task(), strict: bool = False) -> "ShardData":
     """What "shards:PATH?how=crop&caption=text" names.      ValueError for what no shard can be found of"""
     head, _, query = spec.partition("?")
     pattern = head.partition(":")[2]
@@ -77,7 +77,7 @@ class ShardData:
 
     paths   the shards; one that cannot be opened is tried again, then skipped and named in `report`
     field   of JSON captions, [the usual names]; where it is given, json is preferred to txt
-    rank, world, meet   this process looks through every world-th shard, and meet() returns when all have
+    rank, world, meet   this process looks through every world-th shard; meet(task) does it, and returns when all ranks have
     sizes   how many samples each shard has
     report  what the headers say; what decoding says is counted by who decodes
     """
@@ -85,15 +85,19 @@ class ShardData:
     classes: tuple[str, ...] = ()
 
     def __init__(self, paths: Sequence[str], size: int, index: str | os.PathLike, how: str = "squash", field: str = "",
-                 rank: int = 0, world: int = 1, meet: Callable[[], Any] = lambda: None, strict: bool = False):
+                 rank: int = 0, world: int = 1, meet: Callable[[Callable[[], Any]], Any] = lambda task: task(),
+                 strict: bool = False):
         self.paths, self.size, self.how, self.field = list(paths), size, how, field
         self.name = f"shards {Path(paths[0]).name}" + (f" and {len(paths) - 1} more" if paths[1:] else "")
         self.index = Path(index)
         self.index.mkdir(parents=True, exist_ok=True)
         mine = [path for path in self.paths[rank::world] if not index_file(self.index, path, self.prefer).exists()]
-        with ThreadPoolExecutor(4) as pool:
-            list(pool.map(lambda path: look_through(path, self.index, self.prefer), mine))
-        meet()
+
+        def look() -> None:
+            with ThreadPoolExecutor(4) as pool:
+                list(pool.map(lambda path: look_through(path, self.index, self.prefer), mine))
+
+        meet(look)
         abouts = [read_index(index_file(self.index, path, self.prefer), path)[0] for path in self.paths]
         self.sizes = np.array([about["samples"] for about in abouts], np.int64)
         self.starts = np.concatenate([[0], np.cumsum(self.sizes)])
@@ -117,25 +121,32 @@ class ShardData:
     def __getitem__(self, item: int) -> Example:
         if not 0 <= item < len(self):
             raise IndexError(f"sample {item} of {len(self)}")
-        picture, captions, key = self.read(item)
         try:
+            picture, captions = self.read(item)
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")           # Pillow's hints about bombs and odd metadata: checked there
-                return Example(read_image(picture, self.size, self.how)[0], captions, (), key)
+                image = read_image(picture, self.size, self.how)[0]
         except Unusable as error:
-            raise Unusable(error.reason, f"{key}: {error.note}") from error
+            raise Unusable(error.reason, f"{self.key_of(item)}: {error.note}") from error
+        path, row = self.place(item)
+        return Example(image, captions, (), f"{Path(path).name}, sample {row}")
 
-    def read(self, item: int, picture: bool = True) -> tuple[bytes, tuple[str, ...], str]:
-        """The picture's bytes, captions and "shard/key" of a sample.      Unusable where there is no caption"""
+    def place(self, item: int) -> tuple[str, int]:
+        """Which shard a sample is in, and as the how many-th."""
         shard = int(np.searchsorted(self.starts, item, "right")) - 1
-        path = self.paths[shard]
-        _, rows, keys = opened_index(str(index_file(self.index, path, self.prefer)), path)
-        row, key = rows[item - self.starts[shard]], f"{Path(path).name}/{keys[item - self.starts[shard]]}"
-        try:
-            captions = captions_of(read_at(path, int(row[2]), int(row[3])), bool(row[4]), self.field)
-        except Unusable as error:
-            raise Unusable(error.reason, f"{key}: {error.note}") from error
-        return read_at(path, int(row[0]), int(row[1])) if picture else b"", captions, key
+        return self.paths[shard], int(item - self.starts[shard])
+
+    def read(self, item: int, picture: bool = True) -> tuple[bytes, tuple[str, ...]]:
+        """The picture's bytes and the captions of a sample.      Unusable where there is no caption"""
+        path, number = self.place(item)
+        row = rows_of(str(index_file(self.index, path, self.prefer)), path)[number].tolist()
+        captions = captions_of(read_at(path, row[2], row[3]), bool(row[4]), self.field)
+        return read_at(path, row[0], row[1]) if picture else b"", captions
+
+    def key_of(self, item: int) -> str:
+        """A sample's shard and key, for messages."""
+        path, number = self.place(item)
+        return f"{Path(path).name}/{read_index(index_file(self.index, path, self.prefer), path, 'keys')[1][number]}"
 
     def texts(self, most: int, seed: int = 0) -> list[str]:
         """Captions of up to `most` samples, drawn evenly, in the order of the shards; what is unusable is left out."""
@@ -200,7 +211,7 @@ def read_at(path: str, offset: int, size: int) -> bytes:
     raise AssertionError("not reached")
 
 
-@lru_cache(16)
+@lru_cache(128)
 def opened(path: str) -> BinaryIO:
     return open(path, "rb", buffering=0)                  # closed when the cache forgets it
 
@@ -244,16 +255,17 @@ def as_bytes(text: str) -> np.ndarray:
     return np.frombuffer(text.encode("utf-8", "surrogatepass"), np.uint8)
 
 
-def read_index(file: Path, path: str) -> tuple[dict, np.ndarray, list[str]]:
-    """What look_through wrote.      ValueError where the shard is another one by now"""
+def read_index(file: Path, path: str, what: str = "rows") -> tuple[dict, Any]:
+    """What look_through wrote: about, and rows (N,5) or keys.      ValueError where the shard is another one by now"""
     with np.load(file, allow_pickle=False) as kept:
-        about, keys = (json.loads(kept[name].tobytes().decode("utf-8", "surrogatepass")) for name in ("about", "keys"))
-        rows = kept["rows"]
+        about = json.loads(kept["about"].tobytes().decode("utf-8", "surrogatepass"))
+        found = kept["rows"] if what == "rows" else json.loads(kept["keys"].tobytes().decode("utf-8", "surrogatepass"))
     if about["samples"] and (not os.path.isfile(path) or os.stat(path).st_size != about["bytes"]):
         raise ValueError(f"{path}: has changed since it was looked through; put it back, or delete {file} and start anew")
-    return about, rows, keys
+    return about, found
 
 
-@lru_cache(64)
-def opened_index(file: str, path: str) -> tuple[dict, np.ndarray, list[str]]:
-    return read_index(Path(file), path)
+@lru_cache(1024)
+def rows_of(file: str, path: str) -> np.ndarray:
+    """40 bytes a sample; a process reads from so many shards at a time as are shuffled together."""
+    return read_index(Path(file), path)[1]

@@ -99,7 +99,7 @@ def test_samples_are_what_was_written(tmp_path, monkeypatch):
     assert f"{tmp_path}/data/002.tar" in str(data.report)
     for n in range(7):
         example = data[n]
-        assert example.captions == (caption(n),) and example.key == f"{'000' if n < 3 else '001'}.tar/{n:06d}"
+        assert example.captions == (caption(n),) and data.key_of(n) == f"{'000' if n < 3 else '001'}.tar/{n:06d}"
         np.testing.assert_array_equal(example.image, read_image(picture(n), 16)[0])
     assert ShardData(paths, 16, tmp_path / "index2", field="caption")[2].captions == ("from json " + caption(2),)
     assert sorted(data.texts(100)) == sorted(caption(n) for n in range(7))
