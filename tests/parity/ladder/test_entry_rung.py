@@ -7,6 +7,7 @@ import pytest
 from parity.ladder.rungs import entry, whole
 from parity.ladder.rungs.setup import Setup, reference_side, trainer_side
 
+ALONE, OVER_RANKS, WANTED = entry.ALONE, entry.OVER_RANKS, entry.wanted
 TOY = replace(whole.TOY, image_size=16, temperature="shared")
 
 
@@ -22,6 +23,15 @@ def toy(monkeypatch):
     monkeypatch.setattr(entry, "compared", lambda *given: whole_compared(*given) if given[-1] else iter(()))
 
 
+def test_the_ways_and_their_precisions():
+    """Frozen: a way that is lost compares less, and nothing else would notice."""
+    every = ("float64", "float32", "mixed")
+    assert {how: WANTED(how) for how in (*ALONE, *entry.COMPILED, *OVER_RANKS)} == {
+        "": every, "2 parts, checkpointed, chunked": every[:1], "compiled": ("float32",), "ddp": every, "fsdp": every,
+        "ddp, 2 parts, chunked": every[:1], "fsdp, 2 parts, checkpointed": every[:1]}
+    assert entry.COUNT == 3 and entry.BATCH == 8
+
+
 def climbed(more: str = "") -> list:
     return list(entry.entry(Setup("quick", "cpu", 0, reference_side(), trainer_side()), more))
 
@@ -31,6 +41,8 @@ def test_the_trainer_passes():
     assert all(row.ok and row.proves for row in rows), [row for row in rows if not row.ok][:3]
     assert {row.name for row in rows} >= {"loss 1", "loss 3", "norm 2", "after 3.theta", "after 3.vision.positions"}
     assert {row.side for row in rows} == {"trainer, world 1, plain"}
+    config = replace(TOY, vocab_size=38)                  # of the scenes' words
+    assert len(rows) == 2 * entry.COUNT + len(whole.parameter_shapes(config))
 
 
 @pytest.mark.parametrize(("fault", "first"), [
