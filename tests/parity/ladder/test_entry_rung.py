@@ -3,6 +3,7 @@
 from dataclasses import replace
 
 import pytest
+import torch
 
 from parity.ladder.rungs import entry, whole
 from parity.ladder.rungs.setup import Setup, reference_side, trainer_side
@@ -43,6 +44,15 @@ def test_the_trainer_passes():
     assert {row.side for row in rows} == {"trainer, world 1, plain"}
     config = replace(TOY, vocab_size=38)                  # of the scenes' words
     assert len(rows) == 2 * entry.COUNT + len(whole.parameter_shapes(config))
+
+
+def test_compiled_blocks_change_nothing(monkeypatch):
+    """Compiling is tracing here: what the trainer does around it, padding, names and saving, is the same."""
+    compile_ = torch.nn.Module.compile
+    monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="eager"))
+    monkeypatch.setattr(entry, "ALONE", {"": "--compile"})
+    rows = climbed()
+    assert all(row.ok and row.proves for row in rows), [row for row in rows if not row.ok][:3]
 
 
 @pytest.mark.parametrize(("fault", "first"), [
