@@ -25,7 +25,7 @@ def runs(tmp_path_factory):
         (arguments(folder / "whole32", *short), None), (arguments(folder / "again32", *short), 2),
         ([*arguments(folder / "again32", *short), "--resume"], None),
     ]  # fmt: skip
-    done = run_ranks(2, "small_run:run_all", {}, {"commands": commands}, timeout=580)
+    done = run_ranks(2, "small_run:run_all", {}, {"commands": commands}, timeout=1800)
     assert all(x["status"].tolist() == [0, -1, -1, 0, 0, 2, 2, 0, -1, 0] for x in done), [x["status"] for x in done]
     alone = folder / "alone"
     assert command.main(arguments(alone, *double)) == 0
