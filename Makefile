@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow ladder vectors gpu-check real bench lint clean
+.PHONY: help demo test test-slow ladder vectors gpu-check real bench bench-trainer lint clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -35,6 +35,9 @@ real: .venv/run ## train on real photos and picture scenes from the sample data 
 bench: .venv/test ## one training step against torch, ratios from one run; and the time of the import
 	.venv/bin/python bench/import_time.py
 	.venv/bin/python bench/step.py
+
+bench-trainer: .venv/test ## the torch trainer's costs side by side: memory of the global loss, SPARC against it alone, compiled, in chunks
+	.venv/bin/python bench/trainer.py
 
 lint: .venv/dev ## ruff, mypy, and the arrows between the rooms
 	.venv/bin/ruff check .

@@ -43,6 +43,7 @@ PLANTED = [
     ("sparc_ref/losses.py", "import torch", "sparc_ref.losses -> torch"),
     ("parity/oracle.py", "from sparc_ref import ops", "parity.oracle -> sparc_ref.ops"),
     ("parity/trainer/loss.py", "from sparc_ref.losses import global_loss", "parity.trainer.loss -> sparc_ref.losses"),
+    ("parity/trainer/evaluate.py", "from sparc_ref import alignment", "parity.trainer.evaluate -> sparc_ref.alignment"),
     ("parity/checker/diagnosis/search.py", "from parity.vectors import budgets",
      "parity.checker.diagnosis.search -> parity.vectors.budgets"),
     ("parity/checker/calling/naming.py", "from parity.checker.diagnosis import search",

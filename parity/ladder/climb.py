@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from parity.ladder import sensitivity
-from parity.ladder.rungs import cuda, ranks, replay, training, variants, whole
+from parity.ladder.rungs import cuda, entry, ranks, replay, training, variants, whole
 from parity.ladder.rungs.setup import NotRun, Row, Setup, Side, reference_side, trainer_side
 from parity.vectors import budgets
 
@@ -58,6 +58,8 @@ RUNGS = (
     Rung("accumulation", "Gradient accumulation against one batch: loss and every gradient.", variants.accumulation, 1, 1),
     Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
          "autograd.", replay.objectives, 1, 1, ("cpu",)),
+    Rung("entry", "The trainer as it is started, on one process and on ranks by DDP and FSDP2: a few updates, to the export.",
+         entry.entry, 40, 150, ("cpu",)),
     Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: SPARC's frozen vectors, every gradient of the small model.",
          cuda.backends, 60, 120, ("cuda",)),
     Rung("tf32", "Matrix products with TF32 off stay within the float32 budget; with TF32 on they must be seen leaving it.",

@@ -1,1 +1,1 @@
-"""The full-scale torch trainer.  It shares the parameters' names with the reference, and none of its maths."""
+"""The full-scale torch trainer: docs/trainer.md.  It shares parameter names, readers and files with the reference, no maths."""

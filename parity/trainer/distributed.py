@@ -7,6 +7,7 @@ and every function here is the identity.  Ranks may hold batches of different si
 import torch
 import torch.distributed as dist
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 
 
 def place(group=None) -> tuple[int, int]:
@@ -66,11 +67,14 @@ def total(x: Tensor, group=None) -> Tensor:
 
 @torch.no_grad()
 def mean_gradients(model: nn.Module, group=None) -> None:
-    """Replace every gradient by its mean over ranks, as DistributedDataParallel does; one message for each dtype."""
+    """Replace every gradient by its mean over ranks, as DistributedDataParallel does; one message for each dtype.
+
+    Those of parameters in shards are that mean already.
+    """
     _, world = place(group)
     if world == 1:
         return
-    leaves = [p for _, p in sorted(model.named_parameters())]
+    leaves = [p for _, p in sorted(model.named_parameters()) if not isinstance(p, DTensor)]
     for p in leaves:
         p.grad = torch.zeros_like(p) if p.grad is None else p.grad  # every rank must send the same shapes
     for dtype in sorted({p.dtype for p in leaves}, key=str):

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
+from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from parity.trainer import distributed
@@ -29,12 +31,12 @@ def make_adamw(
     eps: float = 1e-6,
     fused: bool | None = None,
 ) -> torch.optim.AdamW:
-    """torch's AdamW with two groups: what decays and what does not.  fused None: on a GPU."""
+    """torch's AdamW with groups: what decays and what does not; over shards also what is whole.  fused None: on a GPU."""
     named = dict(bare(model).named_parameters())
-    groups = [
-        {"params": [p for name, p in named.items() if decays(name)], "weight_decay": weight_decay},
-        {"params": [p for name, p in named.items() if not decays(name)], "weight_decay": 0.0},
-    ]
+    kinds: dict[tuple[bool, bool], list[nn.Parameter]] = {}
+    for name, p in named.items():                         # what is in shards and what is whole share no group: torch refuses
+        kinds.setdefault((decays(name), isinstance(p, DTensor)), []).append(p)
+    groups = [{"params": kinds[kind], "weight_decay": weight_decay if kind[0] else 0.0} for kind in sorted(kinds, reverse=True)]
     fused = all(p.is_cuda for p in named.values()) if fused is None else fused
     return torch.optim.AdamW(groups, lr=lr, betas=betas, eps=eps, fused=fused)
 
@@ -46,12 +48,21 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     torch's clip_grad_norm_ divides by norm + 1e-6; this one by the norm.
     """
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    norm = torch.nn.utils.get_total_norm(grads)
+    norm = total_norm(grads)
     if limit < math.inf:
         factor = torch.where(norm > limit, limit / norm, 1.0)
         for g in grads:
             g.mul_(factor)
     return norm
+
+
+def total_norm(tensors: Sequence[Tensor]) -> Tensor:
+    """The joint L2 norm of tensors, some of which may lie in shards on all ranks.      -> ()"""
+    sharded = [x for x in tensors if isinstance(x, DTensor)]
+    whole = [x for x in tensors if not isinstance(x, DTensor)]
+    norms = [torch.nn.utils.get_total_norm(part) for part in (whole, sharded) if part]
+    norms = [norm.full_tensor() if isinstance(norm, DTensor) else norm for norm in norms]
+    return norms[0] if len(norms) == 1 else torch.linalg.vector_norm(torch.stack(norms))
 
 
 _clip = clip  # train_step has an argument of that name
@@ -111,9 +122,16 @@ def backward(
     accumulate: int = 1,
     autocast: torch.dtype | None = None,
     group=None,
+    scale: float = 1.0,
+    last: bool = True,
+    seen: dict[str, Tensor] | None = None,
     **options,
 ) -> Tensor:
     """Add the gradient of the whole batch's loss to every parameter.      -> loss of the whole batch, ()
+
+    model: a SPARC, or one that torch.compile, DistributedDataParallel or fully_shard wraps.
+    scale: a factor on the gradient, not on the loss that is returned; last: False where another batch of this update follows,
+    which then brings the mean over ranks of both.  seen: filled with the losses' stages, without gradients.
 
     accumulate: into how many parts the batch is cut, so that the activations of one are in memory at a time.  Exact, though
     the global loss compares every picture with every caption (GradCache, arXiv 2101.06983): embed all parts without a
@@ -131,11 +149,15 @@ def backward(
         return {name: out[name] for name in USED}
 
     def loss_of(embeddings, theta, theta_fine=None):
-        return sparc_loss(embeddings, batch[2], theta, theta_fine, config, group=group, **options)[0]
+        loss, stages = sparc_loss(embeddings, batch[2], theta, theta_fine, config, group=group, **options)
+        if seen is not None:
+            seen.update({name: x.detach() for name, x in stages.items()})
+        return loss
 
     if accumulate == 1:
-        loss = loss_of(embed(batch), *thetas(model))
-        loss.backward()
+        with nullcontext() if last else no_sync():
+            loss = loss_of(embed(batch), *thetas(model))
+            scaled(loss, scale).backward()
     else:
         parts = list(zip(*(x.tensor_split(accumulate) for x in batch)))
         with torch.no_grad():
@@ -143,17 +165,21 @@ def backward(
         leaves = {name: torch.cat([e[name] for e in embedded]).requires_grad_() for name in USED}
         scales = [theta.detach().clone().requires_grad_() for theta in thetas(model)]
         loss = loss_of(leaves, *scales)
-        loss.backward()
+        scaled(loss, scale).backward()
         given = {name: leaf.grad.tensor_split(accumulate) for name, leaf in leaves.items() if leaf.grad is not None}
         for i, part in enumerate(parts):
-            last = i == len(parts) - 1
-            with nullcontext() if last else no_sync():
+            final = i == len(parts) - 1
+            with nullcontext() if final and last else no_sync():
                 out = embed(part)
                 roots, grads = [out[name] for name in given], [given[name][i] for name in given]
-                if last:                                  # in the pass after which DistributedDataParallel takes its mean
+                if final:                                 # in the pass after which DistributedDataParallel takes its mean
                     used = [(theta, scale.grad) for theta, scale in zip(thetas(model), scales) if scale.grad is not None]
                     roots, grads = roots + [theta for theta, _ in used], grads + [grad for _, grad in used]
                 torch.autograd.backward(roots, grads)
-    if no_sync is nullcontext:
+    if no_sync is nullcontext and last:
         distributed.mean_gradients(model, group)
     return reported(loss, group)
+
+
+def scaled(loss: Tensor, scale: float) -> Tensor:
+    return loss if scale == 1 else loss * scale

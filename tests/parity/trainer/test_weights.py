@@ -1,0 +1,121 @@
+"""Weights in and out: what is taken, dropped and drawn is said by name; Hugging Face's layout there and back."""
+
+
+from dataclasses import asdict, replace
+
+import numpy as np
+import pytest
+import torch
+from made_shards import shards
+from safetensors.numpy import save_file
+from test_model import TOY
+
+from parity.trainer import hugging_face, tokenizer
+from parity.trainer.export import take_weights
+from parity.trainer.model import SPARC, dump_params, init_weights
+from sparc_ref.data import UnigramTokenizer, WordTokenizer, load_tokenizer
+from sparc_ref.model import init_params
+from sparc_ref.optim import adamw_init
+from sparc_ref.run import checkpoint
+
+CONFIG = replace(TOY, temperature="shared")
+
+
+@pytest.fixture(scope="module")
+def written(tmp_path_factory):
+    """Random parameters, in a checkpoint that sparc-ref wrote, and as SigLIP's towers."""
+    folder = tmp_path_factory.mktemp("hf")
+    rng = np.random.default_rng(5)
+    params = {name: rng.standard_normal(p.shape).astype(np.float32) for name, p in init_params(CONFIG, rng).items()}
+    words = WordTokenizer([f"w{n}" for n in range(CONFIG.vocab_size - 3)])
+    record = {"config": {"model": asdict(CONFIG)}}
+    path = checkpoint.save(folder / "checkpoints", 1, params, adamw_init(params), record, words)
+    assert hugging_face.main(["--run", str(path), "--out", str(folder / "out")]) == 0
+    return params, folder / "out"
+
+
+def test_there_and_back(written):
+    params, out = written
+    model = init_weights(SPARC(CONFIG), 1)
+    for name in ("vision", "text"):
+        found = take_weights(model, out / name / "model.safetensors")
+        depth = CONFIG.vision_depth if name == "vision" else CONFIG.text_depth
+        assert len([n for n in found.dropped if n.endswith("k_proj.bias")]) == depth
+        assert set(found.dropped) <= {n for n in found.dropped if n.endswith("k_proj.bias") or "head" in n}
+        assert found.taken and all(n.startswith(f"{name}.") for n in found.taken)
+        assert not any(n.startswith(f"{name}.") for n in found.drawn)
+    found = take_weights(model, out / "sparc.safetensors")
+    assert {n.partition(".")[0] for n in found.taken} == {"h_v", "g_v", "g_t", "theta"}
+    for name, p in dump_params(model).items():
+        np.testing.assert_array_equal(p, params[name], name)
+    assert hugging_face.main(["--run", str(out), "--out", str(out)]) == 2
+
+
+def test_hugging_face_computes_the_same_features(written):
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: SigLIP's towers are not compared")
+    _, out = written
+    model = SPARC(CONFIG)
+    take_weights(model, out / "sparc.safetensors")
+    for name in ("vision", "text"):
+        take_weights(model, out / name / "model.safetensors")
+    rng = torch.Generator().manual_seed(0)
+    images = torch.randn(3, 3, CONFIG.image_size, CONFIG.image_size, generator=rng)
+    tokens = torch.randint(0, CONFIG.vocab_size, (3, CONFIG.max_tokens), generator=rng)
+    mask = torch.arange(CONFIG.max_tokens) < torch.tensor([CONFIG.max_tokens, 3, 2])[:, None]
+    with torch.no_grad():
+        ours = model(images, tokens, mask)
+        f_v = transformers.SiglipVisionModel.from_pretrained(out / "vision")(images).last_hidden_state
+        f_t = transformers.SiglipTextModel.from_pretrained(out / "text")(tokens, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(f_v, ours["image_features"], rtol=0, atol=2e-4)
+    torch.testing.assert_close(f_t[mask], ours["text_features"][mask], rtol=0, atol=2e-4)
+
+
+def test_every_name_is_accounted_for(tmp_path):
+    """A ViT in Hugging Face's older layout: class token and its position dropped, positions of another grid too."""
+    rng = np.random.default_rng(0)
+    width, p = CONFIG.vision_width, CONFIG.patch_size
+    patches = (CONFIG.image_size // p) ** 2
+    tensors = {
+        "vit.embeddings.cls_token": (1, 1, width), "vit.embeddings.position_embeddings": (1, patches + 1, width),
+        "vit.embeddings.patch_embeddings.projection.weight": (width, 3, p, p), "vit.layernorm.weight": (width,),
+        "vit.encoder.layer.0.attention.attention.query.weight": (width, width), "classifier.weight": (10, width),
+        "vit.encoder.layer.0.attention.output.dense.bias": (width,), "vit.encoder.layer.0.intermediate.dense.bias": (7,),
+        "vit.encoder.layer.99.layernorm_before.weight": (width,),
+    }  # fmt: skip
+    tensors = {name: rng.standard_normal(shape).astype(np.float32) for name, shape in tensors.items()}
+    save_file(tensors, tmp_path / "vit.safetensors")
+    model = init_weights(SPARC(CONFIG), 3)
+    before = dump_params(model)
+    found = take_weights(model, tmp_path / "vit.safetensors")
+    after = dump_params(model)
+    assert found.taken == {
+        "vision.positions": "vit.embeddings.position_embeddings", "vision.norm.weight": "vit.layernorm.weight",
+        "vision.patch.weight": "vit.embeddings.patch_embeddings.projection.weight",
+        "vision.blocks.0.attn.query.weight": "vit.encoder.layer.0.attention.attention.query.weight",
+        "vision.blocks.0.attn.out.bias": "vit.encoder.layer.0.attention.output.dense.bias"}
+    np.testing.assert_array_equal(after["vision.positions"], tensors["vit.embeddings.position_embeddings"][0, 1:])
+    assert found.dropped["vit.embeddings.position_embeddings[0]"] == "the class token's position"
+    assert found.dropped["vit.encoder.layer.0.intermediate.dense.bias"].startswith("is (7,), not (")
+    assert set(found.taken) | set(found.drawn) == set(before) and set(tensors) <= {*found.taken.values(), *found.dropped}
+    for name in found.drawn:
+        np.testing.assert_array_equal(before[name], after[name], name)
+    text = str(found)
+    assert "taken 5, dropped 5" in text and "  dropped classifier.weight: this model has none of that name" in text
+    only = take_weights(init_weights(SPARC(CONFIG), 3), tmp_path / "vit.safetensors", only=("vision.norm",))
+    assert list(only.taken) == ["vision.norm.weight"]
+    (tmp_path / "bad.safetensors").write_bytes(b"no")
+    with pytest.raises(ValueError, match="not a readable safetensors file"):
+        take_weights(model, tmp_path / "bad.safetensors")
+
+
+def test_a_tokenizer_is_learned_from_shards(tmp_path, capsys):
+    shards(tmp_path / "data", [40, 40])
+    argv = ["--data", f"shards:{tmp_path}/data/*.tar", "--vocab-size", "60", "--sample", "50"]
+    for name in ("one", "two"):
+        assert tokenizer.main([*argv, "--out", str(tmp_path / name)]) == 0
+    found = load_tokenizer(tmp_path / "one")
+    assert isinstance(found, UnigramTokenizer) and 3 < found.vocab_size <= 60
+    assert found.hash == load_tokenizer(tmp_path / "two").hash and found.encode("red dog").ids
+    assert tokenizer.main(["--data", "shards:none*.tar", "--out", str(tmp_path / "x")]) == 2
+    assert sorted(p.name for p in tmp_path.iterdir()) == ["data", "one", "two"]
+    assert "expected shards, found none" in capsys.readouterr().err
