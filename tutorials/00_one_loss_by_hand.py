@@ -1,8 +1,8 @@
 # %% [markdown]
 # # 00. One picture, one caption, one loss
 #
-# SPARC (Bica et al., 2024, arXiv 2401.09865) learns from pictures with captions which part of a picture each word means, though
-# nobody ever says so. It does that with one loss. Here is that loss, whole, on numbers so small that you can check
+# SPARC (Bica et al., 2024, arXiv 2401.09865) learns from pictures with captions which part of a picture each word means,
+# though nobody ever says so. It does that with one loss. Here is that loss, whole, on numbers so small that you can check
 # each of them with a pencil.
 #
 # You need NumPy and a little school algebra. Every block ends with an `assert`: change a number, and it says what broke.
@@ -30,9 +30,9 @@ from sparc_ref import align_patches, fine_grained_loss, global_loss
 # %% [markdown]
 # ## The picture and its caption
 #
-# A picture is cut into squares, called *patches*. Ours has 4. An encoder turns each patch into a vector, its *patch embedding*.
-# Ours are as short as can be: 2 numbers, which we may call how red and how blue. The caption has 2 words, which the encoder
-# calls *tokens*; each has a vector too, its *token embedding*.
+# A picture is cut into squares, called *patches*. Ours has 4. An encoder turns each patch into a vector, its *patch
+# embedding*. Ours are as short as can be: 2 numbers, which we may call how red and how blue. The caption has 2 words, which
+# the encoder calls *tokens*; each has a vector too, its *token embedding*.
 #
 # | symbol | here | what |
 # | --- | --- | --- |
@@ -192,11 +192,13 @@ assert z.shape == (L, L) and np.allclose(z[0], [4, 3])
 # %% [markdown]
 # ## Loss (eq. 6)
 #
-# A *softmax* turns a row of logits into probabilities: $p_k = e^{z_k} / \sum_m e^{z_m}$. The right answer of row $j$ is column
-# $j$, so its *cross-entropy* is $-\log p_j$: 0 when the quiz is won for sure, and $\log 2$ when two answers look the same. Once
-# along the rows (each group looks for its word), once along the columns (each word for its group), and the mean of all:
+# A *softmax* turns a row of logits into probabilities: $p_k = e^{z_k} / \sum_m e^{z_m}$. The right answer of row $j$ is
+# column $j$, so its *cross-entropy* is $-\log p_j$: 0 when the quiz is won for sure, and $\log 2$ when two answers look the
+# same. Once along the rows (each group looks for its word), once along the columns (each word for its group), and the mean
+# of all:
 #
-# $$L_f = \frac{1}{2L} \sum_j \left[ -\log \frac{e^{z_{jj}}}{\sum_k e^{z_{jk}}} - \log \frac{e^{z_{jj}}}{\sum_k e^{z_{kj}}} \right]$$
+# $$L_f = \frac{1}{2L} \sum_j \left[ -\log \frac{e^{z_{jj}}}{\sum_k e^{z_{jk}}}
+#                                      - \log \frac{e^{z_{jj}}}{\sum_k e^{z_{kj}}} \right]$$
 #
 # The first row: $-\log (e^4 / (e^4 + e^3)) = \log(1 + e^{-1}) = 0.313$.
 
@@ -223,8 +225,8 @@ show(figure, "00_quiz")
 assert np.allclose(p_rows.sum(1), 1) and np.allclose(p_columns.sum(0), 1)
 
 # %% [markdown]
-# The loss is the mean of $-\log$ of the four entries on the two diagonals. Why does 'red' do worse in its row than 'blue'? Its
-# group still holds half a blue picture: a quarter of the purple patch, a quarter of the blue one.
+# The loss is the mean of $-\log$ of the four entries on the two diagonals. Why does 'red' do worse in its row than 'blue'?
+# Its group still holds half a blue picture: a quarter of the purple patch, a quarter of the blue one.
 #
 # ## What would make the loss smaller?
 #

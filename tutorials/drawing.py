@@ -39,16 +39,20 @@ def line(ax: Any, i: int, x: Any, y: Any, label: str | None = None, **more: Any)
 
 
 def matrix(ax: Any, x: Any, title: str, rows: list[str] | None = None, columns: list[str] | None = None, *, digits: int = 2,
-           low: float | None = None, high: float | None = None, signed: bool = False, zeros: str | None = None) -> None:
-    """A small matrix with its numbers.      x (N,M); signed: orange below 0, purple above; zeros: what stands for an exact 0"""
+           low: float | None = None, high: float | None = None, signed: bool = False, reach: float | None = None,
+           zeros: str | None = None) -> None:
+    """A small matrix with its numbers.      x (N,M); zeros: what stands for an exact 0
+
+    signed: orange below 0, purple above, the darkest at -reach and reach (the largest entry unless given).
+    """
     x = np.atleast_2d(np.asarray(x, float))
-    reach = max(np.abs(x).max(), 1e-12)
+    reach = max(np.abs(x).max(), 1e-12) if reach is None else reach
     low, high = (-reach, reach) if signed else (x.min() if low is None else low, x.max() if high is None else high)
     high = high if high > low else low + 1
     ax.imshow(x, cmap=SIGNED if signed else HEAT, vmin=low, vmax=high, aspect="auto")
     for (r, c), value in np.ndenumerate(x):
         at = abs(value) / reach if signed else (value - low) / (high - low)
-        words = zeros if zeros is not None and value == 0 else f"{value:.{digits}f}".replace("-0.00", "0.00")
+        words = zeros if zeros is not None and value == 0 else f"{round(value, digits) + 0.0:.{digits}f}"
         ax.text(c, r, words, ha="center", va="center", color="white" if at > 0.6 else "black", fontsize=14)
     ax.set_xticks(range(x.shape[1]), columns or [""] * x.shape[1])
     ax.set_yticks(range(x.shape[0]), rows or [""] * x.shape[0])
@@ -63,6 +67,8 @@ def heat(ax: Any, x: Any, title: str, low: float | None = None, high: float | No
     ax.imshow(x, cmap=HEAT, vmin=low, vmax=high, interpolation="nearest")
     ax.set_xticks([])
     ax.set_yticks([])
+    for side in ax.spines.values():
+        side.set_visible(False)
     ax.set_title(title)
 
 
