@@ -64,7 +64,7 @@ assert v.shape == (P, D) == (4, 2) and t.shape == (L, D) == (2, 2)
 # %% [markdown]
 # ## Similarity
 #
-# How much does word $l$ look like patch $p$? The inner product of their vectors:
+# How much does word $l$ look like patch $p$? Their *similarity* is the inner product of their vectors:
 #
 # $$s_{lp} = t_l \cdot v_p$$
 #
@@ -80,9 +80,12 @@ assert s[1].tolist() == [0, 4, 8, -2]                             # 'blue'
 # %% [markdown]
 # ## Stretch: min-max (eq. 2)
 #
-# Rows of different words have different scales. So each row is stretched until its smallest entry is 0 and its largest is 1:
+# Rows of different words have different scales. So each row is stretched until its smallest entry is 0 and its largest is 1,
+# which is called *min-max*:
 #
 # $$\hat s_{lp} = \frac{s_{lp} - \min_k s_{lk}}{\max_k s_{lk} - \min_k s_{lk}}$$
+#
+# The least similar patch always gets 0, the most similar 1, whatever the numbers were; a word twice as long has the same row.
 #
 # 'red': the minimum is -2, the range 6 - (-2) = 8, so 2 becomes (2 + 2) / 8 = 0.5. 'blue': the range is 10, so 0 becomes 0.2.
 
@@ -90,12 +93,15 @@ assert s[1].tolist() == [0, 4, 8, -2]                             # 'blue'
 low, high = s.min(1, keepdims=True), s.max(1, keepdims=True)      # (L,1)
 s_hat = (s - low) / (high - low)                                  # (L,P)
 print(s_hat)
+twice = 2 * t @ v.T                                               # words twice as long
+assert np.allclose((twice - twice.min(1, keepdims=True)) / np.ptp(twice, axis=1, keepdims=True), s_hat)
 assert np.allclose(s_hat, [[1, 0.5, 0.5, 0], [0.2, 0.6, 1, 0]])
 
 # %% [markdown]
 # ## Cut: the threshold (eq. 3)
 #
-# A word should mean a few patches, not a bit of everything. What is below $\sigma = 1/P$ becomes 0; the rest stays as it is:
+# A word should mean a few patches, not a bit of everything. What is below the *threshold* $\sigma = 1/P$ becomes 0; the rest
+# stays:
 #
 # $$\tilde s_{lp} = \hat s_{lp} \text{ where } \hat s_{lp} \ge \sigma, \text{ else } 0$$
 #
@@ -173,9 +179,9 @@ assert np.allclose(grouped[0], c)
 # %% [markdown]
 # ## Logits
 #
-# Now a quiz for each word: here are all groups of this picture; which one is yours? To compare directions we use the cosine,
-# $\phi(x,y) = x \cdot y / (|x||y|)$, and divide it by a *temperature* $\tau$. The smaller $\tau$, the more a small difference
-# counts. These scores are called *logits*:
+# Now a quiz for each word: here are all groups of this picture; which one is yours? To compare directions we use the
+# *cosine*, $\phi(x,y) = x \cdot y / (|x||y|)$, and divide it by a *temperature* $\tau$. The smaller $\tau$, the more a small
+# difference counts. These scores are called *logits*:
 #
 # $$z_{jk} = \phi(c_j, t_k) / \tau$$
 #
@@ -258,8 +264,8 @@ assert slope > 0 and np.isclose(losses[400], loss)
 #
 # ## And the other loss?
 #
-# SPARC adds a *global* loss that compares whole pictures with whole captions, each one vector. It asks which of the
-# *batch's* captions belongs to this picture. With one picture there is nothing to choose from:
+# SPARC adds a *global loss* that compares whole pictures with whole captions, each one vector. It asks which caption of the
+# *batch*, the pairs that are looked at together, belongs to this picture. With one picture there is nothing to choose from:
 
 # %%
 alone, _, _ = global_loss(v.mean(0)[None], t.mean(0)[None], np.log(1 / tau))
@@ -267,7 +273,7 @@ print(f"global loss of one pair: {float(alone):.4f}")
 assert alone == 0
 
 # %% [markdown]
-# That is the difference to remember. The global loss needs other pictures. The fine-grained loss, this tutorial's, gets
+# That is the difference to remember. The global loss needs other pictures. The *fine-grained loss*, this tutorial's, gets
 # its wrong answers from the *same* caption. (The plain averages stand for what tutorial 02 computes.)
 #
 # ## Exercise 00.1: eqs. 2-4 for one row

@@ -44,7 +44,8 @@ rng = np.random.default_rng(0)
 # `dy` always means $\partial \text{Loss} / \partial y$, the *upstream gradient*: how much the final loss moves when an entry
 # of
 # `y` does. `back` turns it into `dx`, the same for `x`. It need not know what comes after `y`; `dy` says it all. A chain of
-# functions is taken back by calling their `back`s in reverse.
+# functions is taken back by calling their `back`s in reverse. What is used twice gets a gradient from each use, and they are
+# added.
 #
 # In this tutorial nothing comes after `y`. So we invent a loss: $\text{Loss} = \sum y \cdot dy$ with a *random* `dy`. Its
 # gradient with respect to `y` is exactly `dy`.
@@ -172,8 +173,8 @@ step(turning, length=(0.6, 3.0))
 # %% [markdown]
 # ## Layer norm
 #
-# Every row is centred, divided by its standard deviation, then stretched by a *gain* and moved by a *shift*, both learned:
-# $y = \hat x g + h$. The longest chain of this tutorial, and the same game.
+# A *layer norm*: every row is centred, divided by its standard deviation, then stretched by a *gain* and moved by a *shift*,
+# both learned: $y = \hat x g + h$. The longest chain of this tutorial, and the same game.
 
 # %%
 C, eps = 6, 1e-6
@@ -208,7 +209,7 @@ print("sum of dx", f"{dx.sum():.1e}", "  dx . x_hat", f"{dx @ x_hat:.1e}")
 #
 # ## Three ways to check a gradient
 #
-# **One: differences.** Move the input a little along a random direction $u$ and compare
+# **One:** *differences*. Move the input a little along a random direction $u$ and compare
 # $\frac{f(x + hu) - f(x - hu)}{2h}$ with $\langle dx, u\rangle$. One number for all entries at once, however many there are.
 #
 # **Two: another implementation**, such as torch's autograd, that shares no code with yours.
@@ -261,7 +262,7 @@ assert errors["float64"].min() < 1e-8 < errors["float32"].min()
 # %% [markdown]
 # ## Four ways in which a check fools you
 #
-# A check that cannot fail proves nothing. These four are in many public test suites.
+# A check that cannot fail proves nothing. These four are easy to walk into.
 #
 # **First: ones upstream.** `y.sum().backward()` feeds `dy = 1`. The entries of a softmax sum to 1, so their sum does not
 # depend on
@@ -300,7 +301,7 @@ print("initial:", np.allclose(*differences(wrong_norm(initial), x, dy)),
       "  random:", np.allclose(*differences(wrong_norm(drawn), x, dy), rtol=0.1))
 
 # %% [markdown]
-# **Third: ties.** Where entries share the maximum, it has no gradient: whichever way you go, another one may win. So
+# **Third:** *ties*. Where entries share the maximum, it has no gradient: whichever way you go, another one may win. So
 # implementations choose: share the gradient evenly (`torch.amax`, jax, this library), or give it to the first
 # (`torch.max(dim)`). Differences know neither. They return the mean of the slopes to both sides.
 

@@ -153,6 +153,7 @@ assert slopes[0] > 0 > slopes[1]
 # %% [markdown]
 # Nobody has to choose: $\theta = \log(1/\tau)$ is a parameter like any other. Too cold, its gradient is positive and a step
 # lowers $\theta$, warming it up; too warm, the opposite. CLIP's start, 0.07, is SPARC's default here.
+# SPARC's second loss divides by the same $\tau$; the two are added with fixed weights (tutorial 06).
 #
 # ## log B
 #

@@ -203,7 +203,8 @@ assert not np.allclose(changes["every patch is given length 1"], direction(c))
 
 # %% [markdown]
 # The last one matters: similarity is a plain inner product, and a long patch attracts words and weighs more in the average.
-# Normalising patches first is the deviation seen most often in public code at this stage.
+# Normalising patches first is the harmful deviation seen most often in public code at this
+# stage (`docs/survey.md`).
 #
 # ## The threshold's puzzle
 #

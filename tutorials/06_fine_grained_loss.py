@@ -23,7 +23,7 @@ if importlib.util.find_spec("sparc_ref") is None:
 import numpy as np
 from drawing import line, matrix, panels, show, step
 from exercises import check
-from sparc_ref import align_patches, fine_grained_loss, ops
+from sparc_ref import PRESETS, align_patches, fine_grained_loss, forward, global_loss, init_params, ops
 
 rng = np.random.default_rng(0)
 
@@ -73,15 +73,16 @@ figure, axes = panels(4, 3)
 names = [f"t{l}" for l in range(L)]
 for i in range(B):
     real = np.where(columns[i] & mask[i][:, None], z[i], 0)
-    matrix(axes[2 * i], real, f"caption {i}: logits", [f"c{l}" for l in range(L)], names, digits=1, signed=True, reach=5, zeros="pad")
+    groups = [f"c{l}" for l in range(L)]
+    matrix(axes[2 * i], real, f"caption {i}: logits", groups, names, digits=1, signed=True, reach=5, zeros="pad")
     matrix(axes[2 * i + 1], np.where(mask[i][:, None], p[i], 0), "softmax of rows", [""] * L, names, low=0, high=1, zeros="pad")
 show(figure, "06_mask")
 
 # %% [markdown]
 # ## What goes wrong without the mask
 #
-# Three losses from public code: padding competes; padding has logit 0 ("masked" by multiplying); the mean over all B L
-# places.
+# Three mistakes of public losses (`docs/survey.md` counts them): padding competes; padding has logit 0 ("masked" by
+# multiplying); the mean over all B L places.
 
 # %%
 def cross_entropies(z):
@@ -139,7 +140,7 @@ print(f"|dt| as the one who asks {asks:.3f}, as an answer {answers:.3f}")
 #
 # Eq. 6 averages over each caption's tokens, then over captions: each *caption* counts alike (`reduction="sample"`). The
 # paper's pseudo-code divides the sum over all tokens by their number: each *token* counts alike (`"token"`). With equal
-# lengths it is the same.
+# lengths it is the same. The choice is called the *reduction*.
 
 # %%
 lengths_seen = (1, 2, 4, 8)
@@ -155,6 +156,30 @@ print({name: round(value, 4) for name, value in losses.items()})
 assert np.isclose(losses["token"], each.sum() / mask.sum() / 2)
 single = fine_grained_loss(v, t, np.arange(L) < np.array([[1], [1]]), theta)[0]
 assert single == 0                                                               # one token: one answer, always right
+
+# %% [markdown]
+# A caption of one token has one possible answer, the right one: its loss is 0. A caption of padding alone has no quiz; the
+# library gives it 0 as well, and no gradient.
+#
+# ## Both losses together
+#
+# $L = \lambda_g L_g + \lambda_f L_f$ (eq. 7). Both losses use the same embeddings and, by default, the same temperature,
+# whose gradient is then the sum of both. The paper sets $\lambda_g$ and tries several $\lambda_f$ without saying which one
+# it took.
+
+# %%
+config = PRESETS["tiny"]
+params = init_params(config, rng, "float64")
+tokens, real = rng.integers(0, config.vocab_size, (3, 5)), np.arange(5) < np.array([[5], [3], [2]])
+total, trace, back_model = forward(params, rng.standard_normal((3, 3, 64, 64)), tokens, real, config)
+loss_g, _, back_g = global_loss(trace["v_bar"], trace["t_bar"], params["theta"])
+loss_f, _, back_f = fine_grained_loss(trace["v"], trace["t"], real, params["theta"])
+print(f"temperature: {config.temperature}, tau {np.exp(-params['theta']):.2f}")
+print(f"{config.lambda_g} x {loss_g:.3f} + {config.lambda_f} x {loss_f:.3f} = {total:.3f}")
+assert np.isclose(total, config.lambda_g * loss_g + config.lambda_f * loss_f)
+assert np.isclose(back_model()["theta"], config.lambda_g * back_g()[2] + config.lambda_f * back_f()[2])
+nothing = fine_grained_loss(v, t, np.zeros((B, L), bool), theta)
+assert nothing[0] == 0 and not nothing[2]()[1].any()
 
 # %% [markdown]
 # ## Why no other picture is needed
@@ -227,10 +252,10 @@ assert losses[-1] < losses[0] and on_object[-1][:2].min() < on_object[0][:2].min
 
 def weights_at(step):
     """The weights of the three words after so many steps."""
-    figure, (ax,) = panels(1, 2.2)
+    figure, (ax,) = panels(1, 2.5)
     names = ["'red'    (object 0)", "'circle' (object 0)", "'dog'    (object 1)"]
-    matrix(ax, descend(shared, step)[2], f"weights after {step} steps", names, [f"object {o}" for o in where], low=0, high=0.3)
-    ax.tick_params(axis="x", labelsize=9)
+    matrix(ax, descend(shared, step)[2], f"weights after {step} steps", names, [str(o) for o in where], low=0, high=0.3)
+    ax.set_xlabel("the object of each patch")
     return figure
 
 
@@ -267,8 +292,8 @@ ax.legend()
 show(figure, "06_cost")
 print(f"fine-grained {fine / 1e6:.1f} million a pair, forward; equal to the global loss's at B = {fine / D_real:.0f}")
 tower = 12 * (12 * 768**2 * P_real + 2 * P_real**2 * 768)                         # the vision tower of B/16
-print(f"the vision tower's blocks: {tower / 1e9:.0f} thousand million, the fine-grained loss is {100 * fine / tower:.2f} % of that")
-print(f"largest tensor of a pair: L P = {L_real * P_real} similarities; of FILIP, all pictures with all captions, B times that")
+print(f"the vision tower's blocks: {tower / 1e9:.0f} thousand million; the loss is {100 * fine / tower:.2f} % of it")
+print(f"largest tensor of a pair: L P = {L_real * P_real} similarities; all pictures with all captions: B times that")
 assert fine == (2 * P_real + L_real) * L_real * D_real
 
 # %% [markdown]

@@ -10,10 +10,6 @@ import os
 import time
 from pathlib import Path
 
-import jupytext
-import nbformat
-from nbclient import NotebookClient
-
 HERE = Path(__file__).parent
 HELPERS = ("drawing.py", "exercises.py")
 LIMIT = 400_000  # bytes of a committed notebook
@@ -29,12 +25,17 @@ def source_hash(source: Path) -> str:
 
 def build(source: Path) -> tuple[float, int]:
     """Execute one tutorial in a fresh kernel and write its notebook.  Returns seconds and bytes; raises if a cell fails."""
+    import jupytext
+    import nbformat
+    from nbclient import NotebookClient
+
+    digest = source_hash(source)                          # before it runs: an edit meanwhile must show
     notebook = jupytext.read(source)
     start = time.perf_counter()
     NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
     seconds = time.perf_counter() - start
     kept = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
-    notebook.metadata = nbformat.from_dict(kept | {"language_info": {"name": "python"}, "source_sha256": source_hash(source)})
+    notebook.metadata = nbformat.from_dict(kept | {"language_info": {"name": "python"}, "source_sha256": digest})
     for number, cell in enumerate(notebook.cells):
         cell.id = f"cell-{number}"
         cell.metadata = nbformat.from_dict({})

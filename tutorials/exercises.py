@@ -68,7 +68,7 @@ def _weights_of_a_row(yours):
     """yours(s) -> a; s (P,), eqs. 2-4"""
     rng = np.random.default_rng(1)
     s = rng.standard_normal(6)
-    s[1] = s.min() + 0.1 * (s.max() - s.min())             # below 1/6: the threshold matters
+    s[1], s[2] = (s.min() + x * (s.max() - s.min()) for x in (0.1, 0.2))  # either side of 1/6: the threshold matters
     a = align_patches(np.ones((1, 1, 1)), s[None, :, None])[1]["weights"][0, 0]
     s_hat = (s - s.min()) / (s.max() - s.min())
     quarter = np.where(s_hat >= 0.25, s_hat, 0)
@@ -263,3 +263,64 @@ def _token_shares(yours):
         (np.stack([real / 12, real / 12]), "Padding is counted in both."),
         (np.stack([3 * sample, token]), "\"sample\": the mean over captions is missing, 1/B."),
     ])
+
+
+@exercise("02.1")
+def _residual_back(yours):
+    """yours(dy, back_f) -> dx; y = x + f(x)"""
+    rng = np.random.default_rng(10)
+    x, weight, dy = rng.standard_normal((4, 3)), rng.standard_normal((3, 3)), rng.standard_normal((4, 3))
+    back_f = ops.linear(x, weight)[1]
+    inner = back_f(dy)[0]
+    return verdict(yours(dy, lambda d: back_f(d)[0]), dy + inner, [
+        (inner, "x also reaches y directly, around f: that way has slope 1."),
+        (dy, "x also reaches y through f."),
+        (back_f(inner + dy)[0], "One addition is enough; f is passed once."),
+    ])
+
+
+@exercise("02.2")
+def _one_head(yours):
+    """yours(q, k, v, mask) -> (L,C); one head of attention, q, k, v (L,C), mask (L,)"""
+    rng = np.random.default_rng(11)
+    q, k, v = (rng.standard_normal((5, 4)) for _ in range(3))
+    mask = np.array([True, True, True, False, True])
+    right = ops.attention(np.concatenate([q, k, v], axis=1)[None], 1, mask[None])[0][0]
+    unmasked = ops.attention(np.concatenate([q, k, v], axis=1)[None], 1)[0][0]
+    unscaled = ops.softmax(q @ k.T, mask)[0] @ v
+    return verdict(yours(q, k, v, mask), right, [
+        (unmasked, "Padding is looked at: leave it out as a key, before exp."),
+        (unscaled, "The scores are divided by the square root of the width."),
+        (ops.softmax(q @ k.T)[0] @ v, "No mask, and the scores are not divided by the square root of the width."),
+        (ops.softmax(np.where(mask, q @ k.T / 2, 0))[0] @ v, "A score of 0 still gets weight: e^0 = 1."),
+        (np.where(mask[:, None], right, 0), "Padding is left out as a key; nobody minds what it computes as a query."),
+    ])
+
+
+@exercise("09.1")
+def _rounded(yours):
+    """yours(x, bits) -> x with so many bits in all, the leading one included, to nearest"""
+    x = np.random.default_rng(12).standard_normal(1000) * 10.0 ** np.arange(-5, 5).repeat(100)
+    m, e = np.frexp(x)
+    found = np.stack([np.asarray(given(yours(x, bits)), float) for bits in (8, 11, 24)])
+    right = np.stack([np.ldexp(np.round(np.ldexp(m, bits)), e - bits) for bits in (8, 11, 24)])
+    more, fewer = (np.stack([np.ldexp(np.round(np.ldexp(m, b)), e - b) for b in bits]) for bits in ((9, 12, 25), (7, 10, 23)))
+    cut = np.stack([np.ldexp(np.trunc(np.ldexp(m, bits)), e - bits) for bits in (8, 11, 24)])
+    if found.shape == right.shape and np.array_equal(found, right):
+        return RIGHT
+    for answer, words in ((more, "One bit too many: frexp's fraction lies in [1/2, 1)."), (fewer, "One bit too few."),
+                          (cut, "Cut off; the nearest number is wanted.")):
+        if found.shape == right.shape and np.array_equal(found, answer):
+            return words
+    return f"Not yet: {int((found != right).sum())} of {right.size} numbers differ."
+
+
+@exercise("09.2")
+def _careful_sum(yours):
+    """yours(x) -> the sum of float32 numbers, right to 2 units of rounding, in float32 alone"""
+    x = np.random.default_rng(13).random(20000).astype(np.float32)
+    total = given(yours(x))
+    if np.asarray(total).dtype != np.float32:
+        return f"In float32 alone; this is {np.asarray(total).dtype}."
+    off = abs(float(total) - float(x.astype(np.float64).sum())) / float(np.spacing(np.float32(x.astype(np.float64).sum())))
+    return RIGHT if off <= 2 else f"Off by {off:.0f} units of rounding; 2 are allowed."
