@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow ladder vectors gpu-check real bench bench-trainer lint clean
+.PHONY: help demo test test-slow ladder vectors gpu-check real bench bench-trainer tutorials figures lint clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -39,6 +39,12 @@ bench: .venv/test ## one training step against torch, ratios from one run; and t
 bench-trainer: .venv/test ## the torch trainer's costs side by side: memory of the global loss, SPARC against it alone, compiled, in chunks
 	.venv/bin/python bench/trainer.py
 
+tutorials: .venv/tutorials ## execute every tutorial from clean and write its notebook, with the time of each
+	.venv/bin/python tutorials/build.py
+
+figures: .venv/tutorials ## the same, and every figure of the tutorials as SVG and PDF under runs/figures
+	.venv/bin/python tutorials/build.py --figures runs/figures
+
 lint: .venv/dev ## ruff, mypy, and the arrows between the rooms
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -51,6 +57,6 @@ clean:          ## remove the environment and everything that runs wrote
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make $(MAKECMDGOALS) PYTHON=python3.x"; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is needed; Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
-.venv/run .venv/test .venv/dev: .venv/bin/python pyproject.toml constraints.txt
+.venv/run .venv/test .venv/dev .venv/tutorials: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[$(@F)]'
 	@touch $@

@@ -1,0 +1,309 @@
+# %% [markdown]
+# # 02. A vision tower and a text tower
+#
+# Where do patch and token embeddings come from? From two *transformers*, one for pictures (a ViT) and one for captions. Each
+# is a *tower*: a picture in, one vector for each patch out; a caption in, one vector for each token out. We build them from
+# the operations of tutorial 01, forward and backward, and assert at each floor that the library has the same.
+
+# %%
+# On a hosted notebook this cell installs the library from a clone. Where sparc_ref is installed it does nothing.
+import importlib.util
+import os
+import subprocess
+import sys
+
+REPOSITORY = ""  # no clone around this notebook? what you would give to `git clone`
+if importlib.util.find_spec("sparc_ref") is None:
+    if not os.path.exists("drawing.py"):
+        subprocess.run(["git", "clone", "--depth", "1", REPOSITORY, "clone"], check=True)
+        os.chdir("clone/tutorials")
+    subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", os.path.dirname(os.getcwd()) + "[parity]"], check=True)
+
+# %%
+from dataclasses import replace
+
+import numpy as np
+from drawing import matrix, panels, show, step
+from exercises import check
+from sparc_ref import PRESETS, encode_images, forward, init_params, ops
+from sparc_ref.encoders import block, part, text_tower, vision_tower
+
+rng = np.random.default_rng(0)
+
+# %% [markdown]
+# ## A tower small enough to look at
+#
+# Real sizes are in `PRESETS["vit_b_16"]`. Ours: pictures of 8 x 8 pixels in patches of 4 x 4, width 6, one block, two heads.
+# Parameters are one flat dict, names as in torch. We draw all of them at random, gains and biases too: initial values hide
+# mistakes (tutorial 01).
+
+# %%
+config = replace(
+    PRESETS["tiny"], image_size=8, patch_size=4, vision_width=6, vision_depth=1, vision_heads=2,
+    text_width=6, text_depth=1, text_heads=2, vocab_size=10, max_tokens=5, embed_dim=4,
+)
+params = {name: 0.5 * rng.standard_normal(np.shape(x)) for name, x in init_params(config, rng, "float64").items()}
+params["theta"] = np.asarray(np.log(1 / 0.2))
+for name in list(params)[:8]:
+    print(f"{name:36}", params[name].shape)
+p = part(params, "vision.")                                       # the part of one tower, prefix cut off
+C, H, P = config.vision_width, config.vision_heads, 4
+assert p["patch.weight"].shape == (C, 3 * 4 * 4)
+
+# %% [markdown]
+# ## Patches
+#
+# Cut the picture into squares, lay each out as one long row of numbers, and map all rows by one linear layer. It is a
+# convolution whose step is its size. Then add a *position embedding*, a learned vector for each place: the rest of the tower
+# would not notice if patches were exchanged.
+
+# %%
+images = rng.random((1, 3, 8, 8))                                 # (B,3,H,W)
+cut = images.reshape(1, 3, 2, 4, 2, 4).transpose(0, 2, 4, 1, 3, 5).reshape(1, P, 3 * 4 * 4)  # (B,P,48)
+x, back_patch = ops.patch_embedding(images, p["patch.weight"], p["patch.bias"], 4)           # (B,P,C)
+assert np.allclose(x, ops.linear(cut, p["patch.weight"], p["patch.bias"])[0])
+x = x + p["positions"]
+assert x.shape == (1, P, C)
+
+figure, axes = panels(3, 3.2)
+axes[0].imshow(images[0].transpose(1, 2, 0))
+axes[0].axhline(3.5, color="white", linewidth=4)
+axes[0].axvline(3.5, color="white", linewidth=4)
+axes[0].set_axis_off()
+axes[0].set_title("a picture in 4 patches")
+matrix(axes[1], x[0] - p["positions"], "patch embedding", [f"patch {i}" for i in range(P)], signed=True, digits=1)
+matrix(axes[2], x[0], "with positions (P,C)", signed=True, digits=1)
+show(figure, "02_patches")
+
+# %% [markdown]
+# ## Attention
+#
+# So far each patch knows itself alone. In *attention* each place asks all others. Three linear maps of its vector give a
+# *query* (what it asks), a key (what it offers) and a value (what it says); its answer is the mean of all values,
+# weighted by a softmax of query times key. The width is split into parts, and each *head* has weights of its own, in its
+# part.
+
+# %%
+qkv = rng.standard_normal((1, P, 3 * C))                          # queries, keys, values side by side
+library, back_attention = ops.attention(qkv, H)                   # (1,P,C)
+q, k, v = np.split(qkv[0], 3, axis=1)                             # (P,C) each
+width = C // H
+
+
+def head(i):
+    """Weights (P,P) and output (P,C/H) of one head."""
+    mine = slice(i * width, (i + 1) * width)
+    a, _ = ops.softmax(q[:, mine] @ k[:, mine].T / np.sqrt(width))
+    return a, a @ v[:, mine]
+
+
+assert np.allclose(np.concatenate([head(i)[1] for i in range(H)], axis=1), library[0])
+
+
+def weights(i):
+    figure, (ax,) = panels(1, 3)
+    names = [f"patch {n}" for n in range(P)]
+    matrix(ax, head(i)[0], f"head {i}: how much the row's patch takes from the column's", names, names, low=0, high=1)
+    return figure
+
+
+for i in range(H):
+    show(weights(i), f"02_head_{i}")
+step(weights, i=(0, H - 1))
+
+# %% [markdown]
+# Backwards, one head, upwards through the three lines. You know all of them: a product, a softmax, a product.
+
+# %%
+dy = rng.standard_normal((1, P, C))
+dq, dk, dv = (np.zeros((P, C)) for _ in range(3))
+for i in range(H):
+    mine = slice(i * width, (i + 1) * width)
+    a = head(i)[0]
+    da, dv[:, mine] = dy[0][:, mine] @ v[:, mine].T, a.T @ dy[0][:, mine]
+    dz = a * (da - (a * da).sum(1, keepdims=True)) / np.sqrt(width)
+    dq[:, mine], dk[:, mine] = dz @ k[:, mine], dz.T @ q[:, mine]
+assert np.allclose(np.concatenate([dq, dk, dv], axis=1), back_attention(dy)[0])
+shifted = np.concatenate([q, k + rng.standard_normal(C), v], axis=1)[None]
+assert np.allclose(ops.attention(shifted, H)[0], library)
+print("one vector added to every key: the output moves by", f"{np.abs(ops.attention(shifted, H)[0] - library).max():.0e}")
+
+# %% [markdown]
+# The last lines show why the library has no bias for keys. It would add the same number to a whole row of scores, and softmax
+# takes that out again. Its gradient would be zero, always.
+#
+# ## One block
+#
+# A block does two things, each as a *residual*: `x + f(x)`, so that f only has to say what to change.
+#
+# 1. x1 = x + out(attention(qkv(norm1(x)))): look around;
+# 2. y = x1 + down(gelu(up(norm2(x1)))): think about it, each place for itself.
+#
+# Forward is a list of calls. Backward is the same list read upwards.
+
+# %%
+def my_block(p, x):
+    qkv_weight = np.concatenate([p[f"attn.{n}.weight"] for n in ("query", "key", "value")])
+    qkv_bias = np.concatenate([p["attn.query.bias"], np.zeros(C), p["attn.value.bias"]])
+    h, back_norm1 = ops.layer_norm(x, p["norm1.weight"], p["norm1.bias"])
+    h, back_qkv = ops.linear(h, qkv_weight, qkv_bias)             # (B,P,3C)
+    h, back_attention = ops.attention(h, H)                       # (B,P,C)
+    h, back_out = ops.linear(h, p["attn.out.weight"], p["attn.out.bias"])
+    x1 = x + h
+    h, back_norm2 = ops.layer_norm(x1, p["norm2.weight"], p["norm2.bias"])
+    h, back_up = ops.linear(h, p["mlp.up.weight"], p["mlp.up.bias"])
+    h, back_gelu = ops.gelu(h)                                    # (B,P,4C)
+    h, back_down = ops.linear(h, p["mlp.down.weight"], p["mlp.down.bias"])
+    y = x1 + h
+
+    def back(dy):
+        dh = back_down(dy)[0]                                     # [0]: the gradient of x alone, for shortness
+        dh = back_up(back_gelu(dh))[0]
+        dx1 = dy + back_norm2(dh)[0]                              # around, and through
+        dh = back_out(dx1)[0]
+        dh = back_qkv(back_attention(dh))[0]
+        return dx1 + back_norm1(dh)[0]                            # around, and through
+
+    return y, back
+
+
+mine, theirs = my_block(part(p, "blocks.0."), x), block(part(p, "blocks.0."), x, None, H, "tanh", 1e-6)
+dy = rng.standard_normal((1, P, C))
+assert np.allclose(mine[0], theirs[0])
+assert np.allclose(mine[1](dy), theirs[1](dy)[0])
+print("parameters of a block with a gradient:", len(theirs[1](dy)[1]))
+
+# %% [markdown]
+# ## The whole tower
+#
+# Blocks, one after the other, and a last layer norm. A picture of 4 patches becomes 4 vectors: there is no extra token for
+# the whole.
+
+# %%
+options = {"patch": 4, "grid": (2, 2), "heads": H, "gelu": "tanh", "eps": 1e-6, "resize": "bicubic"}
+f_v, _ = vision_tower(p, images, **options)                       # (B,P,C)
+by_hand = ops.layer_norm(my_block(part(p, "blocks.0."), x)[0], p["norm.weight"], p["norm.bias"])[0]
+assert f_v.shape == (1, P, C) and np.allclose(f_v, by_hand)
+
+swapped = images[..., [4, 5, 6, 7, 0, 1, 2, 3]]                   # left and right half exchanged
+without = p | {"positions": np.zeros_like(p["positions"])}
+moved = {name: vision_tower(q, swapped, **options)[0][:, [1, 0, 3, 2]] - vision_tower(q, images, **options)[0]
+         for name, q in (("without positions", without), ("with positions", p))}
+for name, change in moved.items():
+    print(f"{name:18} exchange patches, exchange them back: moved by {np.abs(change).max():.0e}")
+assert np.allclose(moved["without positions"], 0) and not np.allclose(moved["with positions"], 0)
+
+# %% [markdown]
+# ## The text tower
+#
+# The same blocks. Only the entrance differs: a token is a number, and its row of a table is its first vector. Every token
+# sees all others, before and after it (a language model's would see only those before). Padding is masked as a key, so that
+# no real token can see it:
+
+# %%
+tokens = np.array([[3, 1, 4, 0, 0], [5, 9, 2, 6, 5]])             # (B,L)
+mask = np.array([[True] * 3 + [False] * 2, [True] * 5])           # (B,L)
+p_t = part(params, "text.")
+f_t, back_text = text_tower(p_t, tokens, mask, heads=2, gelu="tanh", eps=1e-6)      # (B,L,C)
+other = np.where(mask, tokens, 7)                                 # another token at padding
+f_other, _ = text_tower(p_t, other, mask, heads=2, gelu="tanh", eps=1e-6)
+assert f_t.shape == (2, 5, 6) and np.allclose(f_t[mask], f_other[mask])
+
+table = back_text(rng.standard_normal(f_t.shape) * mask[..., None])["embedding.weight"]  # (V,C)
+used = np.abs(table).sum(1) > 0
+print("tokens in the captions", sorted(set(tokens[mask].tolist())), "  rows with a gradient", np.flatnonzero(used).tolist())
+assert set(np.flatnonzero(used)) == set(tokens[mask])
+
+# %% [markdown]
+# Only rows of tokens that occur get a gradient; token 5 occurs twice, and its row gets the sum of both.
+#
+# ## Two heads on the towers
+#
+# Towers have widths of their own. An *adapter*, one linear layer, takes each into the joint space: $v = g_v(f_v)$ and $t =
+# g_t(f_t)$ for every patch and token. For the whole picture, *pooling*: the mean over patches, one more layer $h_v$ with a
+# GELU, then the same adapter. For captions the mean over real tokens. (The paper gives $h_v$ without a reason; it makes the
+# picture's vector more than the mean of what its patches show.)
+
+# %%
+pictures = rng.random((2, 3, 8, 8))
+loss, trace, back = forward(params, pictures, tokens, mask, config)
+features = trace["image_features"]                                # (B,P,C)
+v, _ = ops.linear(features, params["g_v.weight"], params["g_v.bias"])
+hidden, _ = ops.gelu(ops.linear(features.mean(1), params["h_v.weight"], params["h_v.bias"])[0])
+v_bar, _ = ops.linear(hidden, params["g_v.weight"], params["g_v.bias"])
+assert np.allclose(trace["v"], v) and np.allclose(trace["v_bar"], v_bar)
+assert np.allclose(encode_images(params, pictures, config)["v"], v)
+for name in ("image_features", "v", "v_bar", "text_features", "t", "t_bar", "weights", "grouped", "logits", "logits_vt"):
+    print(f"{name:15} {trace[name].shape}")
+assert np.isclose(loss, config.lambda_g * trace["loss_global"] + config.lambda_f * trace["loss_fine"])
+
+# %% [markdown]
+# ## Everything at once
+#
+# `forward` returned the loss, every stage, and `back`, which gives a gradient for every parameter. Is it right? One
+# direction through *all* parameters at once (tutorial 01):
+
+# %%
+gradients = back()
+assert gradients.keys() == params.keys()
+u = {name: rng.standard_normal(np.shape(x)) for name, x in params.items()}
+h = 1e-5
+up, down = (float(forward({n: x + sign * h * u[n] for n, x in params.items()}, pictures, tokens, mask, config)[0])
+            for sign in (1, -1))
+measured, claimed = (up - down) / (2 * h), sum(float((gradients[name] * u[name]).sum()) for name in params)
+print(f"{sum(x.size for x in params.values())} numbers: differences {measured:.8f}   back {claimed:.8f}")
+assert np.isclose(measured, claimed, rtol=1e-5)
+
+parts = ("vision.patch", "vision.positions", "vision.blocks", "h_v", "g_v", "text.embedding", "text.blocks", "g_t")
+sizes = [np.sqrt(sum((gradients[n] ** 2).sum() for n in params if n.startswith(name))) for name in parts]
+figure, (ax,) = panels(1, 3.6)
+ax.barh(parts, sizes, color="#0072B2")
+ax.invert_yaxis()
+ax.set_xlabel("length of the gradient")
+show(figure, "02_gradients")
+assert min(sizes) > 0
+
+# %% [markdown]
+# ## Exercise 02.1: around and through
+#
+# `y = x + f(x)`, and `back_f` takes the gradient through f. What is `dx`?
+
+# %%
+def residual_back(dy, back_f):                                    # (N,C), a function -> dx (N,C)
+    return None
+
+
+print(check("02.1", residual_back))
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def residual_back(dy, back_f):
+#     return dy + back_f(dy)
+# ```
+#
+# </details>
+#
+# ## Exercise 02.2: one head with padding
+
+# %%
+def one_head(q, k, v, mask):                                      # (L,C) each, (L,) bool -> (L,C)
+    return None
+
+
+print(check("02.2", one_head))
+
+# %% [markdown]
+# <details><summary>Solution</summary>
+#
+# ```python
+# def one_head(q, k, v, mask):
+#     z = np.where(mask, q @ k.T / np.sqrt(q.shape[1]), -np.inf)
+#     e = np.exp(z - z.max(1, keepdims=True))
+#     return e / e.sum(1, keepdims=True) @ v
+# ```
+#
+# </details>
+#
+# Next: [03, the global loss](03_global_loss.ipynb).
