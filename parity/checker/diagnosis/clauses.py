@@ -99,11 +99,11 @@ def always_zero(read) -> bool:
 
 
 def no_gradient_below(read, low, high, many) -> bool:
-    """At other similarities and another temperature: those below get none, those above do."""
-    below = np.linspace(0.1, 0.97, many // 2 - 1) * low
-    wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
-    for name, theta in (("again_threshold", 0.0), ("again_threshold_warmer", 1.0)):
-        reading = read(replace(threshold_probe(name, wanted), theta=theta))
+    """At other similarities, fewer of them below, another temperature and length: those below get none, those above do."""
+    for name, theta, few, longer in (("again_threshold", 0.0, 2, 1.0), ("again_threshold_warmer", 1.0, 5, 1.7)):
+        below = np.linspace(0.1, 0.97, many // few - 1) * low
+        wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
+        reading = read(replace(threshold_probe(name, wanted, lengthen=longer), theta=theta))
         size = np.abs(reading.grads["v"][0]).max(-1)[2:]
         if ((size > 1e-13 * max(size.max(), 1e-30)) != (wanted > low)).any():
             return False
@@ -329,6 +329,9 @@ TEMPLATES = {
     "inside except": Template("With {sizes} {what_inside} equals {equation}, except that {clauses}.",
                               explained_by(confirm.equals_but_for),
                               "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "smaller except": Template("On the smaller batches that were tried {what_inside} equals {equation}, except that {clauses}.",
+                               explained_by(confirm.equals_but_for),
+                               "{what} differs from {equation}: {clauses}; that does not explain every batch."),
     "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
                              "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
     "gradient": Template("{what} differs from {equation} in its gradient, and nothing known explains that.",

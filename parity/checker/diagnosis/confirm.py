@@ -9,7 +9,7 @@ import math
 import numpy as np
 
 from parity.checker.diagnosis.again import KINDS, fresh, under
-from parity.checker.diagnosis.asking import gradient_off, loss_off
+from parity.checker.diagnosis.asking import Reading, gradient_off, loss_off
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import Probe, knife_probe
@@ -33,9 +33,11 @@ def close(reading, model, tol: Tolerances) -> bool:
     return loss_off(reading.value, value) < tol[0] and (off is None or off < tol[1])
 
 
-def gives(part, probe, tol: Tolerances) -> bool:
-    """Whether the explanation gives what is read."""
+def gives(part, probe, tol: Tolerances, leaf: str = "") -> bool:
+    """Whether the explanation gives what is read.      leaf: of gradients, this input's alone"""
     reading = part.read(probe)
+    if leaf:
+        reading = Reading(reading.value, {k: g for k, g in reading.grads.items() if k == leaf})
     return part.excused(probe, reading) or any(close(reading, model, tol) for model in part.models(probe))
 
 
@@ -52,9 +54,10 @@ def supported(read, part, found: Found, tol: Tolerances) -> bool:
         return SPECIAL[found.id](part, found, tol)
     asked = batches(part)
     without = part.without(found)
-    if not asked or without is None or not all(gives(part, p, tol) for p in asked):
+    leaf = found.id.split(".")[1] if found.id.startswith("gradient.") and found.id.count(".") > 1 else ""
+    if not asked or without is None or not all(gives(part, p, tol, leaf) for p in asked):
         return False
-    shown = any(not gives(without, p, tol) for p in asked)
+    shown = any(not gives(without, p, tol, leaf) for p in asked)
     cancels = DEVIATIONS[found.id].harmless and found.id not in EPSILONS.values()
     if found.id == "edge.no_gradient":
         shown = shown and not any(np.any(part.read(p).grads.get(str(found.value), 0.0)) for p in asked)

@@ -87,10 +87,9 @@ def judge(box, part, count_edges=False) -> Diagnosis:
         part.read, part, (tol, grad_tol))
     if verdict == "unexplained" and (failing or not part.explained) and not by_value:
         deviations = ()                                   # a part of the truth may be none of it
-    if by_value:                                          # the gradient is said where it is located
-        deviations = tuple(d for d in deviations if not d.id.startswith("gradient.") and not d.id.endswith("no_gradient"))
-    loose = (tol, 1e300 if by_value else grad_tol)
-    clauses = {d: say(part.read, "survey", part=part, found=d, clause=words(d), tol=loose)
+    loose = (tol, 1e300 if by_value else grad_tol)        # of one input's gradient something is known, not of another's
+    clauses = {d: say(part.read, "survey", part=part, found=d, clause=words(d),
+                      tol=(tol, grad_tol) if d.id.startswith("gradient.") else loose)
                for d in (*deviations, *harmless, *edges)}
     clauses = {d: text for d, text in clauses.items() if text}
     deviations, harmless, edges = (tuple(d for d in some if d in clauses) for some in (deviations, harmless, edges))
@@ -121,6 +120,9 @@ def said(place, conditions) -> bool:
 def about_gradients(part, tol) -> list[str]:
     """What is right beside a gradient that is not."""
     wrong, fine = part.how.wrong, part.how.fine
+    if part.how.pairs is not None and part.how.gradient is False:
+        wrong = gradients.of_pairs(part, confirm.batches(part), tol[1])
+        return [*about_inputs(part, wrong, tol)]
     if fine is None or (wrong is None and not (fine.detach and part.how.gradient)):
         return []
     probes = [p for p in (*part.probes, *part.held_out) if part.read(p).error is None and not part.excused(p, part.read(p))]
@@ -132,6 +134,12 @@ def about_gradients(part, tol) -> list[str]:
         said.append(say(part.read, "value right", part=part, tol=tol, rest=rest, many=len(probes)))
     if wrong is None:
         wrong = gradients.of_detached(part.read, fine, tol[1])
+    return said + about_inputs(part, wrong, tol)
+
+
+def about_inputs(part, wrong, tol) -> list[str]:
+    """Whose gradient is right, whose is not."""
+    said = []
     names = [gradients.INPUTS[leaf] for leaf in wrong.right]
     padded = wrong.padding and "t" not in wrong.slopes and not wrong.place
     names += ["real tokens"] if padded else []
@@ -212,7 +220,7 @@ def first_stage(verdict, deviations, place):
 def place_of(box, part, failing) -> Place:
     """Where it leaves the paper: by the arrays that it makes, where it can be watched, and by its values."""
     if part.name == "global":
-        return Place("global", "padded")
+        return Place("gradient" if part.how.gradient is False else "global", "padded")
     if part.how.wrong is not None and part.how.wrong.place:
         return Place("gradient", part.how.wrong.probe)
     if part.how.reached == "all":

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import Found
+from parity.checker.diagnosis.deviations import CONDITIONS, Found
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
@@ -104,7 +104,8 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
     elif sizes and d.verdict == "conditional" and not clauses:
         text = out("inside")
     elif part.explained and clauses:
-        text = out("inside except" if sizes else "except")
+        sharp = all(x.sharp for x in d.limits)            # else no sizes say where it ends
+        text = out(("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
         text = out("value except")
     elif part.one_token:
@@ -112,8 +113,9 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
     more = []
-    if d.conditions and not (sizes and not clauses):
-        more.append(out("where", conditions=", ".join(d.conditions), held=d.conditions))
+    held = tuple(x for x in d.conditions if x in CONDITIONS or all(y.sharp for y in d.limits))
+    if held and not (sizes and not clauses):
+        more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:
         more.append(out("no gradients"))
     if d.equals:

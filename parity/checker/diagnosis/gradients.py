@@ -18,7 +18,8 @@ from parity.checker.diagnosis.deviations import DEVIATIONS, Found, words
 from parity.checker.diagnosis.switches import WAYS, Variant
 from parity.checker.probes import HELD_OUT, PROBES, Probe
 
-INPUTS = {"v": "patches", "t": "tokens", "theta": "theta"}
+INPUTS = {"v": "patches", "t": "tokens", "theta": "theta", "v_bar": "the image", "t_bar": "the text"}
+FINE = ("v", "t", "theta")
 ASKED = ("single", "padded", "single_again", "padded_again", "unit_padded", "unpadded", "equal_lengths", "unpadded_again")
 SHARES = (0.0, -1.0, 2.0, 0.5)
 
@@ -103,7 +104,7 @@ def of_detached(read, o: Variant, tol) -> Wrong:
     probes = [p for p in (*(PROBES[name] for name in ASKED), *HELD_OUT.values()) if usable(read, p, o)]
     whole = replace(o, detach="")
     out, lost = Wrong(), list[str]()
-    for leaf in INPUTS:
+    for leaf in FINE:
         if all(leaf in read(p).grads for p in probes):
             given = [real(p, leaf, read(p).grads[leaf]) for p in probes]
             wanted = [real(p, leaf, part(p, whole, leaf)) for p in probes]
@@ -117,6 +118,28 @@ def part(probe: Probe, o: Variant, leaf: str) -> np.ndarray:
     return search.evaluated(probe, o).grads["fine"][leaf]
 
 
+def of_pairs(part, probes, tol: float) -> Wrong:
+    """A global loss whose value is explained: whose gradient is right, whose is a multiple of it, whose is something else."""
+    out = Wrong()
+    for leaf in INPUTS:
+        pairs = [(part.read(p).grads.get(leaf), part.own_gradients(p).get(leaf)) for p in probes]
+        pairs = [(np.ravel(a), np.ravel(b)) for a, b in pairs if a is not None and b is not None]
+        top = max((np.abs(b).max(initial=0.0) for _, b in pairs), default=0.0)
+        if not pairs or top < 1e-12:                      # no part of this loss
+            continue
+        factors = [float(a @ b / (b @ b)) for a, b in pairs if np.any(b)]
+        k = float(simplest(factors[0] - 1e-7, factors[0] + 1e-7))
+        if all(np.abs(a - b).max() <= tol * top for a, b in pairs):
+            out.right.append(leaf)
+        elif all(np.abs(a - k * b).max() <= 10 * tol * top for a, b in pairs):
+            how = "zero" if abs(k) < tol else f"{k:.6g} times what it should be"
+            out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is {how}."))
+        else:
+            off = max(float(np.abs(a - b).max()) for a, b in pairs) / top
+            out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is off by up to {off:.3g} of its largest entry."))
+    return out
+
+
 def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
     """What is wrong with the gradients of a loss whose value o explains.  lacking: inputs that get none, said already."""
     out = Wrong()
@@ -124,7 +147,7 @@ def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
     if not probes:
         out.places.append(("", "Its gradients are finite on no batch."))
         return out
-    for leaf in INPUTS:
+    for leaf in FINE:
         if leaf in lacking or not all(leaf in read(p).grads for p in probes):
             continue
         given = [real(p, leaf, read(p).grads[leaf]) for p in probes]
@@ -158,7 +181,7 @@ def on_flat_rows(read, o: Variant, tol, wrong: Wrong, probes) -> None:
         given, grads = read(p).grads, search.evaluated(p, o).grads["fine"]
         made = wrong.applied(p, grads, given)
         if any(not near([p], [np.reshape(g, np.shape(made[leaf]))], [made[leaf]], o, tol) for leaf, g in given.items()
-               if leaf in INPUTS):
+               if leaf in FINE):
             wrong.flat = True
             wrong.found.append(Found("gradient.flat_rows"))
             return
