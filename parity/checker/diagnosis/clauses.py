@@ -16,7 +16,7 @@ from parity.checker.diagnosis import confirm, search
 from parity.checker.diagnosis.again import fresh
 from parity.checker.diagnosis.asking import gradient_off, loss_off
 from parity.checker.diagnosis.designs import mixture, pairs
-from parity.checker.diagnosis.switches import Variant
+from parity.checker.diagnosis.switches import Variant, variant_of
 from parity.checker.probes import threshold_probe
 
 
@@ -259,6 +259,15 @@ def same_losses(one: Variant, two: Variant) -> bool:
     return True
 
 
+def same_as(part, found) -> bool:
+    """Another set of deviations gives what the explanation gives."""
+    fine, pairs = variant_of(found)
+    if part.name != "global":
+        return same_losses(part.how.fine, fine)
+    made = [[search.evaluated(p, o).losses["global"] for p in confirm.batches(part)] for o in (part.how.pairs, pairs)]
+    return all(loss_off(a, b) < 1e-9 for a, b in zip(*made))
+
+
 def no_gradients(read) -> bool:
     return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
 
@@ -341,9 +350,8 @@ TEMPLATES = {
                         "{what} differs from {equation} on some batch that was asked, and no known deviation explains it."),
     "where": Template("It equals {equation} where this holds: {conditions}.",
                       lambda read, part, base, tol, held, **_: confirm.holds_under(read, part, base, tol, held)),
-    "untold": Template("No batch tells this from {others}.", lambda read, part, others, settings, **_: all(
-        same_losses(settings[0], o) for o in settings[1:])),
-    "value right": Template("The loss itself is that of {rest} on all {many} batches asked.",
+    "untold": Template("No batch tells this from {others}.", lambda read, part, sets, **_: all(same_as(part, found) for found in sets)),
+    "value right": Template("The loss itself is {rest} on all {many} batches asked.",
                             lambda read, part, tol, **_: confirm.value_right(read, part, tol)),
     "gradients right": Template("The gradient{s} for {names} {are} right.", lambda read, part, tol, leaves, padded, **_:
                                 confirm.gradients_right(read, part, tol, leaves, padded)),

@@ -130,7 +130,7 @@ def about_gradients(part, tol) -> list[str]:
     known = [d for d in part.found if not d.id.startswith(("gradient.", "edge.no_gradient")) and not d.id.endswith(".detached")]
     said = []
     if right:
-        rest = "eq. 6 but for the other points" if known else "eq. 6"
+        rest = "as the other points say" if known else "that of eq. 6"
         said.append(say(part.read, "value right", part=part, tol=tol, rest=rest, many=len(probes)))
     if wrong is None:
         wrong = gradients.of_detached(part.read, fine, tol[1])

@@ -87,7 +87,9 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
     """What a colleague would say: each sentence as the door lets it out (clauses)."""
     what = "Your global loss" if name == "global" else "Your loss"
     sizes = [x.condition for x in d.limits]
-    clauses = [d.clauses[x] for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
+    named = [x for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
+    of_gradient = [d.clauses[x] for x in named if x.id.startswith("gradient.") and not part.explained]
+    clauses = [d.clauses[x] for x in named if d.clauses[x] not in of_gradient]
     graded = bool(part.read(PROBES["padded"]).grads)
     facts = {
         "part": part, "base": "listing1" if d.base == "listing1" else "eq6", "tol": d.rounding, "what": what,
@@ -112,7 +114,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         text = out("nothing known")
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
-    more = []
+    more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
     held = tuple(x for x in d.conditions if x in CONDITIONS or all(y.sharp for y in d.limits))
     if held and not (sizes and not clauses):
         more.append(out("where", conditions=", ".join(held), held=held))
@@ -120,7 +122,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         more.append(out("no gradients"))
     if d.equals:
         others = " or ".join(" and ".join(str(x) for x in e) for e in d.equals[:3])
-        more.append(out("untold", others=others, settings=[part.how.fine or part.how.pairs]))
+        more.append(out("untold", others=others, sets=d.equals[:3]))
     cancels = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id not in EPSILONS.values()]
     small = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id in EPSILONS.values()]
     if cancels:

@@ -167,7 +167,7 @@ FACTS = {"base": "eq6", "tol": TOL, "what": "Your loss", "what_inside": "your lo
          "sizes": "P at most 3", "held": ("no padding",)}
 PADDED = Variant(open_vt="open", open_tv="open")
 SHARP, BLUNT = (Limit("P", 32, 33, 196, 0.12, None, sharp=sharp) for sharp in (True, False))
-REST = {"rest": "eq. 6", "many": 31}
+REST = {"rest": "that of eq. 6", "many": 31}
 BOTH = {"leaves": ("t", "theta"), "padded": False, "names": "tokens and theta", "s": "s", "are": "are"}
 PLACE = {"leaf": "v", "place": "The gradient for patches is off by up to 0.5 of its largest entry."}
 
@@ -187,12 +187,13 @@ RUNS = {
     "inside": (with_part(box()), with_part(box(OTHER))),
     "except": (with_part(box(OTHER), OTHER), with_part(box(), OTHER)),
     "inside except": (with_part(box(OTHER), OTHER), with_part(box(PADDED), OTHER)),
+    "smaller except": (with_part(box(OTHER), OTHER), with_part(box(PADDED), OTHER)),
     "value except": (with_part(box(OTHER, change=times("v", 0.3)), OTHER), with_part(box(OTHER), OTHER)),
     "gradient": (with_part(box(change=times("v", 0.3))), with_part(box(OTHER))),
     "differs": (with_part(box(OTHER)), with_part(box())),
     "where": (with_part(box(PADDED)), with_part(box(OTHER))),
-    "untold": (with_part(box(), others="this", settings=[PAPER, Variant(direction="both")]),
-               with_part(box(), others="this", settings=[PAPER, OTHER])),
+    "untold": (with_part(box(), others="this", sets=[(Found("logits.directions_swapped"),)]),
+               with_part(box(), others="this", sets=[(Found("threshold.constant", 0.3),)])),
     "value right": (with_part(box(change=times("v", 2.0)), **REST), with_part(box(OTHER), **REST)),
     "gradients right": (with_part(box(change=times("v", 2.0)), **BOTH), with_part(box(change=times("t", 2.0)), **BOTH)),
     "gradient off": (with_part(box(change=times("v", 2.0)), **PLACE), with_part(box(change=times("t", 2.0)), **PLACE)),
