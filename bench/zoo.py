@@ -108,7 +108,8 @@ def grade(label: dict, found: dict) -> str:
         right = gradients_named(report) == {INPUTS[x] for x in label["grads"]}
     else:
         shown = [x["stage"] for x in report["deviations"] if not set(x["hidden_by"]) & EDGES]
-        stage = (report["stage"] if verdict == "unexplained" else min(shown, key=ORDER.index, default=None)) or "none"
+        first = min(shown, key=ORDER.index, default=report["stage"])
+        stage = (report["stage"] if verdict == "unexplained" else first) or "none"
         right = STAGES.get(stage, stage) == label["stage"]
     return ("placed" if verdict == "unexplained" else "right") if right else "stage"
 

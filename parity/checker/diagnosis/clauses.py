@@ -350,7 +350,8 @@ TEMPLATES = {
                         "{what} differs from {equation} on some batch that was asked, and no known deviation explains it."),
     "where": Template("It equals {equation} where this holds: {conditions}.",
                       lambda read, part, base, tol, held, **_: confirm.holds_under(read, part, base, tol, held)),
-    "untold": Template("No batch tells this from {others}.", lambda read, part, sets, **_: all(same_as(part, found) for found in sets)),
+    "untold": Template("No batch tells this from {others}.",
+                       lambda read, part, sets, **_: all(same_as(part, found) for found in sets)),
     "value right": Template("The loss itself is {rest} on all {many} batches asked.",
                             lambda read, part, tol, **_: confirm.value_right(read, part, tol)),
     "gradients right": Template("The gradient{s} for {names} {are} right.", lambda read, part, tol, leaves, padded, **_:
