@@ -18,12 +18,13 @@ Tolerances = tuple[float, float]
 
 
 def batches(part, kinds=KINDS) -> list[Probe]:
-    """Fresh batches that tell this loss from the rest of a total, and that it answers."""
+    """Fresh batches that tell this loss from the rest of a total and that it answers; of an old folder the held-out ones."""
     if part.one_token:
         kinds = ("one token",)
     found = [p for kind in kinds for p in fresh(kind)]
     found = [p for p in found if not (part.one_sample and len(p.v) > 1) and not (part.name == "global" and len(p.v) == 1)]
-    return [p for p in found if part.read(p).error is None and part.told_apart(p)]
+    found = [p for p in found if part.read(p).error is None and part.told_apart(p)]
+    return found or [p for p in part.held_out if kinds == KINDS and part.read(p).error is None]
 
 
 def close(reading, model, tol: Tolerances) -> bool:
