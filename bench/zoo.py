@@ -105,7 +105,8 @@ def grade(label: dict, found: dict) -> str:
     if group == "size":
         return "right" if report["limits"] else "wrong"
     if group == "gradient":
-        right = gradients_named(report) == {INPUTS[x] for x in label["grads"]}
+        pooled = "_bar" if label["target"] == "global" else ""
+        right = gradients_named(report) == {INPUTS[x + pooled * (x in "vt")] for x in label["grads"]}
     else:
         shown = [x["stage"] for x in report["deviations"] if not set(x["hidden_by"]) & EDGES]
         first = min(shown, key=ORDER.index, default=report["stage"])
