@@ -45,7 +45,7 @@ def percent(x):
 def counted(sentences: Mapping[str, int]) -> str:
     """What became of the sentences that a check could say."""
     said, weaker, withheld = (sentences.get(kind, 0) for kind in ("said", "weaker", "withheld"))
-    return f"{said} sentences measured again and said, {weaker} said weaker, {withheld} withheld"
+    return f"{said} sentence{'s' * (said != 1)} measured again and said, {weaker} said weaker, {withheld} withheld"
 
 
 def as_list(x) -> list:
