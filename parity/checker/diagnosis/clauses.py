@@ -325,7 +325,7 @@ TEMPLATES = {
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
                                 lambda read, settings: no_padding(read, settings, True)),
     "equal lengths": Template("Captions of equal length hide it.", equal_lengths_alone),
-    "no gradients": Template("It gives no gradient, so values alone were compared.", no_gradients),
+    "no gradients": Template("It gives no gradient, so values alone were compared.", lambda read, **_: no_gradients(read)),
     # ------------------------------------------------------------------------------------- an explanation and its clauses
     "survey": Template("{clause}", lambda read, part, found, tol, **_: confirm.supported(read, part, found, tol)),
     "equals": Template("{what} equals {equation}, {compared}{ties}.", explained_by(confirm.equals)),

@@ -103,7 +103,7 @@ def judge(box, part, count_edges=False) -> Diagnosis:
         rounding=(tol, grad_tol),
         edges=edges if verdict != "unexplained" and not strict else (),
         base="eq1" if part.name == "global" else base if base and verdict in ("listing1", "conditional") else "eq6",
-        clauses=clauses, stage_seen=place is None or bool(place.words),
+        clauses=clauses, stage_seen=place is None or bool(place.words) or place.stage in ("gradient", "global"),
     )
 
 
