@@ -29,7 +29,8 @@ def fresh(kind: str) -> tuple[Probe, ...]:
         case "single padded":
             return draw("again_single_padded", (4,), **main), draw("again_single_padded_more", (3,), **more)
         case "flat":
-            return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True)
+            unit = draw("again_flat_unit", (4, 3, 5), **main, unit=True, flat=True)  # flat where patches are normalised first
+            return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True), unit
         case "one token":
             return draw("again_one_token", (1, 1, 1, 1), 1, 9), draw("again_one_token_more", (1, 1, 1), 1, 12)
         case "zero":
