@@ -21,13 +21,14 @@ import numpy as np
 from parity.checker.calling.caller import Convention, Item, arrays_of
 from parity.checker.calling.packing import visible
 from parity.checker.diagnosis import variants
+from parity.checker.diagnosis.again import KINDS, fresh
 from parity.checker.diagnosis.asking import Box, simplest
 from parity.checker.diagnosis.behaviour import behaviour
 from parity.checker.diagnosis.deviations import Found
 from parity.checker.diagnosis.diagnose import Diagnosis, diagnose
 from parity.checker.diagnosis.numbers import MANY, find_epsilon, find_threshold, kept, spread
 from parity.checker.page.sheet import Report, versions
-from parity.checker.probes import HELD_OUT, PROBES, Answer, Probe
+from parity.checker.probes import HELD_OUT, PROBES, Answer, Probe, knife_probe
 from parity.vectors.safe_read import parse_json, parse_safetensors, read_bytes
 
 LIMIT = 1 << 22                                           # bytes of a file
@@ -69,7 +70,9 @@ def key_of(probe: Probe) -> str:
 
 def usual_probes() -> dict[str, Probe]:
     """Every batch that a diagnosis asks of the paper's loss, of constant thresholds and of usual epsilons.  Key -> probe."""
-    found: dict[str, Probe] = {key_of(p): p for p in (*PROBES.values(), *HELD_OUT.values())}
+    again = [p for kind in (*KINDS, "zero", "empty", "one token") for p in fresh(kind)]  # what is said is measured on these
+    again += [knife_probe(1 / 8, lengthen=x, patches=8) for x in (1.0, 2.0**40)]
+    found: dict[str, Probe] = {key_of(p): p for p in (*PROBES.values(), *HELD_OUT.values(), *again)}
     for deviations in ((), (Found("threshold.absent"),), (Found("logits.padding_not_masked"), Found("reduction.token"))):
         record = Recorder(deviations)
         diagnose(record)

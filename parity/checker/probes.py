@@ -93,18 +93,20 @@ def threshold_probe(name, wanted, *, swapped=False, lengthen=1.0, lift=None, sam
     return Probe(name, v, t, np.ones(t.shape[:2], dtype=bool), 0.0, pool[0], pool[1], shows, edge=True)
 
 
-def knife_probe(sigma, samples=1, lengthen=1.0) -> Probe:
-    """threshold_probe for P = 4 with one similarity that is sigma exactly, also after patches are l2-normalised.
+def knife_probe(sigma, samples=1, lengthen=1.0, patches=4) -> Probe:
+    """threshold_probe with one similarity that is sigma exactly, also after patches are l2-normalised.
 
-    lengthen: the range of its row, a power of 2.
+    lengthen: the range of its row, a power of 2.  patches: P
     """
+    more = sigma + (1 - sigma) * np.arange(1, patches - 2) / (patches - 2)
+    name = "knife" if patches == 4 else f"again_knife_{patches}"
     for attempt in range(400):
-        probe = threshold_probe(f"knife_{attempt}", (sigma, (1 + sigma) / 2), samples=samples, lengthen=lengthen)
+        probe = threshold_probe(f"{name}_{attempt}", (sigma, *more), samples=samples, lengthen=lengthen)
         squares = probe.v[0] * probe.v[0]
         sums = squares.sum(-1), squares.cumsum(-1)[:, -1], squares[:, ::-1].cumsum(-1)[:, -1]
-        if all((x == 1).all() for x in sums):
+        if all((x[:4] == 1).all() for x in sums):         # of many patches, those that matter
             break
-    name = "knife" if lengthen == 1 else "knife_long"
+    name = name if lengthen == 1 else f"{name}_long"
     return replace(probe, name=name, shows="a similarity that is exactly the threshold: > or >=")
 
 

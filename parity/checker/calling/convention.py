@@ -20,7 +20,7 @@ from parity.checker.calling.items import argument_items, framework_item, sigma_i
 from parity.checker.calling.masks import decide_mask, decide_patch_mask
 from parity.checker.calling.outputs import decide_outputs
 from parity.checker.calling.reading import decide_cls
-from parity.checker.calling.temperature import decide_scale, start_notes
+from parity.checker.calling.temperature import decide_scale, log_notes, start_notes
 from parity.checker.calling.trial import PLAIN, CannotRun, Trial, Unclear, numeric, probe_of
 from parity.checker.calling.worker import Stopped, Worker
 
@@ -155,7 +155,8 @@ def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> li
     items = [item for item in items if not any(item.what == better.what for better in cls)]
     sigma = sigma_item(trial, convention, outputs, about)
     common = [*items, *cls, *mask, *patch_mask, *scale, *([sigma] if sigma else [])]
-    notes = tuple(start_notes(convention, about))
+    notes = (*start_notes(convention, about), *(f"{x.what}: {x.why}; it is read as a [CLS] token's, which the paper has not"
+                                                for x in cls), *log_notes(convention, scale[0]))
     return [replace(c, items=(*common, *said), notes=notes) for c, said in zip(ready, returns)]
 
 

@@ -18,7 +18,7 @@ FINE = {"fine", "local", "token", "tokens", "grounding", "grained", "patch", "wo
         "region"}
 WHOLE = {"global", "contrastive", "clip", "itc", "coarse", "g"}
 SUM = {"total", "loss", "sum", "all"}
-KINDS = {"fine": "eq. 6, fine-grained", "global": "eq. 1, global", "total": "a weighted total of eqs. 1 and 6"}
+KINDS = {"fine": "the fine-grained loss", "global": "the global loss", "total": "a weighted total of both"}
 
 
 def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Convention], list[list[Item]]]:

@@ -130,3 +130,13 @@ def start_notes(convention: Convention, about: dict) -> list[str]:
             elif kind == "scale" and abs(x - tau) < 1e-6:
                 notes.append(f"{name}: tau {said} {1 / x:.3g}, which is what {tau:g}, a usual tau, gives as 1/tau")
     return notes[:1]
+
+
+def log_notes(convention: Convention, item: Item) -> list[str]:
+    """Where a name says a logarithm and numbers say that none is undone."""
+    name = item.what.removeprefix("parameter ")
+    word = next((w for n, w in [*convention.arguments, *convention.attributes.items()] if n == name), "")
+    if word in ("scale", "tau") and "log" in naming.words(name) and item.sure in ("certain", "likely"):
+        return [f"{name}: its name says a logarithm, and it acts as {SHOWN[word]} itself: if it holds log({SHOWN[word]}), "
+                "an exp() is missing"]
+    return []

@@ -4,10 +4,11 @@ Each test is put to the implementation and to the explanation that `diagnose` fo
 it follows from what was found already.
 """
 
+import functools
 import math
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
@@ -15,6 +16,7 @@ import numpy as np
 from parity.checker.calling.caller import AUTOGRAD, Caller, arrays_of
 from parity.checker.calling.worker import Stopped
 from parity.checker.diagnosis import variants
+from parity.checker.diagnosis.clauses import Door
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.diagnose import Diagnosis
 from parity.checker.probes import PROBES, Answer, Probe
@@ -40,34 +42,50 @@ class Finding:
 
 @dataclass(frozen=True)
 class Behaviour:
-    """findings; notes: sentences that are no faults; memory: measured growth, or None; half: relative error by dtype."""
+    """findings; notes: sentences that are no faults; memory: measured growth, or None; half: relative error by dtype.
+
+    sentences: how many were said, said weaker, withheld
+    """
 
     findings: tuple[Finding, ...] = ()
     notes: tuple[str, ...] = ()
     memory: dict | None = None
     half: dict | None = None
+    sentences: dict[str, int] = field(default_factory=dict)
 
 
 def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
     """Run every test: about 40 calls of a Caller; of a folder of answers (exchange.Table) those that it can answer."""
-    theirs, model = ask, explained(diagnosis)
+    theirs, model, door = ask, explained(diagnosis), Door()
     findings = []
-    known = {(f.id, f.value) for f in (*diagnosis.deviations, *diagnosis.harmless, *diagnosis.edges)}
+    known = {f.id for f in (*diagnosis.deviations, *diagnosis.harmless, *diagnosis.edges)}
+
+    def out(found, evidence, test, causes_=()):
+        """Through the door: test, run once more, finds the same."""
+        def again():
+            return any((f.id, f.value) == (found.id, found.value) for f, _ in test())
+
+        if door.say("behaviour", None, evidence=evidence, again=again):
+            findings.append(Finding(found, evidence, causes_))
+
     for test in (no_gradient, padding_leak, zero_padding, nan_gradient, all_padding, order, batch_split):
         for found, evidence in test(theirs):
-            if (found.id, found.value) in known or found.id in {i for i, _ in known}:
-                continue
-            again = ask.worker is None or any((f.id, f.value) == (found.id, found.value) for f, _ in test(theirs, AGAIN))
-            if not again:                                 # one batch shows it and another does not; a folder has no others
+            if found.id in known:
                 continue
             same = any(f.id == found.id for f, _ in test(model)) if model else False
-            findings.append(Finding(found, evidence, causes(test, found.id, diagnosis) if same else ()))
+            on = PROBES if ask.worker is None else AGAIN  # a folder has no others
+            out(found, evidence, functools.partial(test, theirs, on), causes(test, found.id, diagnosis) if same else ())
     if ask.worker is None:                                # a folder of answers cannot be called again
-        return Behaviour(tuple(findings))
-    findings += [Finding(f, evidence) for f, evidence in (*repeats(ask), *mutates(ask)) if f.id not in {i for i, _ in known}]
+        return Behaviour(tuple(findings), sentences=door.counts)
+    for effect in (repeats, mutates):
+        for found, evidence in effect(ask):
+            if found.id not in known:
+                out(found, evidence, functools.partial(effect, ask))
     half, half_findings, notes = low_precision(ask)
+    for x in half_findings:
+        out(x.found, x.evidence, lambda: [(x.found, "") for x in low_precision(ask, "padded_again")[1]])
     memory, memory_note = growth(ask, diagnosis)
-    return Behaviour((*findings, *half_findings), (*notes, *memory_note, *refusals(ask)), memory, half)
+    return Behaviour(tuple(findings), (*notes, *memory_note, *refusals(ask)), memory, half, door.counts)
 
 
 def explained(diagnosis: Diagnosis) -> Callable[[Probe], Answer] | None:
@@ -275,14 +293,14 @@ def mutates(ask: Caller) -> Test:
         yield Found("edge.mutates_inputs", None, names), f"after the call {names} held other numbers"
 
 
-def low_precision(ask: Caller) -> tuple[dict, list[Finding], list[str]]:
+def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding], list[str]]:
     """Relative error of the loss in float16 and bfloat16, on inputs that are exact in both.
 
     A finding is what bfloat16, whose range is float32's, makes NaN or refuses; the rest is said in notes.
     """
     if ask.convention.framework not in ("torch", "jax") or ask.convention.dtype != "float64":
         return {}, [], []
-    probe = PROBES["padded"]
+    probe = PROBES[name]
     exact = {k: (np.round(getattr(probe, k) * 32) / 32) for k in ("v", "t", "v_bar", "t_bar")}
     probe = replace(probe, **exact, theta=1.25)
     best = ask(probe)

@@ -1,10 +1,10 @@
 """The one door through which a diagnosis's sentences leave: each carries the measurement that supports it.
 
 A sentence is said only if its measurement, taken again on probes that the search did not use, says the same; else what is
-weaker is said, or nothing.  TEMPLATES holds them all, by kind.
+weaker is said, or nothing.  TEMPLATES holds them all, by kind: lines of the survey ("survey") and the headline around them,
+what is right beside a wrong gradient, limits, what locates the unknown, what ordinary values do not show.
 """
 
-import functools
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -12,11 +12,12 @@ from typing import Any
 
 import numpy as np
 
-from parity.checker.diagnosis import search
+from parity.checker.diagnosis import confirm, search
+from parity.checker.diagnosis.again import fresh
 from parity.checker.diagnosis.asking import gradient_off, loss_off
-from parity.checker.diagnosis.designs import apart, equiangular, mixture, pairs, parallel, rotation
-from parity.checker.diagnosis.switches import Variant
-from parity.checker.probes import Probe, draw, threshold_probe
+from parity.checker.diagnosis.designs import mixture, pairs
+from parity.checker.diagnosis.switches import Variant, variant_of
+from parity.checker.probes import threshold_probe
 
 
 @dataclass(frozen=True)
@@ -53,52 +54,10 @@ class Door:
         (self.said if true else self.weaker if text else self.withheld).append(kind)
         return text.format(**facts)
 
-
-# ------------------------------------------------------------------------------------------- probes that no search used
-
-
-@functools.cache
-def fresh(kind: str) -> tuple[Probe, ...]:
-    """Batches of a kind, drawn for this file alone."""
-    main, more = {"columns": 6, "patches": 9}, {"columns": 7, "patches": 12}
-    match kind:
-        case "padded":
-            return draw("again_padded", (4, 6, 2), **main), draw("again_padded_more", (3, 7, 5, 2), **more)
-        case "single":
-            return draw("again_single", (6,), **main), draw("again_single_more", (7,), **more)
-        case "unit":
-            return draw("again_unit", (6,), **main, unit=True), draw("again_unit_more", (7,), **more, unit=True)
-        case "unpadded":
-            return draw("again_unpadded", (6, 6, 6), **main), draw("again_unpadded_more", (7, 7, 7, 7), **more)
-        case "equal":
-            return draw("again_equal", (3, 3, 3), **main), draw("again_equal_more", (4, 4, 4, 4), **more)
-        case "single padded":
-            return draw("again_single_padded", (4,), **main), draw("again_single_padded_more", (3,), **more)
-        case "flat":
-            return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True)
-        case "pairs":
-            return pairs("again_pairs_4", 4, 4), pairs("again_pairs_6", 6, 6)
-        case "warmer":
-            return pairs("again_warmer_4", 4, 4, 0.4), pairs("again_warmer_6", 6, 6, 0.4)
-        case "spare":
-            return pairs("again_spare_4", 4, 9), pairs("again_spare_6", 6, 11)
-        case "norm":
-            return tuple(turned(p, n) for n, p in enumerate(fresh("pairs")))
-        case "logits":
-            return equiangular("again_angles", 6, 0.4), equiangular("again_angles_wide", 5, -0.2)
-        case "grouping":
-            return (apart("again_apart_even", even=True, theta=0.8),)
-        case "reduction":
-            return (apart("again_apart", [1.3, 0.7, 1.0, 1.7, 0.8], 0.8),)
-        case "parallel":
-            return (parallel("again_parallel", 9, True, 0.8),)
-    raise KeyError(kind)
-
-
-def turned(probe: Probe, n: int) -> Probe:
-    """In another direction, with other lengths."""
-    r, lengths = rotation(20 + n), np.linspace(0.6, 1.9, probe.t.shape[1])[:, None]
-    return replace(probe, v=probe.v @ r / lengths, t=probe.t @ r * lengths, name=f"{probe.name}_turned")
+    @property
+    def counts(self) -> dict[str, int]:
+        """How many sentences were said, said weaker, withheld."""
+        return {"said": len(self.said), "weaker": len(self.weaker), "withheld": len(self.withheld)}
 
 
 # ------------------------------------------------------------------------------------------------------- measurements
@@ -140,11 +99,11 @@ def always_zero(read) -> bool:
 
 
 def no_gradient_below(read, low, high, many) -> bool:
-    """At other similarities and another temperature: those below get none, those above do."""
-    below = np.linspace(0.1, 0.97, many // 2 - 1) * low
-    wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
-    for name, theta in (("again_threshold", 0.0), ("again_threshold_warmer", 1.0)):
-        reading = read(replace(threshold_probe(name, wanted), theta=theta))
+    """At other similarities, fewer of them below, another temperature and length: those below get none, those above do."""
+    for name, theta, few, longer in (("again_threshold", 0.0, 2, 1.0), ("again_threshold_warmer", 1.0, 5, 1.7)):
+        below = np.linspace(0.1, 0.97, many // few - 1) * low
+        wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
+        reading = read(replace(threshold_probe(name, wanted, lengthen=longer), theta=theta))
         size = np.abs(reading.grads["v"][0]).max(-1)[2:]
         if ((size > 1e-13 * max(size.max(), 1e-30)) != (wanted > low)).any():
             return False
@@ -289,23 +248,6 @@ def constant_share(read, probes, made, factor) -> bool:
     return near(read, *shares) == factor
 
 
-@functools.cache
-def under(conditions: tuple[str, ...]) -> tuple[Probe, ...]:
-    """Batches that fulfil conditions and, as far as those allow, nothing else."""
-    alone, unit = "B = 1" in conditions, "unit-norm patches" in conditions
-    made: list[Probe] = []
-    sizes: tuple[tuple[int, int, tuple[int, ...]], ...] = ((6, 9, (4, 6, 2)), (7, 12, (3, 7, 5, 2)), (6, 10, (5, 1, 3)))
-    for columns, patches, lengths in sizes:
-        if "no padding" in conditions:
-            lengths = (columns,) * len(lengths)
-        elif "equal lengths" in conditions:
-            lengths = (columns - 2,) * len(lengths)
-        lengths = lengths[:1] if alone else lengths
-        name = "-".join(["again", *conditions, str(patches)])
-        made.append(draw(name, lengths, columns, patches, unit=unit))
-    return tuple(made)
-
-
 def same_losses(one: Variant, two: Variant) -> bool:
     """Two settings give the same value and gradients on batches of every kind."""
     for kind in ("padded", "unpadded", "single", "equal", "single padded"):
@@ -317,8 +259,22 @@ def same_losses(one: Variant, two: Variant) -> bool:
     return True
 
 
+def same_as(part, found) -> bool:
+    """Another set of deviations gives what the explanation gives."""
+    fine, pairs = variant_of(found)
+    if part.name != "global":
+        return same_losses(part.how.fine, fine)
+    made = [[search.evaluated(p, o).losses["global"] for p in confirm.batches(part)] for o in (part.how.pairs, pairs)]
+    return all(loss_off(a, b) < 1e-9 for a, b in zip(*made))
+
+
 def no_gradients(read) -> bool:
     return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
+
+
+def explained_by(holds):
+    """A measurement of confirm as a template takes it."""
+    return lambda read, part, base, tol, **_: holds(read, part, base, tol)
 
 
 TEMPLATES = {
@@ -369,5 +325,48 @@ TEMPLATES = {
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
                                 lambda read, settings: no_padding(read, settings, True)),
     "equal lengths": Template("Captions of equal length hide it.", equal_lengths_alone),
-    "no gradients": Template("It gives no gradient, so values alone were compared.", no_gradients),
+    "no gradients": Template("It gives no gradient, so values alone were compared.", lambda read, **_: no_gradients(read)),
+    # ------------------------------------------------------------------------------------- an explanation and its clauses
+    "survey": Template("{clause}", lambda read, part, found, tol, **_: confirm.supported(read, part, found, tol)),
+    "equals": Template("{what} equals {equation}, {compared}{ties}.", explained_by(confirm.equals)),
+    "equals listing1": Template("{what} equals Listing 1, {compared}{ties}: the mean runs over all real tokens of the batch.",
+                                explained_by(confirm.equals)),
+    "inside": Template("{what} equals {equation} in all that was tried with {conditions}, and not beyond.",
+                       explained_by(confirm.equals), "{what} equals {equation} in all that was tried with {conditions}."),
+    "except": Template("{what} equals {equation}, except that {clauses}.", explained_by(confirm.equals_but_for),
+                       "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "inside except": Template("With {sizes} {what_inside} equals {equation}, except that {clauses}.",
+                              explained_by(confirm.equals_but_for),
+                              "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "smaller except": Template("On the smaller batches that were tried {what_inside} equals {equation}, except that {clauses}.",
+                               explained_by(confirm.equals_but_for),
+                               "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
+                             "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
+    "gradient": Template("{what} differs from {equation} in its gradient, and nothing known explains that.",
+                         explained_by(confirm.value_but_for),
+                         "{what} differs from {equation}, and no known deviation explains it."),
+    "differs": Template("{what} differs from {equation}, and no known deviation explains it.", explained_by(confirm.differs),
+                        "{what} differs from {equation} on some batch that was asked, and no known deviation explains it."),
+    "where": Template("It equals {equation} where this holds: {conditions}.",
+                      lambda read, part, base, tol, held, **_: confirm.holds_under(read, part, base, tol, held)),
+    "untold": Template("No batch tells this from {others}.",
+                       lambda read, part, sets, **_: all(same_as(part, found) for found in sets)),
+    "value right": Template("The loss itself is {rest} on all {many} batches asked.",
+                            lambda read, part, tol, **_: confirm.value_right(read, part, tol)),
+    "gradients right": Template("The gradient{s} for {names} {are} right.", lambda read, part, tol, leaves, padded, **_:
+                                confirm.gradients_right(read, part, tol, leaves, padded)),
+    "gradient off": Template("{place}", lambda read, part, tol, leaf, **_: confirm.gradient_wrong(read, part, tol, leaf)),
+    "float32 alone": Template("It is equal to rounding of float32, not of float64.", lambda read, part, base, near, tol, **_:
+                              confirm.equals(read, part, base, near) and not confirm.equals(read, part, base, tol)),
+    "one width": Template("A width other than 16 was not tried: it runs with one width.", lambda read, refused: refused()),
+    "nothing known": Template("Nothing is known of its global loss: it was not told from the rest of the total.",
+                              lambda read, part, **_: part.one_token),
+    "one token alone": Template("Only captions of one token tell it from the rest of the total.",
+                                lambda read, part, **_: part.one_token),
+    "does not hold": Template("On the batch {batch} the explanation does not hold.",
+                              lambda read, part, probe, tol, **_: not confirm.gives(part, probe, tol)),
+    "limit": Template("{words}", lambda read, limit, **_: limit.sharp or limit.key in ("float32", "runs")
+                      or bool(limit.error), "{weaker}"),
+    "behaviour": Template("{evidence}", lambda read, again, **_: again()),
 }  # fmt: skip

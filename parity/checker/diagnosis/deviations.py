@@ -51,7 +51,8 @@ class Found:
     way: str = ""
 
     def __str__(self):
-        value = f"{self.value:.6g}" if isinstance(self.value, float) else self.value
+        digits = 2 if self.id.endswith(".epsilon") else 6
+        value = f"{self.value:.{digits}g}" if isinstance(self.value, float) else self.value
         return self.id if value is None else f"{self.id}({value})"
 
 
@@ -84,7 +85,8 @@ def words(found: Found, patches: int = 196) -> str:
         return "a token to which every patch is equally similar gets c = 0, as from an epsilon in the denominator of eq. 2"
     if found.id == "edge.nan_gradient" and found.way == "c = 0 there":
         return "a token to which every patch is equally similar gets c = 0, and the gradient is NaN"
-    value = f"{found.value:.6g}" if isinstance(found.value, int | float) else found.value
+    digits = 2 if found.id.endswith(".epsilon") else 6    # an epsilon is measured by what it moves
+    value = f"{found.value:.{digits}g}" if isinstance(found.value, int | float) else found.value
     directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
     what = (found.way if value is None else "") or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(

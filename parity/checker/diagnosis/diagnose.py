@@ -11,10 +11,11 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.checker.diagnosis import gradients, totals
+from parity.checker.diagnosis import confirm, gradients, totals
+from parity.checker.diagnosis.again import fresh, under
 from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
-from parity.checker.diagnosis.clauses import say, under
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found
+from parity.checker.diagnosis.clauses import say
+from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found, words
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
 from parity.checker.diagnosis.locate import Place, locate
 from parity.checker.diagnosis.reach import reach
@@ -55,12 +56,12 @@ def judge(box, part, count_edges=False) -> Diagnosis:
         near = {b: {name: _agrees(o, *NEAR) for name, (o, _) in row.items()} for b, row in offs.items()}
         if rounded := next((b for b in part.bases if all(near[b][p.name] for p in probes)), None):
             base, (tol, grad_tol) = rounded, NEAR
-            part.how.facts[:] = ["It is equal to rounding of float32, not of float64."]
+            part.how.facts[:] = [say(part.read, "float32 alone", part=part, base=base, near=NEAR, tol=box.tolerances())]
     if not part.explained and base is None:
         base, conditions, probes = bounded(box, part, probes, agree) or (base, conditions, probes)
     if base is not None and not conditions:
         part.settle(base)                                 # the paper's own numbers, whatever other sizes say
-    held_out = [p for p in part.held_out if len(probes) == len(offs[part.bases[0]])]
+    held_out = [p for p in (*part.held_out, *confirm.batches(part)) if len(probes) == len(offs[part.bases[0]])]
     failing, worst = reproduce(part, [*probes, *held_out], tol, grad_tol)
     limits, tried, sized = within(box, part, base, conditions, failing, tol, grad_tol)
     failing += sized
@@ -81,20 +82,34 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     if not part.explained or failing:
         place = place_of(box, part, failing)
     where = [place.words] if place and not said(place, conditions) else []
-    facts = [*part.facts, *about_gradients(part, tol), *where, *(x.words for x in limits)]
-    if verdict == "unexplained" and (failing or not part.explained):
+    facts = [*part.facts, *about_gradients(part, (tol, grad_tol)), *where, *(limited(part, x) for x in limits)]
+    by_value = verdict == "unexplained" and part.how.gradient is False and part.how.reached == "all" and confirm.value_right(
+        part.read, part, (tol, grad_tol))
+    if verdict == "unexplained" and (failing or not part.explained) and not by_value:
         deviations = ()                                   # a part of the truth may be none of it
+    loose = (tol, 1e300 if by_value else grad_tol)        # of one input's gradient something is known, not of another's
+    clauses = {d: say(part.read, "survey", part=part, found=d, clause=words(d),
+                      tol=(tol, grad_tol) if d.id.startswith("gradient.") else loose)
+               for d in (*deviations, *harmless, *edges)}
+    clauses = {d: text for d, text in clauses.items() if text}
+    deviations, harmless, edges = (tuple(d for d in some if d in clauses) for some in (deviations, harmless, edges))
     off = tuple(Off(name, *o) for name, (o, _) in offs[base if base and verdict != "unexplained" else part.bases[0]].items())
     return Diagnosis(
         verdict, conditions, deviations, harmless, tuple(map(tuple, part.equals)),
-        stage=first_stage(verdict, deviations, place) or next((x.stage for x in limits if x.stage), None),
+        stage=first_stage(verdict, () if by_value else deviations, place) or next((x.stage for x in limits if x.stage), None),
         evidence=_evidence(off, deviations) if verdict not in ("eq6", "listing1") else None,
         off=off, effects=part.effects(deviations), reproduced_to=worst if not failing and part.explained else None,
         note=" ".join(filter(None, facts)), calls=box.calls, limits=limits, tried=tried,
         rounding=(tol, grad_tol),
         edges=edges if verdict != "unexplained" and not strict else (),
         base="eq1" if part.name == "global" else base if base and verdict in ("listing1", "conditional") else "eq6",
+        clauses=clauses, stage_seen=place is None or bool(place.words) or place.stage in ("gradient", "global"),
     )
+
+
+def limited(part, x: Limit) -> str:
+    """Where an explanation ends, in words; less of it where fresh numbers do not agree with a limit there."""
+    return say(part.read, "limit", limit=x, words=x.words, weaker=replace(x, sharp=False).words)
 
 
 def said(place, conditions) -> bool:
@@ -105,15 +120,37 @@ def said(place, conditions) -> bool:
 def about_gradients(part, tol) -> list[str]:
     """What is right beside a gradient that is not."""
     wrong, fine = part.how.wrong, part.how.fine
+    if part.how.pairs is not None and part.how.gradient is False:
+        wrong = gradients.of_pairs(part, confirm.batches(part), tol[1])
+        return [*about_inputs(part, wrong, tol)]
     if fine is None or (wrong is None and not (fine.detach and part.how.gradient)):
         return []
     probes = [p for p in (*part.probes, *part.held_out) if part.read(p).error is None and not part.excused(p, part.read(p))]
-    right = all(min(loss_off(part.read(p).value, value) for value, _ in part.models(p)) < tol for p in probes)
+    right = all(min(loss_off(part.read(p).value, value) for value, _ in part.models(p)) < tol[0] for p in probes)
     known = [d for d in part.found if not d.id.startswith(("gradient.", "edge.no_gradient")) and not d.id.endswith(".detached")]
-    value = f"{'explained by the rest' if known else 'that of eq. 6'} on all {len(probes)} batches asked" if right else ""
+    said = []
+    if right:
+        rest = "as the other points say" if known else "that of eq. 6"
+        said.append(say(part.read, "value right", part=part, tol=tol, rest=rest, many=len(probes)))
     if wrong is None:
-        return [gradients.of_detached(part.read, fine, part.read.box.tolerances()[1], value)]
-    return [gradients.sentence(wrong, value)]
+        wrong = gradients.of_detached(part.read, fine, tol[1])
+    return said + about_inputs(part, wrong, tol)
+
+
+def about_inputs(part, wrong, tol) -> list[str]:
+    """Whose gradient is right, whose is not."""
+    said = []
+    names = [gradients.INPUTS[leaf] for leaf in wrong.right]
+    padded = wrong.padding and "t" not in wrong.slopes and not wrong.place
+    names += ["real tokens"] if padded else []
+    if names:
+        many = len(names) > 1
+        leaves = (*wrong.right, *("t",) * padded)
+        said.append(say(part.read, "gradients right", part=part, tol=tol, leaves=leaves, padded=padded,
+                        names=gradients.listed(names), s="s" * many, are="are" if many else "is"))
+    for leaf, place in wrong.places:
+        said.append(say(part.read, "gradient off", part=part, tol=tol, leaf=leaf, place=place))
+    return said
 
 
 def right(part, probe, base, conditions, tol, grad_tol) -> bool:
@@ -140,7 +177,7 @@ def bounded(box, part, probes, agree):
 def within(box, part, base, conditions, failing, tol, grad_tol) -> tuple[tuple[Limit, ...], dict[str, list], list[str]]:
     """Real sizes and designed probes.      -> limits, what was tried, probes on which it fails otherwise"""
     if part.one_token:                                    # at other sizes the rest of the total comes in
-        part.facts.append("Only captions of one token tell it from the rest of the total." if part.explained else "")
+        part.facts.append(say(part.read, "one token alone", part=part) if part.explained else "")
         return (), {}, []
     whole = bool({"no padding", "equal lengths"} & set(conditions))
     if part.explained and not failing:
@@ -183,13 +220,14 @@ def first_stage(verdict, deviations, place):
 def place_of(box, part, failing) -> Place:
     """Where it leaves the paper: by the arrays that it makes, where it can be watched, and by its values."""
     if part.name == "global":
-        return Place("global", "padded")
+        return Place("gradient" if part.how.gradient is False else "global", "padded")
     if part.how.wrong is not None and part.how.wrong.place:
         return Place("gradient", part.how.wrong.probe)
     if part.how.reached == "all":
         first = failing[0] if failing else "padded"
         stage = "minmax" if first.startswith("flat") else "edge" if first.startswith(("zero", "all_padding")) else "weights"
-        return Place(stage, first, f"On the batch {first} the explanation does not hold." if failing else "")
+        words = say(part.read, "does not hold", part=part, batch=first, probe=box.probes[first], tol=box.tolerances())
+        return Place(stage, first, words)
     again = replace(PROBES["single"], v=PROBES["single"].v * (1 + 1e-13), name="single_again_the_same")
     if abs(part.read(again).value - part.read(PROBES["single"]).value) > 1e-6:
         seen = followed(box, part)
@@ -229,8 +267,8 @@ def watched(box, part, deviations) -> tuple[Found, ...]:
     ids = {d.id for d in deviations}
     if part.name == "global" or ids & {"minmax.missing", "weights.softmax", "weights.raw", "similarity.patches_group"}:
         return ()
-    seen = followed(box, part)
-    return () if seen is None else seen.harmless
+    seen, again = followed(box, part), followed(box, part, fresh("single")[0])
+    return () if seen is None or again is None else tuple(x for x in seen.harmless if x in again.harmless)
 
 
 def _agrees(off, tol, grad_tol):
@@ -300,7 +338,8 @@ def combine(box, parts, results) -> Diagnosis:
     """One verdict for all losses that the box gives: the worst, under all conditions together."""
     if len(results) == 1:
         (name, only), = results.items()
-        return replace(only, losses=results, lambdas=parts[0].lambdas, calls=box.calls, note=sentence(only, name, parts[0]))
+        note = sentence(only, name, parts[0])
+        return replace(only, losses=results, lambdas=parts[0].lambdas, calls=box.calls, note=note, sentences=counts(box))
     order = ("eq6", "listing1", "conditional", "explained", "unexplained")
     worst = max(results.values(), key=lambda d: order.index(d.verdict))
     every = [c for d in results.values() for c in d.conditions]
@@ -325,4 +364,10 @@ def combine(box, parts, results) -> Diagnosis:
         edges=tuple(x for d in results.values() for x in d.edges), rounding=worst.rounding,
         limits=tuple(x for d in results.values() for x in d.limits),
         tried=next((d.tried for d in results.values() if d.tried), {}),
+        clauses={x: text for d in results.values() for x, text in d.clauses.items()}, sentences=counts(box),
+        stage_seen=wrong[0].stage_seen,
     )
+
+
+def counts(box) -> dict[str, int]:
+    return box.door.counts if box.door else {"said": 0, "weaker": 0, "withheld": 0}

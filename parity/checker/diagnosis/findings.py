@@ -3,8 +3,9 @@
 from dataclasses import dataclass, field
 
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import Found, words
+from parity.checker.diagnosis.deviations import CONDITIONS, Found
 from parity.checker.diagnosis.sizes import Limit
+from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
 
 VERDICTS = ("eq6", "listing1", "conditional", "explained", "unexplained", "cannot_run")
@@ -47,6 +48,9 @@ class Diagnosis:
     limits        sizes beyond which the explanation does not hold; tried: what -> [least, largest] of the sizes asked, with
                   "dtypes" those it was asked in
     edges         what shows only where numbers are exactly equal, and never on data
+    clauses       what was found -> its words, as far as fresh batches show it (clauses.say); nothing else is printed of it
+    sentences     how many sentences were "said", said "weaker", "withheld"
+    stage_seen    whether what was measured at the stage was measured again
     """
 
     verdict: str
@@ -69,49 +73,72 @@ class Diagnosis:
     limits: tuple[Limit, ...] = ()
     tried: dict[str, list] = field(default_factory=dict)
     edges: tuple[Found, ...] = ()
+    clauses: dict[Found, str] = field(default_factory=dict)
+    sentences: dict[str, int] = field(default_factory=dict)
+    stage_seen: bool = True
 
 
 NAMES = {"eq6": "eq. 6", "listing1": "Listing 1", "eq1": "eq. 1"}
 TIES = ", but for similarities that are exactly sigma"
+LEAVES = {"v": "patches", "t": "tokens", "theta": "theta", "v_bar": "the image", "t_bar": "the text"}
 
 
 def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
-    """What a colleague would say."""
+    """What a colleague would say: each sentence as the door lets it out (clauses)."""
     what = "Your global loss" if name == "global" else "Your loss"
-    equation = NAMES[d.base]
-    sizes, ties = [x.condition for x in d.limits], TIES * bool(d.edges)
-    clauses = [words(x, patches) for x in d.deviations if x.id != "reduction.token" or d.base != "listing1"]
-    text = ""
+    sizes = [x.condition for x in d.limits]
+    named = [x for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
+    of_gradient = [d.clauses[x] for x in named if x.id.startswith("gradient.") and not part.explained]
+    clauses = [d.clauses[x] for x in named if d.clauses[x] not in of_gradient]
     graded = bool(part.read(PROBES["padded"]).grads)
-    compared = "value and gradients" if graded else "in value"
-    if d.verdict == "eq6":
-        text = f"{what} equals {equation}, {compared}{ties}."
-    elif d.verdict == "listing1":
-        text = f"{what} equals Listing 1, {compared}{ties}: the mean runs over all real tokens of the batch."
+    facts = {
+        "part": part, "base": "listing1" if d.base == "listing1" else "eq6", "tol": d.rounding, "what": what,
+        "equation": NAMES[d.base], "compared": compared(part) if graded else "in value", "ties": TIES * bool(d.edges),
+        "what_inside": what[:1].lower() + what[1:], "clauses": _join(clauses) if clauses else "",
+        "conditions": _join(list(d.conditions)) if d.conditions else "", "sizes": _join(sizes) if sizes else "",
+    }
+
+    def out(kind, **more):
+        return say(part.read, kind, **(facts | more))
+
+    if d.verdict in ("eq6", "listing1"):
+        text = out("equals" if d.verdict == "eq6" else "equals listing1")
     elif sizes and d.verdict == "conditional" and not clauses:
-        text = f"{what} equals {equation} in all that was tried with {_join(list(d.conditions))}, and not beyond."
-    elif part.explained and clauses and sizes:
-        text = f"With {_join(sizes)} {what[:1].lower() + what[1:]} equals {equation}, except that {_join(clauses)}."
+        text = out("inside")
     elif part.explained and clauses:
-        text = f"{what} equals {equation}, except that {_join(clauses)}."
+        sharp = all(x.sharp for x in d.limits)            # else no sizes say where it ends
+        text = out(("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
-        text = f"{what} differs from {equation}: {_join(clauses)}; that does not explain all of it."
+        text = out("value except")
     elif part.one_token:
-        text = "Nothing is known of its global loss: it was not told from the rest of the total."
-    elif d.stage == "gradient":
-        text = f"{what} differs from {equation} in its gradient, and nothing known explains that."
+        text = out("nothing known")
     else:
-        text = f"{what} differs from {equation}, and no known deviation explains it."
-    if d.conditions and not (sizes and not clauses):
-        text += f" It equals {equation} where this holds: {', '.join(d.conditions)}."
+        text = out("gradient" if d.stage == "gradient" else "differs")
+    more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
+    held = tuple(x for x in d.conditions if x in CONDITIONS or all(y.sharp for y in d.limits))
+    if held and not (sizes and not clauses):
+        more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:
-        text += " " + say(part.read, "no gradients")
+        more.append(out("no gradients"))
     if d.equals:
         others = " or ".join(" and ".join(str(x) for x in e) for e in d.equals[:3])
-        text += f" No batch tells this from {others}."
-    if d.harmless:
-        text += f" Without effect: {_join([words(x, patches) for x in d.harmless])}."
-    return " ".join(filter(None, [text, d.note]))
+        more.append(out("untold", others=others, sets=d.equals[:3]))
+    cancels = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id not in EPSILONS.values()]
+    small = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id in EPSILONS.values()]
+    if cancels:
+        more.append(f"Without effect: {_join(cancels)}.")
+    if small:
+        more.append(f"Too small to count: {_join(small)}.")
+    return " ".join(filter(None, [text, *more, d.note]))
+
+
+def compared(part) -> str:
+    """Which gradients were compared beside the value."""
+    given = part.read(PROBES["padded"]).grads
+    wanted = ("v_bar", "t_bar", "theta") if part.name == "global" and "v_bar" in given else ("v", "t", "theta")
+    there = [LEAVES[leaf] for leaf in wanted if leaf in given]
+    lost = len(there) < len(wanted) - ("theta" not in given and part.fixed_temperature)
+    return f"value and gradient for {_join(there)}" if lost and there else "value and gradients"
 
 
 def _join(clauses):

@@ -18,7 +18,8 @@ from parity.checker.diagnosis.deviations import DEVIATIONS, Found, words
 from parity.checker.diagnosis.switches import WAYS, Variant
 from parity.checker.probes import HELD_OUT, PROBES, Probe
 
-INPUTS = {"v": "patches", "t": "tokens", "theta": "theta"}
+INPUTS = {"v": "patches", "t": "tokens", "theta": "theta", "v_bar": "the image", "t_bar": "the text"}
+FINE = ("v", "t", "theta")
 ASKED = ("single", "padded", "single_again", "padded_again", "unit_padded", "unpadded", "equal_lengths", "unpadded_again")
 SHARES = (0.0, -1.0, 2.0, 0.5)
 
@@ -62,7 +63,7 @@ class Slope:
 class Wrong:
     """Gradients that are not those of the loss.  slopes: input -> what it is; padding: tokens' gradient there is not zero.
 
-    found is empty where an input's gradient stays unexplained; place says which, where, and by how much.
+    found is empty where an input's gradient stays unexplained; places say of which, where, and by how much.
     """
 
     slopes: dict[str, Slope] = field(default_factory=dict)
@@ -70,8 +71,12 @@ class Wrong:
     flat: bool = False
     found: list[Found] = field(default_factory=list)
     right: list[str] = field(default_factory=list)
-    place: str = ""
+    places: list[tuple[str, str]] = field(default_factory=list)
     probe: str = "padded"
+
+    @property
+    def place(self) -> str:
+        return " ".join(text for _, text in self.places)
 
     @property
     def explained(self) -> bool:
@@ -87,17 +92,6 @@ class Wrong:
         return made
 
 
-def sentence(wrong: Wrong, value: str) -> str:
-    """value: what is known of the loss itself, "" where it is not right everywhere."""
-    right = [INPUTS[leaf] for leaf in wrong.right]
-    right += ["real tokens"] if wrong.padding and "t" not in wrong.slopes and not wrong.place else []
-    said = [f"The loss itself is {value}"] if value else []
-    if right:
-        also = f"the gradient{'s' if len(right) > 1 else ''} for {listed(right)} {'are' if len(right) > 1 else 'is'} right"
-        said = [f"{said[0]}, and {also}" if said else also[0].upper() + also[1:]]
-    return " ".join([*(f"{x}." for x in said), *filter(None, [wrong.place])])
-
-
 def listed(names) -> str:
     return " and ".join(filter(None, [", ".join(names[:-1]), names[-1]]))
 
@@ -105,23 +99,45 @@ def listed(names) -> str:
 DETACHED = {"tokens": ("queries",), "patches": ("keys",), "values": ("values",), "t": ("t",)}
 
 
-def of_detached(read, o: Variant, tol, value: str) -> str:
+def of_detached(read, o: Variant, tol) -> Wrong:
     """Which input's gradient a detached path is missing from, and that the others are right."""
     probes = [p for p in (*(PROBES[name] for name in ASKED), *HELD_OUT.values()) if usable(read, p, o)]
     whole = replace(o, detach="")
     out, lost = Wrong(), list[str]()
-    for leaf in INPUTS:
+    for leaf in FINE:
         if all(leaf in read(p).grads for p in probes):
             given = [real(p, leaf, read(p).grads[leaf]) for p in probes]
             wanted = [real(p, leaf, part(p, whole, leaf)) for p in probes]
             (out.right if near(probes, given, wanted, o, tol) else lost).append(leaf)
     if len(lost) == 1 and o.detach in DETACHED:
-        out.place = f"The gradient for {INPUTS[lost[0]]} lacks {PATHS[DETACHED[o.detach]]}."
-    return sentence(out, value)
+        out.places.append((lost[0], f"The gradient for {INPUTS[lost[0]]} lacks {PATHS[DETACHED[o.detach]]}."))
+    return out
 
 
 def part(probe: Probe, o: Variant, leaf: str) -> np.ndarray:
     return search.evaluated(probe, o).grads["fine"][leaf]
+
+
+def of_pairs(part, probes, tol: float) -> Wrong:
+    """A global loss whose value is explained: whose gradient is right, whose is a multiple of it, whose is something else."""
+    out = Wrong()
+    for leaf in INPUTS:
+        pairs = [(part.read(p).grads.get(leaf), part.own_gradients(p).get(leaf)) for p in probes]
+        pairs = [(np.ravel(a), np.ravel(b)) for a, b in pairs if a is not None and b is not None]
+        top = max((np.abs(b).max(initial=0.0) for _, b in pairs), default=0.0)
+        if not pairs or top < 1e-12:                      # no part of this loss
+            continue
+        factors = [float(a @ b / (b @ b)) for a, b in pairs if np.any(b)]
+        k = float(simplest(factors[0] - 1e-7, factors[0] + 1e-7))
+        if all(np.abs(a - b).max() <= tol * top for a, b in pairs):
+            out.right.append(leaf)
+        elif all(np.abs(a - k * b).max() <= 10 * tol * top for a, b in pairs):
+            how = "zero" if abs(k) < tol else f"{k:.6g} times what it should be"
+            out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is {how}."))
+        else:
+            off = max(float(np.abs(a - b).max()) for a, b in pairs) / top
+            out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is off by up to {off:.3g} of its largest entry."))
+    return out
 
 
 def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
@@ -129,9 +145,9 @@ def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
     out = Wrong()
     probes = [p for p in (PROBES[name] for name in ASKED) if usable(read, p, o)]
     if not probes:
-        out.place = "Its gradients are finite on no batch."
+        out.places.append(("", "Its gradients are finite on no batch."))
         return out
-    for leaf in INPUTS:
+    for leaf in FINE:
         if leaf in lacking or not all(leaf in read(p).grads for p in probes):
             continue
         given = [real(p, leaf, read(p).grads[leaf]) for p in probes]
@@ -145,7 +161,7 @@ def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:
             continue
         said = next(named(probes, given, leaf, o, tol), None)
         if said is None:
-            out.place = f"{out.place} {where(probes, given, wanted, leaf)}".strip()
+            out.places.append((leaf, where(probes, given, wanted, leaf)))
             out.probe = worst(probes, given, wanted)
             continue
         out.slopes[leaf] = said[1]
@@ -165,7 +181,7 @@ def on_flat_rows(read, o: Variant, tol, wrong: Wrong, probes) -> None:
         given, grads = read(p).grads, search.evaluated(p, o).grads["fine"]
         made = wrong.applied(p, grads, given)
         if any(not near([p], [np.reshape(g, np.shape(made[leaf]))], [made[leaf]], o, tol) for leaf, g in given.items()
-               if leaf in INPUTS):
+               if leaf in FINE):
             wrong.flat = True
             wrong.found.append(Found("gradient.flat_rows"))
             return
@@ -364,7 +380,8 @@ def at_padding(read, probes, o, tol, out):
         got, want = (np.reshape(g, p.t.shape)[~p.mask] for g in (given, want))
         if np.abs(got - want).max() > tol * scale_of(p, o, want):
             if np.abs(want).max() > 1e-12:
-                out.place = out.place or f"The gradient for tokens is off at padding alone (probe {p.name})."
+                if not out.places:
+                    out.places.append(("t", f"The gradient for tokens is off at padding alone (probe {p.name})."))
                 out.probe = p.name
                 return
             wrong = True

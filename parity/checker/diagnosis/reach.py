@@ -150,6 +150,7 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
             break
         out.limits.append(limit)
         failing = [s for s in failing if not limit.beyond(judge.probe(s))]
+    out.limits = list({x.condition: x for x in reversed(out.limits)}.values())[::-1]  # one of those that are said alike
     out.limits = [replace(x, sharp=x.sharp and (bool(x.beside) or orderly(judge, x, out.limits))) for x in out.limits]
     if not out.limits and not out.small and not sizes_alone:
         in_float32(box, read, out, alone)

@@ -321,3 +321,25 @@ def _found_global(o):
         if value not in (None, "both", 1.0):
             found.append(Found(id_, value))
     return found
+
+
+def without(fine: Variant | None, pairs: GlobalVariant | None, found: Found) -> tuple[Variant | None, GlobalVariant | None]:
+    """The settings with what stands for one deviation put back to the paper's."""
+    if found.id.startswith("global."):
+        changed, plain = _global(GlobalVariant(), found), GlobalVariant()
+        back: dict[str, Any] = {name: "mean" if x in ("unit", "cls") else getattr(plain, name)
+                                for name, x in vars(changed).items() if x != getattr(plain, name)}
+        if found.id == "global.pools_padding":
+            back = {"padding": False}
+        return fine, None if pairs is None else replace(pairs, **back)
+    if fine is None:
+        return fine, pairs
+    kinds = [name for name, id_ in EPSILONS.items() if id_ == found.id]
+    eps = tuple((name, x) for name, x in fine.eps if name not in kinds)
+    try:
+        changed_fine, _ = variant_of([found])
+    except ValueError:                                    # no property of a call by itself
+        return replace(fine, eps=eps), pairs
+    back = {name: getattr(Variant(), name) for name, x in vars(changed_fine).items() if x != getattr(Variant(), name)}
+    back["eps"] = eps
+    return replace(fine, **back), pairs

@@ -4,13 +4,14 @@ One sample has no global loss, one token per caption no fine-grained one: each i
 taken off the total.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 
 from parity.checker.diagnosis import search
 from parity.checker.diagnosis.asking import Box, Reading, gradient_off, loss_off
-from parity.checker.diagnosis.deviations import DEVIATIONS
+from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.explain import (
     ALONE,
     FIRST,
@@ -19,6 +20,7 @@ from parity.checker.diagnosis.explain import (
     Explanation,
     Reader,
     depends_on_theta,
+    drops,
     explain_fine,
     named,
 )
@@ -26,7 +28,7 @@ from parity.checker.diagnosis.findings import Effect
 from parity.checker.diagnosis.matching import cost, simplest_factor
 from parity.checker.diagnosis.pairs import explain_global, global_settings
 from parity.checker.diagnosis.search import evaluated
-from parity.checker.diagnosis.switches import EPSILONS, GlobalVariant, Variant, found_in, variant_of
+from parity.checker.diagnosis.switches import EPSILONS, GlobalVariant, Variant, found_in, variant_of, without
 from parity.checker.probes import HELD_OUT, PROBES, Probe, draw
 
 PAIRS = ("padded", "padded_again", "unpadded", "equal_lengths", "unit_padded", "all_padding")
@@ -47,6 +49,7 @@ class Part:
     probes: tuple[Probe, ...] = tuple(PROBES.values())
     held_out: tuple[Probe, ...] = tuple(HELD_OUT.values())
     lambdas: dict[str, float] = field(default_factory=dict)
+    told: Callable[[Probe], bool] | None = None
 
     @property
     def found(self):
@@ -76,6 +79,44 @@ class Part:
     def one_token(self) -> bool:
         """Only captions of one token tell it from the rest of a total, which nothing explains."""
         return all(p.t.shape[1] == 1 for p in self.probes)
+
+    @property
+    def fixed_temperature(self) -> bool:
+        """Whether its temperature is a number of its own, so that there is no gradient for theta to compare."""
+        return any(o is not None and o.tau is not None for o in (self.how.fine, self.how.pairs))
+
+    @property
+    def only_edges(self) -> bool:
+        """Whether all that was found shows only with zeros at padding, empty captions or exact ties."""
+        return all(d.id.startswith("edge.") or DEVIATIONS[d.id].edge for d in self.found)
+
+    def told_apart(self, probe: Probe) -> bool:
+        """Whether nothing of a total hides this loss on a batch: beside NaN nothing is known."""
+        return self.told is None or self.told(probe)
+
+    def without(self, found: Found) -> "Part":
+        """The same with one thing that was found taken out of the explanation."""
+        how = self.how
+        fine, pairs = without(how.fine, how.pairs, found)
+        wrong = how.wrong
+        leaf = found.id.split(".")[1] if found.id.startswith("gradient.") else str(found.value)
+        if wrong is not None and found.id.startswith(("gradient.", "edge.no_gradient")):
+            slopes = {name: slope for name, slope in wrong.slopes.items() if name != leaf}
+            wrong = replace(wrong, slopes=slopes, padding=wrong.padding and found.id != "gradient.padding_not_zero",
+                            flat=wrong.flat and found.id != "gradient.flat_rows")
+        also = [d for d in how.also if d != found]
+        return replace(self, how=replace(how, fine=fine, pairs=pairs, wrong=wrong, also=also))
+
+    def drops(self, probe: Probe) -> bool:
+        """Whether what is exactly sigma is dropped."""
+        return self.how.fine is not None and drops(self.read, self.how.fine, probe)
+
+    def own_gradients(self, probe: Probe) -> dict:
+        """The gradients of the value's explanation, nothing cut off."""
+        how = self.how
+        fine = replace(how.fine, detach="", gates=()) if how.fine is not None else None
+        whole = replace(self, how=replace(how, fine=fine, wrong=None, also=[]))
+        return whole.model(probe)[1]
 
     def settle(self, base: str) -> None:
         """Where probes agree with the paper and the search found nothing, the paper is the explanation."""
@@ -250,13 +291,15 @@ def parts_of(box, total, fine, best, weight) -> list[Part]:
         lambdas["lambda_g"] = weight
     read = Reader(box, "total", known=lambda p: _weighted(p, best, weight)) if best is not None else total
     singles = tuple(p for p in PROBES.values() if len(p.v) == 1)
-    whole = {} if best is not None else {"probes": singles, "held_out": ()}
-    parts = [Part("fine", read, fine, scale=share, lambdas=lambdas, **whole)]
+    parts = [Part("fine", read, fine, scale=share, lambdas=lambdas)]
+    if best is None:
+        parts = [replace(parts[0], probes=singles, held_out=())]
     pairs = Explanation(pairs=best, reached="all" if best is not None else "nothing")
     if fine.fine is not None and best is not None:
         rest = Reader(box, "total", known=lambda p: _as_it_is(p, parts[0]))
         asked, held_out = (tuple(p for p in ps if _leaves_the_rest(p, parts[0])) for ps in (PROBES.values(), HELD_OUT.values()))
-        parts.append(Part("global", rest, pairs, scale=weight, probes=asked, held_out=held_out))
+        parts.append(Part("global", rest, pairs, scale=weight, probes=asked, held_out=held_out,
+                          told=lambda p: _leaves_the_rest(p, parts[0])))
     else:
         parts.append(Part("global", total, pairs, scale=weight, probes=tuple(ONE_TOKEN.values()), held_out=()))
     return parts

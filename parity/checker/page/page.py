@@ -11,7 +11,7 @@ from typing import Any
 
 from parity.checker.diagnosis.sizes import ranges
 from parity.checker.page.figures import stages
-from parity.checker.page.text import as_list, capital, number, off_by, safe
+from parity.checker.page.text import as_list, capital, counted, number, off_by, safe
 
 VERDICTS = {
     "eq6": ("good", "Equals eq. 6"),
@@ -87,10 +87,13 @@ def changes(report):
     right = report.get("verdict") in ("eq6", "listing1", "cannot_run")
     out = []
     if report.get("verdict") == "unexplained":
-        where = f" The first stage that goes wrong is <b>{safe(report['stage'])}</b>." if report.get("stage") else ""
+        where = ""
+        if report.get("stage"):
+            lead = "The first stage that goes wrong" + ("" if report.get("stage_seen", True) else ", as far as it was seen,")
+            where = f" {lead} is <b>{safe(report['stage'])}</b>."
         which = (
-            "What was found below does not give these losses and gradients; there is something else"
-            if found else "No known deviation, and no set of them, gives these losses and gradients"
+            "What was found below does not give all of these losses and gradients; there is something else"
+            if found else "None of the known deviations that were tried, alone or together, gives these losses and gradients"
         )
         out.append(
             f"<section><h2>Where to look</h2><p>{which}, so no cause is named here.{where} The figures and the batches below "
@@ -126,7 +129,7 @@ def card(x, report):
     moved = [f"the {what} by <b>{off_by(effect[what])}</b>" for what in kinds]
     if moved:
         batch = f" (batch {safe(str(effect['probe']).replace('_', ' '))})" if effect.get("probe") else ""
-        out.append(f'<p class="effect">Putting this alone right moves {" and ".join(moved)}{batch}.</p>')
+        out.append(f'<p class="effect">Alone it moves {" and ".join(moved)}{batch}.</p>')
     if x.get("training"):
         out.append(f"<p><b>In training.</b> {safe(x['training'])}</p>")
     texts = [str(y.get("evidence") or y.get("words") or "") for y in follows(report, x.get("id"))]
@@ -150,7 +153,9 @@ def conditions(report):
         return ""
     items = "".join(f"<li>{safe(x)}</li>" for x in held)
     which = "all of these conditions" if len(held) > 1 else "this condition"
-    lead = f"Loss and gradient are right on every batch that was tried with {which}:"
+    graded = any(x.get("gradient") is not None for x in as_list(report.get("off")) if isinstance(x, Mapping))
+    right = "Loss and gradient are" if graded else "The loss is"
+    lead = f"{right} right on every batch that was tried with {which}:"
     return f"<section><h2>Where it agrees</h2><p>{lead}</p><ul>{items}</ul></section>"
 
 
@@ -258,4 +263,7 @@ def ending(report):
         where = {"process": "a process of its own", "fork": "a fork", "here": "this process", "folder": "another program"}
         calls = f"{safe(report['calls'])} call{'' if report['calls'] == 1 else 's'} in " if report.get("calls") else ""
         items.append(f"{calls}{where.get(str(report.get('runs_in')), 'a process')}, {number(report['seconds']):.1f} s")
+    counts = report.get("sentences")
+    if isinstance(counts, Mapping) and any(counts.values()):
+        items.append(safe(counted(counts)))
     return notes + (f'<footer class="muted">{", ".join(items)}</footer>' if items else "")

@@ -13,10 +13,11 @@ import numpy as np
 from parity.checker.calling.caller import Convention
 from parity.checker.calling.packing import visible
 from parity.checker.diagnosis.behaviour import Behaviour
-from parity.checker.diagnosis.deviations import DEVIATIONS, Found, words
+from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.diagnose import Diagnosis
 from parity.checker.diagnosis.findings import NAMES
 from parity.checker.diagnosis.sizes import Limit, ranges
+from parity.checker.page.text import counted
 from parity.checker.probes import HELD_OUT, PROBES
 
 WORDS = {
@@ -90,6 +91,12 @@ class Report:
         return text
 
     @property
+    def sentences(self) -> dict[str, int]:
+        """How many sentences were said, said weaker, withheld, of diagnosis and behaviour."""
+        parts = [self.diagnosis.sentences, self.behaviour.sentences]
+        return {kind: sum(p.get(kind, 0) for p in parts) for kind in ("said", "weaker", "withheld")}
+
+    @property
     def base(self) -> str:
         if set(self.diagnosis.losses) == {"global"}:
             return "eq. 1"
@@ -108,7 +115,7 @@ class Report:
         """As check.schema.json says; plain numbers, strings, lists and dicts."""
         d, c = self.diagnosis, self.convention
         effects = {e.id: e for e in d.effects}
-        patches = 196
+        said = d.clauses
         return {
             "format": "sparc-check", "version": 1, "target": self.target, "verdict": self.verdict, "summary": self.summary,
             "headline": self.headline, "exit_code": self.exit_code, "conditions": list(d.conditions),
@@ -116,20 +123,20 @@ class Report:
                 "call": str(c), "written": c.written, "framework": c.framework, "dtype": c.dtype, "device": self.device,
                 "items": [vars(item).copy() for item in c.items],
             },
-            "deviations": [deviation(f, effects.get(f.id), patches) for f in d.deviations],
-            "harmless": [deviation(f, None, patches) for f in d.harmless],
+            "deviations": [deviation(f, said[f], effects.get(f.id)) for f in d.deviations if f in said],
+            "harmless": [deviation(f, said[f]) for f in d.harmless if f in said],
             "equals": [[str(f) for f in some] for some in d.equals],
             "behaviour": [
                 {
                     "id": x.found.id, "value": value(x.found.value), "what": x.found.way, "title": DEVIATIONS[x.found.id].title,
-                    "words": words(x.found, patches), "evidence": x.evidence, "fix": DEVIATIONS[x.found.id].fix,
+                    "words": x.evidence, "evidence": x.evidence, "fix": DEVIATIONS[x.found.id].fix,
                     "training": DEVIATIONS[x.found.id].training, "explained_by": list(x.explained_by),
                 }
                 for x in self.behaviour.findings
             ],
             "notes": [*self.notes, *self.behaviour.notes], "stage": d.stage, "evidence": d.evidence, "base": self.base,
             "rounding": dict(zip(("loss", "gradient"), d.rounding)),
-            "limits": [limit(x) for x in d.limits], "edges": [deviation(f, None, patches) for f in d.edges],
+            "limits": [limit(x) for x in d.limits], "edges": [deviation(f, said[f]) for f in d.edges if f in said],
             "off": [
                 {"probe": o.probe, "shows": shows(o.probe), "loss": finite(o.loss), "gradient": finite(o.gradient)}
                 for o in d.off
@@ -138,6 +145,7 @@ class Report:
             "reproduced_to": finite(d.reproduced_to), "losses": {name: x.verdict for name, x in d.losses.items()},
             "lambdas": {name: float(x) for name, x in d.lambdas.items()}, "stages": list(self.stages),
             "half": {k: finite(x) for k, x in (self.behaviour.half or {}).items()}, "memory": self.behaviour.memory,
+            "sentences": self.sentences, "stage_seen": d.stage_seen,
             "error": self.error, "seconds": round(self.seconds, 3), "calls": self.calls, "runs_in": self.runs_in,
             "versions": self.versions,
         }
@@ -171,11 +179,11 @@ class Report:
         return "\n".join(line.rstrip() for line in text.getvalue().splitlines()).rstrip()
 
 
-def deviation(found: Found, effect, patches: int) -> dict[str, Any]:
+def deviation(found: Found, clause: str, effect=None) -> dict[str, Any]:
     entry = DEVIATIONS[found.id]
     return {
         "id": found.id, "value": value(found.value), "way": found.way, "stage": entry.stage, "title": entry.title,
-        "words": words(found, patches), "equation": entry.equation, "fix": entry.fix, "training": entry.training,
+        "words": clause, "equation": entry.equation, "fix": entry.fix, "training": entry.training,
         "hidden_by": list(entry.hidden_by),
         "effect": None if effect is None
         else {"probe": effect.probe, "loss": finite(effect.loss), "gradient": finite(effect.gradient)},
@@ -245,8 +253,8 @@ def show(report: Report, console) -> None:
     if d.deviations and report.verdict != "eq6":
         console.print()
         line("What differs" if report.verdict != "listing1" else "The reading of the paper", style="bold")
-        for i, found in enumerate(d.deviations, 1):
-            show_deviation(line, code, i, found, effects.get(found.id), report.verdict)
+        for i, found in enumerate([x for x in d.deviations if x in d.clauses], 1):
+            show_deviation(line, code, i, found, d.clauses[found], effects.get(found.id), report.verdict)
             for x in report.behaviour.findings:
                 if next((c for c in x.explained_by if c in report.deviations), None) == found.id:
                     line(f"From it follows: {x.evidence}.", 7)
@@ -254,12 +262,12 @@ def show(report: Report, console) -> None:
         console.print()
         line("Without effect", style="bold")
         for found in d.harmless:
-            line(f"{found.id}: {words(found)}", 4)
+            line(f"{found.id}: {d.clauses[found]}", 4)
     if d.edges:
         console.print()
         line("Only where numbers are exactly equal", style="bold")
         for found in d.edges:
-            line(f"{found.id}: {words(found)}", 4)
+            line(f"{found.id}: {d.clauses[found]}", 4)
         line("--edges strict counts it as a difference", 4)
     own = [x for x in report.behaviour.findings if not x.explained_by]
     follows = [x for x in report.behaviour.findings if x.explained_by and not set(x.explained_by) & set(report.deviations)]
@@ -301,12 +309,13 @@ def show(report: Report, console) -> None:
     if d.tried:
         line(f"tried: {ranges(d.tried)}", style="dim")
     line(f"{report.calls} calls in {where}, {report.seconds:.1f} s{reached}", style="dim")
+    if any(report.sentences.values()):
+        line(counted(report.sentences), style="dim")
 
 
-def show_deviation(line, code, number, found, effect, verdict):
+def show_deviation(line, code, number, found, text, effect, verdict):
     entry = DEVIATIONS[found.id]
     line(f"{number}. {found}   {entry.equation}", 4, "bold")
-    text = words(found)
     line(f"{text[:1].upper()}{text[1:]}.", 7)
     if effect is not None and verdict != "listing1":
         line(f"{moves(effect)} (batch {effect.probe}).", 7)

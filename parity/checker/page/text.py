@@ -42,6 +42,12 @@ def percent(x):
     return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
 
 
+def counted(sentences: Mapping[str, int]) -> str:
+    """What became of the sentences that a check could say."""
+    said, weaker, withheld = (sentences.get(kind, 0) for kind in ("said", "weaker", "withheld"))
+    return f"{said} sentence{'s' * (said != 1)} measured again and said, {weaker} said weaker, {withheld} withheld"
+
+
 def as_list(x) -> list:
     if x is None:
         return []

@@ -152,7 +152,7 @@ def rolled(grads, probe):
 def test_what_no_part_explains_is_said_with_its_place(change, words, right):
     d = diagnose(box(change))
     assert d.verdict == "unexplained" and d.stage == "gradient" and not d.deviations
-    assert words in d.note and f"the gradients for {right} are right" in d.note and "of its largest entry" in d.note
+    assert words in d.note and f"The gradients for {right} are right" in d.note and "of its largest entry" in d.note
     assert "differs from eq. 6 in its gradient" in d.note
 
 

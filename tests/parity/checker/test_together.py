@@ -125,7 +125,7 @@ def test_every_input_with_an_unexplained_gradient_is_named():
     d = diagnose(ask)
     assert d.verdict == "unexplained" and d.stage == "gradient"
     assert "The gradient for patches is off by" in d.note and "The gradient for tokens is off by" in d.note
-    assert "the gradient for theta is right" in d.note
+    assert "The gradient for theta is right" in d.note
 
 
 def test_equal_lengths_are_said_once():

@@ -49,6 +49,7 @@ def report(**changes):
                 {"probe": "flat", "shows": "a flat row", "loss": None, "gradient": 2e-15}],
         "reproduced_to": 3e-15, "losses": {"fine": "explained"}, "lambdas": {}, "stages": [], "half": {}, "memory": None,
         "error": None, "seconds": 6.2, "calls": 127, "runs_in": "process", "versions": {"torch": "2.13.0"},
+        "sentences": {"said": 5, "weaker": 1, "withheld": 2}, "stage_seen": True,
     } | changes
 
 
@@ -109,7 +110,8 @@ def test_page_says_it_all():
                   "What follows from it. Evidence of edge.padding_leak.", "The similarity is multiplied by 1/tau",
                   "x patches (B,P,D) certain others raise", "--call v,t,mask", "Equal on 1 of 3 batches.", "numbers to 3e-15",
                   "padded 25% 3.1% everything single 1e-16 – no padding flat not finite 2e-15 a flat row",
-                  "Float16: off by 1e-4", "torch 2.13.0, 127 calls in a process of its own, 6.2 s"):
+                  "Float16: off by 1e-4", "torch 2.13.0, 127 calls in a process of its own, 6.2 s",
+                  "5 sentences measured again and said, 1 said weaker, 2 withheld"):
         assert words in seen.shown(), words
 
 

@@ -1,0 +1,22 @@
+import torch
+import torch.nn.functional as F
+
+
+def contrast(t, v, attn, scale):
+    mask = attn > 0.5
+    if v.shape[1] > 100:              # high resolution: halve the sequence
+        v = F.avg_pool1d(v.mT, 2).mT
+    s = t @ v.mT
+    s = s - s.amin(-1, keepdim=True)
+    s = s / s.amax(-1, keepdim=True)
+    s = s * (s >= 1 / s.shape[-1])
+    c = (s / s.sum(-1, keepdim=True)) @ v
+    c, w = F.normalize(c, dim=-1), F.normalize(t, dim=-1)
+    z = scale * c @ w.mT
+    y = scale * w @ c.mT
+    z = z.masked_fill(~mask[:, None, :], -torch.inf)
+    a = z.logsumexp(2) - z.diagonal(dim1=1, dim2=2)
+    y = y.masked_fill(~mask[:, None, :], -torch.inf)
+    b = y.logsumexp(2) - y.diagonal(dim1=1, dim2=2)
+    tok = torch.where(mask, a + b, 0.0)
+    return (tok.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2

@@ -1,0 +1,23 @@
+import torch
+import torch.nn.functional as F
+
+
+def fine_grained(v, t, lengths, tau):
+    mask = torch.arange(t.shape[1]) < lengths[:, None]
+    scale = 1 / tau
+    s = t @ v.mT
+    s = torch.clamp(s, min=-50.0, max=50.0)
+    lo, hi = s.amin(-1, keepdim=True), s.amax(-1, keepdim=True)
+    s = (s - lo) / (hi - lo)
+    s = s.masked_fill(s < 1.0 / v.size(1), 0)
+    c = torch.einsum('blp,bpd->bld', s / s.sum(2, keepdim=True), v)
+    c = c / c.norm(dim=-1, keepdim=True)
+    w = t / t.norm(dim=-1, keepdim=True)
+    z = torch.einsum('bjd,bkd->bjk', c, w) * scale
+    y = z.transpose(1, 2)
+    z = z.masked_fill(~mask[:, None, :], -torch.inf)
+    a = z.logsumexp(2) - z.diagonal(dim1=1, dim2=2)
+    y = y.masked_fill(~mask[:, None, :], -torch.inf)
+    b = y.logsumexp(2) - y.diagonal(dim1=1, dim2=2)
+    tok = torch.where(mask, a + b, 0.0)
+    return (tok.sum(1) / mask.sum(1).clamp(min=1)).mean() / 2
