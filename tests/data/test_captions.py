@@ -175,15 +175,12 @@ def test_what_is_no_caption_file_is_a_clear_error(folder):
 
 
 def test_utf_16_is_read_where_its_mark_says_so(folder):
-    """As spreadsheets save "Unicode text"; without the mark there is no telling."""
+    """As spreadsheets save "Unicode text"; without the mark it is read too: test_no_utf8.py."""
     (folder / "captions.csv").write_text("a.png,caf\u00e9\n", encoding="utf-16")
     data = open_captions(folder)
     assert read(data) == {"a.png": ("caf\u00e9",)} and data.report.converted == {"file is UTF-16, read as such": 1}
     (folder / "captions.csv").write_bytes(b"\xff\xfea\0,\0x")
     with pytest.raises(ValueError, match=r"expected UTF-16, as its first two bytes say.*docs/data\.md"):
-        open_captions(folder)
-    (folder / "captions.csv").write_text("a.png,caf\u00e9\n", encoding="utf-16-le")
-    with pytest.raises(ValueError, match=r"expected a header|at least one image"):
         open_captions(folder)
 
 
