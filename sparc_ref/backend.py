@@ -95,10 +95,11 @@ def check_arrays(**inputs: Any) -> None:
 
 def array_kind(x: Array) -> str:
     """"an array of numpy", "an array of torch on cuda:0", ... in words."""
+    if aac.is_numpy_array(x):                             # a subclass of NumPy's too
+        return "an array of numpy"
     package = type(x).__module__.partition(".")[0]
     package = "jax" if package == "jaxlib" else package
-    where = "" if aac.is_numpy_array(x) else str(aac.device(x))
-    return f"an array of {package}{where and ' on '}{where}"
+    return f"an array of {package} on {aac.device(x)}"
 
 
 def dtype_name(x: Any) -> str:
