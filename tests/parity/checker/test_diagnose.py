@@ -250,7 +250,7 @@ def test_each_probe_is_asked_once():
 
     d = diagnose(ask)
     assert len(seen) == len(set(seen)) == d.calls and set(HELD_OUT) <= set(seen)
-    assert d.calls < 60
+    assert d.calls < 70                                   # six of them are fresh batches, for the headline
 
 
 def test_the_smallest_set_is_named_first():
