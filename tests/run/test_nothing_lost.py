@@ -405,8 +405,9 @@ def test_a_disk_that_fails_below_the_metrics_is_named(tmp_path, monkeypatch, cal
         raise OSError(errno.EIO, "Input/output error")
 
     metrics = Metrics(tmp_path / "metrics.jsonl")
-    with pytest.raises(WriteFailed, match=r"metrics\.jsonl: not written: Input/output error; the disk does not"), metrics:
+    with metrics:
         metrics.write({"step": 1})
         with monkeypatch.context() as now:
             now.setattr(os, call, failing)
-            metrics.__exit__() if call == "close" else metrics.check()
+            with pytest.raises(WriteFailed, match=r"metrics\.jsonl: not written: Input/output error; the disk does not"):
+                metrics.__exit__() if call == "close" else metrics.check()

@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import jupytext
+import matplotlib as mpl
 import numpy as np
 import pytest
 
@@ -16,9 +17,17 @@ HERE = Path(__file__).parents[2] / "tutorials"
 SOURCES = sorted(HERE.glob("[0-9][0-9]_*.py"))
 sys.path.insert(0, str(HERE))
 
-import build  # noqa: E402
-import drawing  # noqa: E402
-import exercises  # noqa: E402
+with mpl.rc_context():                                    # the style that drawing sets is not for other tests
+    import build
+    import drawing
+    import exercises
+
+
+@pytest.fixture(autouse=True)
+def style():
+    with mpl.rc_context(drawing.STYLE):
+        yield
+
 
 each_source = pytest.mark.parametrize("source", SOURCES, ids=lambda path: path.stem)
 SOLUTION = re.compile(r"# <details><summary>Solution</summary>\n(.*?)# </details>", re.S)

@@ -164,10 +164,11 @@ def combination(seed):
             return fine
 
 
-def test_combinations_are_recovered():
+@pytest.mark.parametrize("seeds", [range(20), pytest.param(range(20, 60), marks=pytest.mark.slow)], ids=["20", "40 more"])
+def test_combinations_are_recovered(seeds):
     """Sixty of them, exactly or as a set that no fresh probe tells apart; the share is printed."""
     exact, same, wrong, slowest = 0, 0, [], 0.0
-    for seed in range(60):
+    for seed in seeds:
         planted = combination(seed)
         wanted = [str(x) for x in found_in(planted)]
         start = time.perf_counter()
@@ -180,8 +181,8 @@ def test_combinations_are_recovered():
         else:
             wrong.append(f"{seed}: {wanted} taken for {d.verdict} {said(d)}")
         assert d.calls < 200
-    print(f"{exact} exact, {same} the same thing, {len(wrong)} wrong of 60; slowest {slowest:.1f} s")
-    assert len(wrong) <= 1 and exact >= 57, "\n".join(wrong)
+    print(f"{exact} exact, {same} the same thing, {len(wrong)} wrong of {len(seeds)}; slowest {slowest:.1f} s")
+    assert len(wrong) <= 1 and exact >= 0.95 * len(seeds), "\n".join(wrong)
 
 
 # ------------------------------------------------------------------------------------------------ what is given, and how

@@ -168,7 +168,7 @@ def test_what_the_number_is(conventions, name, kinds, sure, words):
     assert [kind for c in found for kind in c.losses] == kinds
     assert item(found[0], "returns").sure == sure and words in item(found[0], "returns").why
     if len(found) == 2:                                   # the second says what it is itself
-        assert {"fine": "eq. 6", "total": "a weighted total"}[kinds[1]] in item(found[1], "returns").value
+        assert {"fine": "fine-grained", "total": "a weighted total"}[kinds[1]] in item(found[1], "returns").value
         assert item(found[1], "returns").sure == "likely"
 
 

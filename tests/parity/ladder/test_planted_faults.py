@@ -40,8 +40,8 @@ def copies(tmp_path_factory):
 
 def copy(folder: Path, package, name: str, old: str, file: str = "", changes=()) -> str:
     """A package's files under another name, with changes in one of them; comments do not count.  -> its name"""
-    (folder / name).mkdir()
-    sources = sorted(Path(package.__file__).parent.glob("*.py"))
+    root = Path(package.__file__).parent
+    sources = sorted([*root.glob("*.py"), *root.glob("objectives/*.py")])
     assert not file or file in [source.name for source in sources], f"no {file} in {package.__name__}: where did it go?"
     for source in sources:
         text = source.read_text()
@@ -50,7 +50,9 @@ def copy(folder: Path, package, name: str, old: str, file: str = "", changes=())
             for right, wrong in changes:
                 assert right in text, f"{right!r} is not in {source} any more: move the fault to where it went"
                 text = text.replace(right, wrong)
-        (folder / name / source.name).write_text(re.sub(rf"\b{re.escape(old)}\b(?!\[)", name, text))
+        target = folder / name / source.relative_to(root)
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_text(re.sub(rf"\b{re.escape(old)}\b(?!\[)", name, text))
     return name
 
 
@@ -218,7 +220,7 @@ MODEL = [
     ("the warm-up starts at 0", "optim.py", [("peak * (step + 1) / warmup", "peak * step / warmup")],
      "steps", "adamw_ten_steps", "adamw.rates", ""),
     ("the longest gradient's norm for that of all", "optim.py",
-     [("norm = torch.nn.utils.get_total_norm(grads)", "norm = max(g.norm() for g in grads)")],
+     [("torch.nn.utils.get_total_norm(part) for part", "max(g.norm() for g in part) for part")],
      "steps", "adamw_clip", "adamw.norms", ""),
     ("theta is not clamped", "optim.py", [("theta.clamp_(0.0, math.log(100))", "theta.clamp_(0.0, 9.0)")],
      "steps", "adamw_clamp", "adamw.params.theta", ""),
