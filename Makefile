@@ -20,7 +20,7 @@ test: .venv/test ## every test that takes seconds (about 6 minutes on 2 cores; d
 test-slow: .venv/test ## the tests that take minutes: ten kills, real photos, every implementation of the zoo
 	.venv/bin/python -m pytest -n auto --dist worksteal -m slow
 
-ladder: .venv/test ## reference against trainer, from single operations to whole runs; writes runs/ladder/report.html (under 2 minutes)
+ladder: .venv/test ## reference against trainer, from single operations to whole runs; writes runs/ladder/report.html (minutes)
 	.venv/bin/python -m parity ladder
 
 vectors: .venv/test ## compute the frozen reference outputs again and compare
