@@ -22,6 +22,8 @@ if importlib.util.find_spec("sparc_ref") is None:
     subprocess.run([sys.executable, "-m", "pip", "install", "--quiet", os.path.dirname(os.getcwd()) + "[parity]"], check=True)
 
 # %%
+from textwrap import fill
+
 import numpy as np
 import parity
 import torch
@@ -158,7 +160,7 @@ for name, given in (("with padding", batch(0)), ("without", batch(0, lengths=(4,
 assert max(off) < 1e-10
 
 report = parity.check(second)
-print(report.headline)
+print(fill(report.headline, 110))
 print(report.verdict, report.conditions)
 assert report.verdict == "conditional" and "no padding" in report.conditions
 assert "logits.padding_not_masked" in report.deviations
@@ -189,7 +191,7 @@ print(f"loss off by {off[0]:.0e}, gradient by {100 * off[1]:.0f} %")
 assert off[0] < 1e-10 < 0.1 < off[1]
 
 report = parity.check(third)
-print(report.headline)
+print(fill(report.headline, 110))
 assert report.verdict == "explained" and report.deviations[0] == "similarity.detached"
 
 # %% [markdown]
@@ -235,7 +237,7 @@ assert table[1, 0].min() > 0.1                                    # padded, any 
 
 # %%
 report = parity.check(mine)
-print(report.headline)
+print(fill(report.headline, 110))
 for point in ("similarity.cosine", "logits.padding_not_masked", "similarity.detached", "minmax.nan_on_flat"):
     print(f"{point:26} in {DEVIATIONS[point].seen:2} of 23 public losses")
 print("the largest count of all:", max(line.seen for line in DEVIATIONS.values()))
@@ -271,7 +273,7 @@ def mended(patches, tokens, mask, scale):
 
 report = parity.check(mended)
 print(report.summary)
-print(report.headline)
+print(fill(report.headline, 110))
 assert report.verdict == "eq6" and report.exit_code == 0
 
 # %% [markdown]

@@ -180,7 +180,7 @@ for i, dtype in enumerate(("float64", "float32")):
     ax.plot([r["budget"] for r in rows], [r["error"] for r in rows], LINES[i][2], color=LINES[i][0], label=dtype, alpha=0.6)
 edge = np.geomspace(1e-16, 1e-3, 2)
 ax.plot(edge, edge, color=GREY)
-ax.text(1e-14, 1e-10, "above: has left its budget", color=GREY)
+ax.text(2e-15, 1e-10, "above: has left its budget", color=GREY)
 ax.set(xscale="log", yscale="log", xlabel="budget", ylabel="error", title="each point: a tensor, its worst comparison")
 ax.legend()
 show(figure, "12_ladder")
@@ -229,7 +229,7 @@ for gpus in (1, 8, 64):
 assert 1e20 < run_flops < 1e21 and step.loss_flops < 0.02 * step.flops
 
 # %% [markdown]
-# The days are no measurement. The operations are counted by formulas that agree with the paper's Table 11 (tutorial 08);
+# The days are no measurement. The operations are counted by formulas that agree with the paper's Table 11 for SPARC (08);
 # how much of the peak a run reaches depends on the machine, and 40 % is a guess that you should replace by your own `mfu`
 # (*model FLOP utilisation*, which the trainer logs).
 #
