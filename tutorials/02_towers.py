@@ -118,7 +118,7 @@ show(figure, "02_heads")
 
 # %% [markdown]
 # A row says how much its patch takes from the column's. Backwards, one head: a product, a softmax, a product, each line
-# undoing one of the formulas, the last first.
+# taking back one of the formulas, the last first.
 
 # %%
 dy = rng.standard_normal((1, P, C))
@@ -200,6 +200,7 @@ assert len(names) == 2 * 8 - 1
 
 # %%
 options = {"patch": 4, "grid": (2, 2), "heads": H, "gelu": "tanh", "eps": 1e-6, "resize": "bicubic"}
+# heads as above; which formula of GELU; layer norm's eps; how positions are resized for other picture sizes
 f_v, _ = vision_tower(p, images, **options)                       # (B,P,C)
 by_hand = ops.layer_norm(my_block(part(p, "blocks.0."), x)[0], p["norm.weight"], p["norm.bias"])[0]
 assert f_v.shape == (1, P, C) and np.allclose(f_v, by_hand)

@@ -95,8 +95,8 @@ assert np.allclose(dz, measured, atol=1e-8)
 figure, axes = panels(4, 3.2)
 names = [str(i) for i in range(B)]
 matrix(axes[0], cosine, "cosine", names, names, signed=True)
-matrix(axes[1], p, "p: of rows", names, names, low=0, high=1)
-matrix(axes[2], q, "q: of columns", names, names, low=0, high=1)
+matrix(axes[1], p, "p: softmax, rows", names, names, low=0, high=1)
+matrix(axes[2], q, "q: softmax, columns", names, names, low=0, high=1)
 matrix(axes[3], 2 * B * dz, "p + q - 2I", names, names, signed=True)
 for ax in axes:
     ax.set_xlabel("caption")
@@ -231,7 +231,7 @@ assert not np.isclose(whole_g, split_g) and np.isclose(whole_f, split_f)
 # %% [markdown]
 # (Random vectors at this temperature are sure and wrong, so worse than guessing, log 8 = 2.08. The fine-grained loss is
 # low, guessing were log 3 = 1.10, although nothing was learned: each group was chosen by its word, so it resembles it
-# already; tutorial 06.)
+# already.)
 #
 # That is why CLIP is trained with tens of thousands of pairs at once (32,768 in its paper) over many machines, which must all
 # exchange their vectors, and why adding up the gradients of several small batches does not give a big batch's gradient.

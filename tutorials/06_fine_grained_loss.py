@@ -48,8 +48,9 @@ assert z.shape == (B, L, L)
 
 # %% [markdown]
 # Row $j$ asks: which word has group $j$? Padding must not be asked (no row), and must not be an answer (no column). Leaving
-# it out means a probability of exactly 0. The way to get that is $-\infty$ *before* the exponential: $e^{-\infty} = 0$.
-# A logit of 0 would not do: $e^0 = 1$, an answer as good as a real one with cosine 0.
+# it out means a probability of exactly 0. The way to get that is $-\infty$ *before* the exponential: $e^{-\infty} = 0$. A
+# logit of 0 would not do: $e^0 = 1$, an answer as good as a real one with cosine 0. (Drawn below are the rows; the columns
+# count as well.)
 
 # %%
 columns = mask[:, None, :]                                                       # (B,1,L)
@@ -77,7 +78,7 @@ for i in range(B):
     real = np.where(columns[i] & mask[i][:, None], z[i], 0)
     groups = [f"c{l}" for l in range(L)]
     matrix(axes[2 * i], real, f"caption {i}: logits", groups, names, digits=1, signed=True, reach=5, zeros="pad")
-    matrix(axes[2 * i + 1], np.where(mask[i][:, None], p[i], 0), "of rows (columns alike)", [""] * L, names, low=0, high=1,
+    matrix(axes[2 * i + 1], np.where(mask[i][:, None], p[i], 0), "softmax of rows", [""] * L, names, low=0, high=1,
            zeros="pad")
 show(figure, "06_mask")
 
@@ -154,9 +155,9 @@ counts = {"sample": long_mask / long_mask.sum(1, keepdims=True) / 4, "token": lo
 figure, axes = panels(2, 2.8)
 for ax, (name, x) in zip(axes, counts.items()):
     rows = [f"length {n}" for n in lengths_seen]
-    matrix(ax, x, f'"{name}": weight of each token\'s loss', rows, low=0, high=0.25, digits=3, zeros="")
+    matrix(ax, x, f'"{name}": weight of each token\'s loss', rows, low=0, high=0.25, digits=4, zeros="")
     for words in ax.texts:
-        words.set_fontsize(11)
+        words.set_fontsize(10)
 show(figure, "06_reductions")
 print("a caption's share:", {name: x.sum(1).round(3).tolist() for name, x in counts.items()})
 losses = {name: float(fine_grained_loss(v, t, mask, theta, reduction=name)[0]) for name in counts}
@@ -325,7 +326,7 @@ figure, (ax,) = panels(1, 3.2)
 line(ax, 0, batches, whole, "global loss: B D")
 line(ax, 1, batches, [fine] * len(batches), "fine-grained loss: 2 L P D + L² D")
 line(ax, 2, batches, [size * L_real * P_real * D_real for size in batches], "every word with every patch: B L P D")
-ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="multiplications a pair")
+ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="multiplications a pair", ylim=(1e4, 1e17))
 ax.legend()
 show(figure, "06_cost")
 print(f"fine-grained {fine / 1e6:.1f} million a pair, forward; equal to the global loss's at B = {fine / D_real:.0f}")
