@@ -212,7 +212,7 @@ def exercise_06_1(z):
 
 
 def padded_columns(z, mask):
-    z = np.where(mask, z, -1e9)
+    z = np.where(mask, z, -40.0)
     return (np.log(np.exp(z).sum(0)) + np.log(np.exp(z).sum(1)) - 2 * np.diag(z))[mask].mean() / 2
 
 
