@@ -20,7 +20,7 @@ from sparc_ref.objectives.gloria import gloria, gloria_scores
 from sparc_ref.objectives.mgca import CHOICES as MGCA
 from sparc_ref.objectives.mgca import PROTOTYPES, attention_names, mgca, unit_prototypes
 from sparc_ref.objectives.pacl import CHOICES as PACL
-from sparc_ref.objectives.pacl import EMBEDDER, pacl, pacl_scores
+from sparc_ref.objectives.pacl import EMBEDDER, embed, pacl, pacl_scores
 from sparc_ref.objectives.shared import is_temperature
 
 NAMES = ("sparc", "clip", "filip", "clip_filip", "pacl", "gloria", "mgca")
@@ -120,6 +120,11 @@ def scores_of(config: ObjectiveConfig) -> Callable | None:
         case "gloria":
             return partial(gloria_scores, **config.of("gloria", "similarity", "double_softmax", "agg"))
     return None
+
+
+def patches_of(config: ObjectiveConfig) -> Callable | None:
+    """What the objective makes of g_v's patches before it compares them, f(params, v) -> v; None where that is nothing."""
+    return (lambda params, v: embed(params, v)[0]) if config.objective == "pacl" else None
 
 
 def own_shapes(config: ObjectiveConfig, embed_dim: int) -> dict[str, tuple[int, ...]]:
