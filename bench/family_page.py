@@ -9,7 +9,7 @@ PAGE = Path(__file__).resolve().parents[1] / "docs" / "experiments" / "family.md
 WORLDS = {"scenes": "emoji scenes", "wallpaper": "wallpapers"}
 LOSSES = {"SPARC": "SPARC", "no threshold": "  no threshold", "threshold on weights": "  threshold on weights",
           "softmax": "  softmax", "clip": "CLIP", "filip": "FILIP", "clip_filip": "CLIP+FILIP", "pacl": "PACL",
-          "gloria": "GLoRIA", "mgca": "MGCA"}
+          "gloria": "GLoRIA", "mgca": "MGCA", "siglip": "SigLIP", "flair": "FLAIR"}
 SHOWN = {"miou": "mIoU", "pointing": "pointing", "iou": "IoU", "choice": "choice", "i2t_r1": "R@1 i2t", "t2i_r1": "R@1 t2i",
          "native_i2t_r1": "own i2t", "native_t2i_r1": "own t2i"}
 
@@ -72,7 +72,7 @@ def figure(records: list[dict], plt):
             own = [recall(r["numbers"]) for r in records if (r["row"], r["split"]) == (row, "test")]
             (x, dx), (y, dy) = interval(own), interval(measured(records, row, "pointing"))
             ours = name.startswith("  ") or loss == "SPARC"
-            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xd"[n], color="#0072b2" if ours else "#d55e00",
+            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xdph"[n], color="#0072b2" if ours else "#d55e00",
                         mfc="white" if name.startswith("  ") else None, ms=6, lw=1)
             ax.annotate(name.strip(), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
         ax.set(title=title, xlabel="R@1 among 400, by the loss's own score", ylabel="pointing" if ax is axes[0] else "",

@@ -49,7 +49,7 @@ WALLPAPER, TWO = "wallpaper?coverage=0.3&period=8", MOSAIC + "&words=2"
 LOSSES = {"SPARC": {}, "global loss alone": {"lambda_f": 0.0}, "no threshold": {"align": "no_threshold"},
           "threshold on weights": {"threshold_on": "weights"}, "softmax": {"align": "softmax"}}
 RATES = (1e-3, 2e-3, 4e-3)                                # of which each objective gets its best on validation scenes
-FAMILY = {name: {"objective": name} for name in ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca")}
+FAMILY = {name: {"objective": name} for name in ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair")}
 TRAINED_ON, MEASURED_ON = 10_000, 400                     # scenes
 
 

@@ -48,7 +48,7 @@ def test_a_run_is_trained_remembered_and_measured(tmp_path, objective):
     assert config == CONFIG and objective_of(found.record["config"]) == objective
     assert all(np.array_equal(loaded[n], params[n]) for n in params)
     numbers = evaluate(loaded, config, DATA, tokenizer, 8, objective=objective)
-    native = objective.objective in ("filip", "clip_filip", "pacl", "gloria")
+    native = objective.objective in ("filip", "clip_filip", "pacl", "gloria", "flair")
     assert ("native_i2t_r1" in numbers) == native and "i2t_r1" in numbers
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
@@ -182,7 +182,7 @@ def test_recall_of_scores_is_recall_of_cosines(rng):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"objective": "siglip"}, "objective: expected one of sparc, clip, .*; got 'siglip'"),
+    ({"objective": "coca"}, "objective: expected one of sparc, clip, .*; got 'coca'"),
     ({"objective": "filip", "filip_keep": 0.0}, r"filip_keep: expected a share of tokens in \(0, 1\]"),
     ({"objective": "clip", "filip_keep": 0.5}, "filip_keep: belongs to objective filip or clip_filip, got clip"),
     ({"mgca_width": 64}, "mgca_width: belongs to objective mgca, got sparc"),
