@@ -72,8 +72,8 @@ def figure(records: list[dict], plt):
             own = [recall(r["numbers"]) for r in records if (r["row"], r["split"]) == (row, "test")]
             (x, dx), (y, dy) = interval(own), interval(measured(records, row, "pointing"))
             ours = name.startswith("  ") or loss == "SPARC"
-            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xdph"[n], color="#0072b2" if ours else "#d55e00",
-                        mfc="white" if name.startswith("  ") else None, ms=6, lw=1)
+            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xdph"[n], ms=6, lw=1,
+                        color="#0072b2" if ours else "#d55e00", mfc="white" if name.startswith("  ") else None)
             ax.annotate(name.strip(), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
         ax.set(title=title, xlabel="R@1 among 400, by the loss's own score", ylabel="pointing" if ax is axes[0] else "",
                xlim=(0, None), ylim=(0, 1))
