@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from parity.ladder import sensitivity
-from parity.ladder.rungs import cuda, entry, ranks, replay, training, variants, whole
+from parity.ladder.rungs import cuda, entry, objectives, ranks, replay, training, variants, whole
 from parity.ladder.rungs.setup import NotRun, Row, Setup, Side, reference_side, trainer_side
 from parity.vectors import budgets
 
@@ -56,8 +56,8 @@ RUNGS = (
     Rung("compile", "torch.compile against eager: loss and every gradient.", variants.compiled, 20, 110),
     Rung("checkpointing", "Activation checkpointing against none: loss and every gradient.", variants.checkpointing, 1, 1),
     Rung("accumulation", "Gradient accumulation against one batch: loss and every gradient.", variants.accumulation, 1, 1),
-    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
-         "autograd.", replay.objectives, 1, 1, ("cpu",)),
+    Rung("objectives", "What SPARC is compared with, and its ablations: frozen vectors; loss and every gradient on one process "
+         "and on ranks; a few updates from the command line.", objectives.objectives, 100, 200),
     Rung("entry", "The trainer as it is started, on one process and on ranks by DDP and FSDP2: a few updates, to the export.",
          entry.entry, 40, 150, ("cpu",)),
     Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: SPARC's frozen vectors, every gradient of the small model.",

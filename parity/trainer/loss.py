@@ -91,8 +91,8 @@ def global_loss(
     if form == "chunked" and chunk < 1:
         raise ValueError(f"chunk: expected a positive number of columns, got {chunk}")
     with torch.autocast(v_bar.device.type, enabled=False):
-        v_hat, t_hat = (F.normalize(_wide(x), dim=-1, eps=1e-12) for x in (v_bar, t_bar))
-        theta = _wide(theta)
+        v_hat, t_hat = (unit(wide(x)) for x in (v_bar, t_bar))
+        theta = wide(theta)
         sizes = distributed.batch_sizes(len(v_hat), v_hat.device, group)
         v_all, t_all = (distributed.gather(x, sizes, group) for x in (v_hat, t_hat))
         if form == "plain":
@@ -199,7 +199,7 @@ def fine_grained_loss(
     options: dict[str, Any] = {"sigma": sigma, "similarity": similarity, "align": align, "threshold_on": threshold_on}
     options |= {"flat": flat, "ties": ties}
     with torch.autocast(v.device.type, enabled=False):
-        theta = _wide(theta)
+        theta = wide(theta)
         if chunk is None:
             stages = token_losses(v, t, mask, theta, **options)
         else:
@@ -226,9 +226,9 @@ def token_losses(
     flat: str, ties: str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Eqs. 2-6 as far as each token's two losses.      v (b,P,D), t (b,L,D), mask (b,L), theta () -> stages"""
-    v, t = _wide(v), torch.where(mask[..., None], _wide(t), 0)
+    v, t = wide(v), torch.where(mask[..., None], wide(t), 0)
     real, some = mask[..., None], mask.any(1)[:, None, None]
-    key_t, key_v = (F.normalize(t, dim=-1), F.normalize(v, dim=-1)) if similarity == "cosine" else (t, v)
+    key_t, key_v = (unit(t), unit(v)) if similarity == "cosine" else (t, v)
     s = key_t @ key_v.mT                                  # (b,L,P)
     stages = {"similarity": s}
     if align == "softmax":
@@ -250,7 +250,7 @@ def token_losses(
         stages |= {"minmax": s_hat, "sparse": torch.where(level, 1, s_til) if threshold_on == "weights" else s_til}
     a = torch.where(real, a, 0)
     c = a @ v                                             # (b,L,D)
-    logits = theta.exp() * (F.normalize(c, dim=-1) @ F.normalize(t, dim=-1).mT)  # (b,L,L)
+    logits = theta.exp() * (unit(c) @ unit(t).mT)  # (b,L,L)
     columns = mask[:, None, :] | ~some                    # an empty caption's rows are finite, then thrown away
 
     def own(z):
@@ -261,7 +261,17 @@ def token_losses(
     return stages | named | {"loss_vt": own(named["logits_vt"]), "loss_tv": own(named["logits_tv"])}
 
 
-def _wide(x):
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, without an epsilon, however short or long.  A vector of zeros has no direction: it stays as
+    it is and gets no gradient."""
+    top = x.detach().abs().amax(-1, keepdim=True)
+    none = top == 0
+    y = x / torch.where(none, 1, top)                     # |x| = top |x/top|: no square leaves the range
+    return torch.where(none, 0, y / torch.where(none, 1, torch.linalg.vector_norm(y, dim=-1, keepdim=True)))
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 
