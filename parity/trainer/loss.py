@@ -15,6 +15,8 @@ What a rank returns
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,11 +51,12 @@ def sparc_loss(
     group=None,
     chunk: int = 1024,
     fine_chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 7: lambda_g L_g + lambda_f L_f of a model's output.      -> loss (), stages of both, loss_global, loss_fine
 
     embeddings: v (b,P,D), t (b,L,D), v_bar, t_bar (b,D); mask (b,L) bool; theta_fine None: theta serves both.
-    form, chunk: global_loss's; fine_chunk: fine_grained_loss's chunk.  Over ranks, see the head of this file.
+    form, chunk: global_loss's; fine_chunk, compiled: fine_grained_loss's chunk, compiled.  Over ranks, see the head of this file.
     """
     loss, stages = global_loss(embeddings["v_bar"], embeddings["t_bar"], theta, form=form, group=group, chunk=chunk)
     stages = {"loss_global": loss} | stages
@@ -62,7 +65,7 @@ def sparc_loss(
         options = {name: getattr(config, name) for name in ("sigma", "similarity", "align", "threshold_on", "flat", "ties")}
         fine, more = fine_grained_loss(
             embeddings["v"], embeddings["t"], mask, theta if theta_fine is None else theta_fine,
-            reduction=config.reduction, chunk=fine_chunk, group=group, **options,
+            reduction=config.reduction, chunk=fine_chunk, group=group, compiled=compiled, **options,
         )  # fmt: skip
         loss = loss + config.lambda_f * fine
         stages |= {"loss_fine": fine} | more
@@ -175,6 +178,7 @@ def fine_grained_loss(
     ties: str = "share",
     chunk: int | None = None,
     group=None,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6: every token finds its own group of patches among its caption's, and every group its token.
 
@@ -182,6 +186,7 @@ def fine_grained_loss(
     reference's: reduction "sample" | "token", sigma (None: 1/P), similarity "dot" | "cosine", align "minmax" |
     "no_threshold" | "softmax", threshold_on "minmax" | "weights", flat "uniform" | "zero" | "nan", ties "share" | "first".
     chunk: so many samples at a time, computed again in backward, so that memory is that of one chunk.
+    compiled: by torch.compile, a few kernels for some hundred.
     Returns loss (), stages: similarity, minmax, sparse, weights (b,L,P), grouped (b,L,D), logits_vt, logits_tv (b,L,L) unless
     chunked; loss_vt, loss_tv (b,L).  Over ranks, see the head of this file; "token" counts the tokens of all ranks.
     Raises ValueError on wrong shapes or options.
@@ -200,11 +205,12 @@ def fine_grained_loss(
     options |= {"flat": flat, "ties": ties}
     with torch.autocast(v.device.type, enabled=False):
         theta = wide(theta)
+        compute = compiled_token_losses() if compiled else token_losses
         if chunk is None:
-            stages = token_losses(v, t, mask, theta, **options)
+            stages = compute(v, t, mask, theta, **options)
         else:
             def of_chunk(*inputs):
-                stages = token_losses(*inputs, theta, **options)
+                stages = compute(*inputs, theta, **options)
                 return stages["loss_vt"], stages["loss_tv"]
 
             parts = zip(v.split(chunk), t.split(chunk), mask.split(chunk))
@@ -219,6 +225,11 @@ def fine_grained_loss(
             whole = sum(distributed.batch_sizes(len(v), v.device, group))
             loss = (each.sum(1) / real.sum(1).clamp(min=1)).sum() * (world / (2 * whole))
         return loss, stages
+
+
+@cache
+def compiled_token_losses() -> Callable[..., dict[str, Tensor]]:
+    return torch.compile(token_losses)
 
 
 def token_losses(

@@ -48,13 +48,14 @@ def objective_loss(
     """The loss that a model is trained with.      -> loss (), stages
 
     embeddings: v (b,P,D), t (b,L,D), v_bar, t_bar (b,D); mask (b,L) bool; params: what the losses use of a model, by name.
-    objective: settings with ObjectiveConfig's attributes, None: SPARC by `config`.  step: updates before this one.  how: How's.
+    objective: settings with ObjectiveConfig's attributes, None: SPARC by `config`.  step: updates before this one.  how: How's,
+    and compiled: SPARC's fine-grained loss by torch.compile.
     """
     name = "sparc" if objective is None else objective.objective
+    pair_chunk, compiled = how.pop("pair_chunk", None), how.pop("compiled", False)
     if name == "sparc":
-        how.pop("pair_chunk", None)
-        return sparc_loss(embeddings, mask, params["theta"], params.get("theta_fine"), config, **how)
-    return compared(name, embeddings, mask, params, How(**how), **settings_of(objective, step))
+        return sparc_loss(embeddings, mask, params["theta"], params.get("theta_fine"), config, compiled=compiled, **how)
+    return compared(name, embeddings, mask, params, How(pair_chunk=pair_chunk, **how), **settings_of(objective, step))
 
 
 def settings_of(o: Any, step: int = 0) -> dict[str, Any]:

@@ -52,8 +52,12 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     norm = total_norm(grads)
     if limit < math.inf:
         factor = torch.where(norm > limit, limit / norm, 1.0)
+        whole = [g for g in grads if not isinstance(g, DTensor)]
+        if whole:
+            torch._foreach_mul_(whole, factor)            # a few kernels for all of them
         for g in grads:
-            g.mul_(factor)
+            if isinstance(g, DTensor):
+                g.mul_(factor)
     return norm
 
 

@@ -63,7 +63,7 @@ class Machine:
     device: Device | None = None    # what the model runs on
     strategy: Strategy | None = None  # every rank holds the model, by DistributedDataParallel, or shards of it, by FSDP2
     precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "float64": for proofs
-    compile: bool = False           # torch.compile every block; costs minutes at the start
+    compile: bool = False           # torch.compile every block and the fine-grained loss; costs minutes at the start
     checkpoint_activations: bool = False  # keep each block's input alone, compute the block again in backward
     accumulate: int = 1             # parts that a rank's batch is cut into, exact for the global loss (GradCache)
     fused: bool | None = None       # AdamW in one kernel

@@ -107,7 +107,7 @@ class Run:
                    world=place.world, workers=machine.workers, pad=machine.compile, strict=machine.strict)
             for i, d in enumerate(datasets)])
         self.options = {"form": machine.form, "chunk": machine.chunk, "fine_chunk": machine.fine_chunk,
-                        "pair_chunk": machine.pair_chunk, "accumulate": machine.accumulate, "autocast": self.autocast}
+                        "pair_chunk": machine.pair_chunk, "compiled": machine.compile, "accumulate": machine.accumulate, "autocast": self.autocast}
         self.step, self.seen, self.in_a_row, self.saved = 0, dict.fromkeys(COUNTED, 0), 0, -1
         self.metrics = Metrics(out / METRICS, self.then)
 

@@ -54,17 +54,20 @@ def objectives(setup: Setup) -> Iterator[Row]:
                     run = partial(one_process, setup, given, objective, **options)
                     side = ", ".join(filter(None, ("trainer", case, how, padded)))
                     yield from rows(run(dtype), want, dtype, side, again=partial(run, "float64"))
+            if setup.device == "cuda":
+                for dtype in ("float64", "float32"):
+                    yield from rows(reference_run(setup, given, objective, dtype, "cuda"), want, dtype, f"reference, CuPy, {case}")
             if not padded:
                 yield from narrow(setup, given, objective, want, f"trainer, {case}, bfloat16 embeddings")
     setup.tick(0.6)
-    if setup.device == "cpu":
-        for world in (2,) if setup.quick else sizes(setup).worlds:
-            for dtype in ("float64",) if setup.quick else ("float64", "float32"):
-                yield from over_ranks(setup, batches, world, dtype)
-        setup.tick(0.8)
-        yield from from_the_command_line(setup)
-        setup.note(f"gloo on this machine, worlds {', '.join(map(str, (2,) if setup.quick else sizes(setup).worlds))}, unlike "
-                   "shares of 7 samples; updates from command line to export on 1 and 2 processes")
+    worlds = () if setup.device == "cuda" else (2,) if setup.quick else sizes(setup).worlds
+    for world in worlds:
+        for dtype in ("float64",) if setup.quick else ("float64", "float32"):
+            yield from over_ranks(setup, batches, world, dtype)
+    setup.tick(0.8)
+    yield from from_the_command_line(setup)
+    on = f"gloo on this machine, {' and '.join(map(str, worlds))} processes" if worlds else "one GPU, the reference on CuPy as well"
+    setup.note(f"{on}, unlike shares of 7 samples; updates from command line to export")
 
 
 def drawn_for(setup: Setup) -> Drawn:
@@ -181,10 +184,11 @@ def from_the_command_line(setup: Setup) -> Iterator[Row]:
     """As rung `entry`, a few updates under each objective: one process, and two, by DDP and by FSDP2 in turn."""
     for i, name in enumerate(RUNS):
         config, seed, params, want, objective = reference_training(setup, name)
-        options = shlex.join(entry.command(config, seed)) + f" --objective {name} {OPTIONS.get(name, '')}"
+        options = shlex.join(entry.command(config, seed, setup.device)) + f" --objective {name} {OPTIONS.get(name, '')}"
         with tempfile.TemporaryDirectory(prefix="parity-objectives-") as folder:
             save_file({key: np.array(p, order="C") for key, p in params.items()}, Path(folder) / "weights.safetensors")
-            for world, strategy in ((1, "none"), (2, ("ddp", "fsdp")[i % 2])):
+            ways = ((1, "none"), (2 if setup.device == "cpu" else 1, ("ddp", "fsdp")[i % 2]))
+            for world, strategy in ways:
                 label = f"{name}, {strategy}, float64"
                 yield from entry.compared(setup, Path(folder), want, options, world, {label: (f"--strategy {strategy}", "float64")})
 
