@@ -29,11 +29,10 @@ myst_heading_anchors = 4
 nb_execution_mode = "off"                                 # notebooks are committed as they ran
 nb_ipywidgets_js = {}                                     # nothing is fetched from elsewhere
 highlight_language = "none"
+smartquotes = False
 
 autodoc_member_order = "bysource"
-autodoc_typehints = "signature"
-python_maximum_signature_line_length = 100
-python_use_unqualified_type_names = True
+autodoc_typehints = "none"                                # docstrings give shapes
 add_module_names = False
 
 html_theme = "furo"
@@ -64,15 +63,17 @@ def readme(anchor: str) -> str:
 
 
 def set_docstring(app, what, name, obj, options, lines):
-    """Prose as text; what is indented, or has columns, as it stands."""
+    """Prose as text; what is indented, or has columns, as it stands.  Shapes at the first line's edge get a line."""
+    if lines:
+        lines[:1] = re.sub(r"(\S) {3,}", r"\1\n\n", lines[0]).split("\n")
     out, literal = [], False
     for line in lines:
-        columns = bool(line.strip()) and (line.startswith(" ") or re.search(r"\S {2,}\S", line.replace(".  ", ". ")) is not None)
+        columns = re.search(r"^ +\S|[^. ] {2,}\S|\S {3,}\S", line)
         if columns and not literal:
             out += ["", "::", ""]
-        elif literal and line.strip() and not columns:
+        if literal and line and not columns:
             out += [""]
-        literal = columns or (literal and not line.strip())
+        literal = bool(columns) or (literal and not line)
         out.append(f"    {line}" if columns else re.sub(r"([*_|\\])", r"\\\1", line).replace("`", "``"))
     lines[:] = out
 
