@@ -212,6 +212,7 @@ def main() -> int:
         links = check_links(seen, asked.site, faults.append)
         tabs = check_keyboard(browser, base, faults.append)
         page = browser.new_page()
+        watch(page, base, faults.append)
         page.goto(base)
         page.wait_for_url("**/docs/index.html")
         version = browser.version

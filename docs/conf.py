@@ -40,6 +40,7 @@ html_static_path = ["site/site.css"]
 html_css_files = ["site.css"]
 html_extra_path = ["site/index.html"]
 html_copy_source = False
+html_favicon = "site/icon.svg"
 html_show_copyright = False
 # One file of MathJax, which draws SVG and needs no fonts.
 html_static_path += [str(Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js")]
@@ -57,8 +58,10 @@ def prepare(app, docname, source):
 def readme(anchor: str) -> str:
     """A section of README, with its links as they are from docs/; the first one without its title."""
     text = (ROOT / "README.md").read_text(encoding="utf-8")
-    sections = {github_slugify(part.partition("\n")[0].lstrip("# ")): part for part in re.split(r"^(?=##? )", text, flags=re.M)}
+    sections = {github_slugify(part.partition("\n")[0].lstrip("# ")): part for part in re.split(r"^(?=## )", text, flags=re.M)}
     section = re.sub(r"\A# .*\n", "", sections[anchor])
+    if section.count("```") % 2:
+        raise ValueError(f"README.md: expected whole blocks of code in {anchor}, found a line that starts with ## inside one")
     return re.sub(r'(\]\(|src=")(?!http|#)', r"\1../", section).replace("../docs/", "")
 
 
