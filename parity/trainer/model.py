@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 ORDER = (  # in which data meets them; torch would put a module's own parameters before those of its parts
     "vision.patch", "vision.positions", "vision.blocks", "vision.norm",
     "text.embedding", "text.positions", "text.blocks", "text.norm", "h_v", "g_v", "g_t", "theta", "theta_fine",
-    "theta_filip", "theta_local", "theta_attention", "theta_words", "theta_cross", "pacl", "theta_pool", "mgca",
+    "theta_filip", "theta_local", "theta_attention", "theta_words", "theta_cross", "pacl", "theta_pool", "mgca", "flair", "logit_bias",
 )  # fmt: skip
 STARTS = {"theta_filip": 1 / 0.07, "theta_local": 10.0, "theta_attention": 4.0, "theta_words": 5.0, "theta_cross": 10.0}
 
@@ -105,6 +105,11 @@ def add_own(model: SPARC, o: Any, width: int) -> None:
             "out": nn.Linear(inside, width)}) for side in ("word", "patch") if o.mgca_attention == "mha" and o.mgca_lambda_cta})
         if o.mgca_lambda_cpa:
             model.mgca.register_parameter("prototypes", nn.Parameter(torch.zeros(o.mgca_prototypes, width)))
+    if o.objective == "flair":
+        model.flair = nn.ModuleDict({"query": nn.Linear(width, width), "key": nn.Linear(width, width, bias=False),
+                                     "value": nn.Linear(width, width, bias=False), "out": nn.Linear(width, width)})
+    if o.objective in ("siglip", "flair"):
+        model.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)))
     for name, start in starts.items():
         model.register_parameter(name, nn.Parameter(torch.tensor(math.log(start))))
 
@@ -254,7 +259,7 @@ def init_weights(model: SPARC, seed: int) -> SPARC:
     for name, p in model.state_dict().items():
         if name in ("theta", "theta_fine"):
             p.fill_(math.log(1 / model.config.temperature_init))
-        elif name.startswith("theta"):
+        elif name.startswith("theta") or name == "logit_bias":
             pass                                          # as it was made
         elif name == "mgca.prototypes":
             p.copy_(F.normalize(torch.randn(p.shape, generator=rng), dim=-1))

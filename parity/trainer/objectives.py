@@ -1,11 +1,12 @@
-"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP + FILIP, PACL, GLoRIA, MGCA; and SPARC itself by name.
+"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP + FILIP, PACL, GLoRIA, MGCA, SigLIP, FLAIR; and SPARC
+itself by name.
 
 B samples on all ranks, b on this one, m of a block; L tokens, P patches, D joint width.  Shares no line with sparc_ref; options
 and parameters have the names of sparc_ref.objectives.  At least float32 inside.  Each rank compares its own pictures and
 captions, (b,B), with gathered ones, some of them at a time and again in backward; what it returns is as loss.py says: the mean
 over ranks is the loss of the whole batch, and no gradient is scaled by their number.
 
-What travels    CLIP, MGCA: both pooled embeddings | PACL: pooled captions | GLoRIA: words and both pooled | FILIP: the words and
+What travels    CLIP, MGCA: both pooled embeddings | PACL, SigLIP, FLAIR: pooled captions | GLoRIA: words and both pooled | FILIP: the words and
                 patches that are kept, and once without a gradient all words, by which they are chosen (select "batch")
 """
 
@@ -71,6 +72,7 @@ def settings_of(o: Any, step: int = 0) -> dict[str, Any]:
         "gloria": lambda: of("gloria", "similarity", "double_softmax", "agg"),
         "mgca": lambda: of("mgca", "attention", "normalize", "lambda_ita", "lambda_cta", "lambda_cpa")
         | {"freeze_prototypes": step < o.mgca_freeze},
+        "siglip": dict, "flair": dict,
     }
     return found[o.objective]()
 
@@ -241,8 +243,45 @@ def mgca(
     return loss, {"loss_ita": ita, "loss_cta": cta, "loss_cpa": cpa}
 
 
+def siglip(x: Parts, mask: Tensor, p: Parts, how: How) -> tuple[Tensor, Parts]:
+    """Every pair by itself.      scores (b,B): phi(v_bar_i, t_bar_j)"""
+    sizes = distributed.batch_sizes(len(mask), mask.device, how.group)
+    phi = unit(x["v_bar"]) @ distributed.gather(unit(x["t_bar"]), sizes, how.group).T
+    return signed_pairs(phi, p, sizes, how), {"scores": phi}
+
+
+def flair(x: Parts, mask: Tensor, p: Parts, how: How) -> tuple[Tensor, Parts]:
+    """A caption as a whole attends to the patches and an empty token, in every pair.      scores (b,B): phi(u_ij, t_bar_j)"""
+    sizes = distributed.batch_sizes(len(mask), mask.device, how.group)
+    captions = distributed.gather(x["t_bar"], sizes, how.group)
+    k, u = (torch.nn.functional.pad(x["v"] @ p[f"flair.{part}.weight"].T, (0, 0, 0, 1)) for part in ("key", "value"))
+    y = u @ p["flair.out.weight"].T + p["flair.out.bias"]  # (b,P+1,D)
+
+    def block(k, y, gram, t):
+        q = t @ p["flair.query.weight"].T + p["flair.query.bias"]
+        a = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        square = ((a @ gram) * a).sum(-1)
+        none = square <= 0
+        return torch.where(none, 0, (a * (unit(t) @ y.mT)).sum(-1) / torch.where(none, 1, square).sqrt())
+
+    phi = in_blocks(block, (k, y, y @ y.mT), (captions,), 4 * k[..., 0].numel(), how.pair_chunk)
+    local = signed_pairs(phi, p, sizes, how)
+    whole = signed_pairs(unit(x["v_bar"]) @ unit(captions).T, p, sizes, how)
+    return (local + whole) / 2, {"scores": phi, "loss_local": local, "loss_global": whole}
+
+
+def signed_pairs(phi: Tensor, p: Parts, sizes: list[int], how: How) -> Tensor:
+    """-1/B sum log sigmoid(+-z), plus for the own caption.      phi (b,B), own pictures against all captions -> (), as loss.py says"""
+    rank, world = distributed.place(how.group)
+    sign = -torch.ones_like(phi)
+    sign.diagonal(sum(sizes[:rank])).fill_(1)
+    z = p["theta"].exp() * phi + p["logit_bias"]
+    return torch.nn.functional.softplus(-sign * z).sum() * world / sum(sizes)
+
+
 OBJECTIVES: dict[str, Callable[..., tuple[Tensor, Parts]]] = {
-    "clip": clip, "filip": filip, "clip_filip": clip_filip, "pacl": pacl, "gloria": gloria, "mgca": mgca}
+    "clip": clip, "filip": filip, "clip_filip": clip_filip, "pacl": pacl, "gloria": gloria, "mgca": mgca,
+    "siglip": siglip, "flair": flair}
 
 
 # ------------------------------------------------------------------------------------------------- what they are made of

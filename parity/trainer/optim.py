@@ -96,7 +96,7 @@ def thetas(model: nn.Module) -> list[nn.Parameter]:
 
 def loss_params(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the losses use, by name; never in shards."""
-    return {name: p for name, p in bare(model).named_parameters() if name.startswith(("theta", "pacl.", "mgca."))}
+    return {name: p for name, p in bare(model).named_parameters() if name.startswith(("theta", "pacl.", "mgca.", "flair.", "logit_bias"))}
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: float = 0.0) -> float:

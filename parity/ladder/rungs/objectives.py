@@ -33,10 +33,11 @@ CASES: dict[str, ObjectiveConfig] = {
     "clip_filip": O("clip_filip", weight_filip=0.75), "pacl": O("pacl"), "pacl, matched": O("pacl", pacl_pairs="matched"),
     "pacl, learned": O("pacl", pacl_learn_scale=True, pacl_values="unit"), "gloria": O("gloria"),
     "gloria, learned": O("gloria", gloria_learn="all", gloria_agg="mean"), "gloria, code": O("gloria", gloria_double_softmax=True),
+    "siglip": O("siglip"), "flair": O("flair"),
     "mgca": O("mgca", mgca_width=5, mgca_prototypes=9),
     "mgca, frozen": O("mgca", mgca_attention="paramfree", mgca_prototypes=9, mgca_freeze=1, mgca_normalize="both"),
 }  # fmt: skip
-RUNS = ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca")  # from the command line
+RUNS = ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair")  # from the command line
 OPTIONS = {"mgca": "--mgca-width 16 --mgca-prototypes 20"}
 
 
@@ -142,7 +143,7 @@ def narrow(
               "v_bar": (count, c.embed_dim), "t_bar": (count, c.embed_dim)}
     given = {n: torch.tensor(rng.standard_normal(s), dtype=torch.bfloat16, device=setup.device) for n, s in shapes.items()}
     mask = torch.tensor(drawn.mask, device=setup.device)
-    names = [n for n in drawn.params if n.startswith(("theta", "pacl.", "mgca."))]
+    names = [n for n in drawn.params if n.startswith(("theta", "pacl.", "mgca.", "flair.", "logit_bias"))]
     params = {n: torch.tensor(drawn.params[n], dtype=torch.float32, device=setup.device).requires_grad_() for n in names}
     with torch.autocast(setup.device, torch.bfloat16):
         loss, _ = t.objectives.objective_loss(given, mask, params, c, objective)

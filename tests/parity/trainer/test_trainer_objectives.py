@@ -36,7 +36,7 @@ CONFIGS = [ObjectiveConfig(name) for name in NAMES] + [
 @pytest.mark.parametrize("objective", CONFIGS, ids=lambda o: o.objective)
 def test_parameters_are_the_references(objective):
     own = {n: p for n, p in SPARC(rung.MODEL, objective=objective).state_dict().items()
-           if n.startswith(("theta_", "pacl", "mgca"))}  # fmt: skip
+           if n.startswith(("theta_", "pacl", "mgca", "flair", "logit_bias"))}  # fmt: skip
     assert {n: tuple(p.shape) for n, p in own.items()} == own_shapes(objective, rung.MODEL.embed_dim)
     started = init_weights(SPARC(rung.MODEL, objective=objective), 0).state_dict()
     for name, x in init_own(objective, rung.MODEL.embed_dim, np.random.default_rng(0)).items():
@@ -68,6 +68,9 @@ FAULTS = [
                                             ("sinkhorn(o.detach(),", "sinkhorn(o,")], "objective_mgca", "mgca.grad"),
     ("mgca: padding is a key", [('attend(p, "patch", v_hat, t_hat, columns,', 'attend(p, "patch", v_hat, t_hat, None,')],
      "objective_mgca", "mgca."),
+    ("siglip: a mean over all pairs", [("softplus(-sign * z).sum()", "softplus(-sign * z).mean()")], "objective_siglip", "siglip."),
+    ("flair: no empty token", [('x["v"] @ p[f"flair.{part}.weight"].T, (0, 0, 0, 1))', 'x["v"] @ p[f"flair.{part}.weight"].T, (0, 0, 0, 0))')],
+     "objective_flair", "flair."),
     ("mgca: no last norm of the codes", [("return torch.softmax(log_q, -1)", "return torch.softmax(2 * log_q, -1)")],
      "objective_mgca", "mgca."),
 ]  # fmt: skip
@@ -112,14 +115,14 @@ def pieces():
         "sums over this rank alone": ((objectives, "log_sum_over_ranks", alone),),
         "a column's gradient from this rank alone": ((objectives.LogSumOverRanks, "backward", staticmethod(one_sided)),),
         "each rank counts its own pairs": ((objectives.Pairs, "mean", own_count),),
-        "words are chosen by this rank's patches": ((distributed, "largest", lambda x, group=None: x),),
+        "the largest of this rank alone": ((distributed, "largest", lambda x, group=None: x),),
     }
 
 
 SEEN = {
-    "gathered without gradient": ("clip", "filip", "pacl", "gloria", "mgca"), "sums over this rank alone": ("pacl", "gloria", "mgca"),
+    "gathered without gradient": ("clip", "filip", "pacl", "gloria", "mgca", "siglip", "flair"), "sums over this rank alone": ("pacl", "gloria", "mgca"),
     "a column's gradient from this rank alone": ("pacl", "gloria"), "each rank counts its own pairs": ("filip", "pacl", "gloria"),
-    "words are chosen by this rank's patches": ("filip",), "none": (),
+    "the largest of this rank alone": ("filip", "pacl", "gloria", "mgca"), "none": (),
 }  # fmt: skip
 
 
@@ -139,7 +142,7 @@ def with_faults(arrays, options):
 def test_faults_between_ranks_are_seen():
     setup = Setup("quick", "cpu", 0, reference_side(), trainer_side())
     drawn = rung.emptied(rung.drawn_for(setup))
-    names = ("clip", "filip", "pacl", "gloria", "mgca")
+    names = ("clip", "filip", "pacl", "gloria", "mgca", "siglip", "flair")
     configs = {name: rung.CASES[name] for name in names} | {"filip": ObjectiveConfig("filip", filip_keep=0.5)}
     given = {name: rung.with_own(drawn, configs[name], 0) for name in names}
     params = {n: p for each in given.values() for n, p in each.params.items()}
