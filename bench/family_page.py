@@ -63,7 +63,7 @@ def seeds(records: list[dict]) -> str:
 
 def figure(records: list[dict], plt):
     """Where words point against what is retrieved: a cross for each loss, as wide and high as its interval."""
-    fig, axes = plt.subplots(1, 2, figsize=(10, 4.6), layout="constrained")
+    fig, axes = plt.subplots(1, 2, figsize=(11, 4.6), layout="constrained")
     chosen = best(records)
     for ax, (world, title) in zip(axes, WORLDS.items()):
         for n, (loss, name) in enumerate(LOSSES.items()):
@@ -72,11 +72,12 @@ def figure(records: list[dict], plt):
             own = [recall(r["numbers"]) for r in records if (r["row"], r["split"]) == (row, "test")]
             (x, dx), (y, dy) = interval(own), interval(measured(records, row, "pointing"))
             ours = name.startswith("  ") or loss == "SPARC"
-            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xdph"[n], ms=6, lw=1,
-                        color="#0072b2" if ours else "#d55e00", mfc="white" if name.startswith("  ") else None)
-            ax.annotate(name.strip(), (x, y), xytext=(6, 6), textcoords="offset points", fontsize=9)
+            ax.errorbar(x, y, np.nan_to_num(dy), np.nan_to_num(dx), fmt="o^svDP<>Xdp*"[n], ms=7, lw=1,
+                        color="#0072b2" if ours else "#d55e00", mfc="white" if name.startswith("  ") else None,
+                        label=name.replace("  ", "   "))
         ax.set(title=title, xlabel="R@1 among 400, by the loss's own score", ylabel="pointing" if ax is axes[0] else "",
-               xlim=(0, None), ylim=(0, 1))
+               xlim=(0, 1), ylim=(0, 1))
+    axes[-1].legend(loc="center left", bbox_to_anchor=(1.02, 0.5), frameon=False)
     return fig
 
 

@@ -97,6 +97,12 @@ def test_the_page_shows_what_is_stored():
     assert all((small_world_page.PAGE.parent / f"small-world-{name}.svg").exists() for name in small_world_page.FIGURES)
 
 
+def test_the_familys_page_shows_what_is_stored():
+    text, records = family_page.PAGE.read_text(), small_world.read("family")
+    assert small_world_page.filled(text, records, family_page.TABLES) == text, "python bench/small_world.py draw"
+    assert len(records) > 100 and all(f"<!-- {name} -->" in text for name in family_page.TABLES)
+
+
 def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
     rows = {(g, r.name): r for g, group in small_world.groups().items() for r in group}
     for record in small_world.read():
@@ -104,6 +110,7 @@ def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
             continue
         row = rows[record["group"], record["row"]]
         assert (row.world, row.model, row.train, row.loss) == tuple(record[k] for k in ("world", "model", "train", "loss"))
+        assert row.objective == record.get("objective", {})
         assert record["recipe"] == [small_world.MODEL, small_world.TRAIN]
         assert (record["split"] == "validation") == (record["seed"] >= 100), "the protocol's splits"
 
