@@ -82,6 +82,12 @@ class Wrong:
     def explained(self) -> bool:
         return bool(self.found) and not self.place
 
+    def with_flat(self, how: str) -> "Wrong":
+        """The same where rows without a range are otherwise."""
+        slopes = {leaf: replace(x, terms=tuple((share, replace(o, flat=how)) for share, o in x.terms))
+                  for leaf, x in self.slopes.items()}
+        return replace(self, slopes=slopes)
+
     def applied(self, probe: Probe, grads: dict, given: dict) -> dict:
         """A setting's gradients as the box has them."""
         if self.flat and probe.flat:                      # it is known to be wrong there

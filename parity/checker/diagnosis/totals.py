@@ -4,7 +4,7 @@ One sample has no global loss, one token per caption no fine-grained one: each i
 taken off the total.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -158,19 +158,20 @@ class Part:
 
         empty: and, without min-max, what may be made of a row of which no patch passes.
         """
-        for value, grads in self._readings(probe, empty):
-            if self.how.wrong is not None:
-                grads = self.how.wrong.applied(probe, grads, self.read(probe).grads)
+        for part in (self, *self._others(probe, empty)):
+            value, grads = part.model(probe)
+            if part.how.wrong is not None:
+                grads = part.how.wrong.applied(probe, grads, self.read(probe).grads)
             yield value, grads
 
-    def _readings(self, probe, empty):
-        yield self.model(probe)
+    def _others(self, probe, empty) -> Iterator["Part"]:
         fine = self.how.fine
-        if empty and fine is not None and not fine.minmax and self.name != "global":
-            for how in ("zero", "nan"):
-                yield self._scaled(evaluated(probe, replace(fine, flat=how)), "fine")
-        if probe.name in ZERO and fine is not None and fine.flat != "uniform":
-            yield self._scaled(evaluated(probe, replace(fine, flat="uniform")), "fine")
+        if fine is None or self.name == "global":
+            return
+        ways = ("zero", "nan") if empty and not fine.minmax else ()
+        for how in (*ways, *("uniform",) * (probe.name in ZERO and fine.flat != "uniform")):
+            wrong = self.how.wrong.with_flat(how) if self.how.wrong is not None else None
+            yield replace(self, how=replace(self.how, fine=replace(fine, flat=how), wrong=wrong))
 
     def _scaled(self, result, name):
         return self.scale * result.losses[name], {k: self.scale * g for k, g in result.grads[name].items()}
