@@ -139,19 +139,21 @@ def made_here(x: Any, module: ModuleType) -> bool:
 def takes_two(x: Any) -> bool:
     """Whether it needs two arguments or more."""
     try:
+        called = x
         if isinstance(x, type) or (not inspect.isroutine(x) and not isinstance(x, functools.partial) and calls(type(x))):
-            wanted = signature(method_of(x if isinstance(x, type) else type(x)))
-        else:
-            wanted = signature(x)
+            called = method_of(x if isinstance(x, type) else type(x))
+        wanted = signature(called)
     except (TypeError, ValueError):
         return False
-    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name != "self" for p in wanted) >= 2
+    keys = keys_of(called)
+    return sum(len(keys.get(p.name, [p])) for p in wanted
+               if p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name != "self") >= 2
 
 
 def calls(cls: type) -> bool:
-    """Whether instances of a class can be called as such."""
+    """Whether instances of a class can be called as such: a forward alone is a method as any other."""
     try:
-        return method_of(cls) is not None
+        return method_of(cls) is not None and any("__call__" in vars(base) for base in cls.__mro__)
     except TypeError:
         return False
 
@@ -224,7 +226,45 @@ def signature(x: Any) -> list[inspect.Parameter]:
     return list(inspect.signature(x).parameters.values())
 
 
+def keys_of(x: Any) -> dict[str, list[str]]:
+    """Arguments that are taken apart by keys or attributes, and what is taken: {"batch": ["batch['v']"]}, as in the code."""
+    import ast
+    import textwrap
+
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrap(x))))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    kinds = [dict, list, str, *(getattr(sys.modules[m], k) for m, k in (("torch", "Tensor"), ("numpy", "ndarray"))
+                                if m in sys.modules)]
+    own = {name for kind in kinds for name in dir(kind)}
+    names = {p.name for p in signature(x) if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD} - {"self"}
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+            base, text = node.value, f"[{node.slice.value!r}]"
+        elif isinstance(node, ast.Attribute) and node.attr not in own:
+            base, text = node.value, f".{node.attr}"
+        else:
+            continue
+        if isinstance(base, ast.Name) and base.id in names:
+            found.setdefault(base.id, []).append(f"{base.id}{text}")
+    return {name: list(dict.fromkeys(keys)) for name, keys in found.items()}
+
+
 def parameters(x: Any, skip_self: bool = False) -> list[dict]:
+    """Arguments; of a dict that is passed, the arrays that the code takes from it, each an argument of that name."""
+    plain_ones, keys = own_parameters(x, skip_self), keys_of(x)
+    if not keys:
+        return plain_ones
+    found = []
+    for p in plain_ones:
+        named = p | ({"kind": "KEYWORD_ONLY"} if p["kind"] == "POSITIONAL_OR_KEYWORD" else {})
+        found += [named | {"name": key, "annotation": ""} for key in keys[p["name"]]] if p["name"] in keys else [named]
+    return found
+
+
+def own_parameters(x: Any, skip_self: bool = False) -> list[dict]:
     found = []
     for p in signature(x)[1 if skip_self else 0 :]:
         default: dict[str, Any] = {}
@@ -261,7 +301,7 @@ def describe(x: Any, method: str | None = None) -> dict:
         "kind": "class" if cls else "instance" if instance else "function",
         "file": (source_files(x) or [""])[0], "line": start, "source": "".join(lines)[:40_000],
         "parameters": parameters(call, skip_self=cls and (bool(method) or inspect.isfunction(call))),
-        "constructor": parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
+        "constructor": own_parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
         "module": False, "doc": (inspect.getdoc(source) or "")[:2000],
     }
     if method:

@@ -18,6 +18,10 @@ def decide_mask(trial, convention, outputs, given, about) -> tuple[Convention, l
     name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), ("", ""))
     if not name and convention.word("t") is None:
         return convention, []
+    if convention.word("t") in ("t_list", "t_packed"):
+        what = Item(name or "mask", SHOWN.get(word, "needs none: captions come without padding"), "likely",
+                    "no other form that was tried runs" if name else "no argument of that kind")
+        return convention, [what]
     if not name:
         taken = {n for n, _ in convention.arguments}
         left = [p["name"] for p in about["parameters"] if p["name"] not in taken and p.get("default", 0) in (None, "None")]
@@ -118,6 +122,8 @@ def readings(trial, convention, outputs, name, batch, seed=0, mask=None) -> list
     seen: list[tuple[list[float], str, float, float]] = []
     word = dict(convention.arguments)[name]
     turned = ["mask_lb", "padding_lb", "mask_lb_float"] if MASKS[word].get("turned") else []
+    if axes := MASKS[word].get("axes"):
+        turned = [w for w in MASKS if MASKS[w].get("axes") == axes]
     for form in turned or naming.mask_forms(name):        # which axis comes first is known: it ran
         changed = with_form(convention, name, form)
         first = values(trial, changed, full(seed, batch, mask=real), outputs)

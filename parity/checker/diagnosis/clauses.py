@@ -180,6 +180,12 @@ def gap_is(read, gap, factor) -> bool:
     return all(near(read, value(read, p), factor * entropy(p.t.shape[1], gap)) for p in fresh("pairs"))
 
 
+def two_gaps(read, gap) -> bool:
+    """One direction with the paper's logits, the other with one difference of them, whatever the number of tokens."""
+    return all(near(read, value(read, p), (entropy(p.t.shape[1], math.exp(p.theta)) + entropy(p.t.shape[1], gap)) / 2)
+               for p in fresh("pairs"))
+
+
 def gap_in_scale(read, gap) -> bool:
     """Two temperatures give one difference of cosines."""
     cosines = []
@@ -308,6 +314,8 @@ TEMPLATES = {
                     lambda read, gap, factor, scale: gap_is(read, gap, factor)),
     "gap in scale": Template("With tokens that are one patch each it is cross-entropy of cosines that differ by {gap:.4g}, "
                              "where those of the tokens differ by 1.", gap_in_scale),
+    "two gaps": Template("Logits of pairs of cosine 1 and 0 differ by {scale:.4g} in one direction and by {gap:.4g} in the "
+                         "other.", lambda read, gap, scale: two_gaps(read, gap)),
     "no gap": Template("No one difference of logits, times any factor, makes cross-entropy of it where cosines are 0 and 1.",
                        no_gap),
     "unit alone": Template("It agrees where all patches have length 1.", unit_alone),
@@ -343,7 +351,7 @@ TEMPLATES = {
                                "{what} differs from {equation}: {clauses}; that does not explain every batch."),
     "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
                              "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
-    "gradient": Template("{what} differs from {equation} in its gradient, and nothing known explains that.",
+    "gradient": Template("{what} differs from {equation} in its gradient.",
                          explained_by(confirm.value_but_for),
                          "{what} differs from {equation}, and no known deviation explains it."),
     "differs": Template("{what} differs from {equation}, and no known deviation explains it.", explained_by(confirm.differs),

@@ -51,6 +51,8 @@ def paper_gives(part, probe, base: str, tol: Tolerances) -> bool:
 
 def supported(read, part, found: Found, tol: Tolerances) -> bool:
     """Whether fresh batches show what a line of the survey says."""
+    if part.how.fine is None and part.how.pairs is None:  # nothing explains it, so that nothing can be taken out
+        return False
     if found.id in SPECIAL:
         return SPECIAL[found.id](part, found, tol)
     asked = batches(part)

@@ -249,6 +249,8 @@ def place_of(box, part, failing) -> Place:
         return as_seen()
     place = locate(part.read, part.how)
     if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) <= STAGES.index("logits"):
+        if place.stage == "logits":                       # cross-entropy, of what was made of them: capped, say
+            return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
         return as_seen()                                  # its logits are the paper's: values misled about earlier stages
     return place
 
