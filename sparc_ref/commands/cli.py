@@ -4,6 +4,8 @@ Another package adds a command by an entry point of the group "sparc_ref.command
 `needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
 """
 
+import codecs
+import io
 import json
 import os
 import re
@@ -153,10 +155,9 @@ def run(argv: list[str]) -> int:
 
     tyro itself ends wrong options with status 2 and the nearest name.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        # progress shows in a log file too; a name that is no UTF-8 is printed as the bytes that it is, fit to be pasted
-        sys.stdout.reconfigure(line_buffering=True, **utf8_names(sys.stdout))
-        sys.stderr.reconfigure(**utf8_names(sys.stderr))
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):          # progress shows in a log file too, and names as they can be pasted
+            stream.reconfigure(line_buffering=True, errors="surrogateescape" if is_utf8(stream) else "backslashreplace")
     if argv in (["--version"], ["-V"]):
         print(f"sparc_ref {__version__}")
         return 0
@@ -216,8 +217,8 @@ def run(argv: list[str]) -> int:
     return 0
 
 
-def utf8_names(stream: Any) -> dict[str, str]:
-    return {"errors": "surrogateescape" if stream.encoding.lower() == "utf-8" else "backslashreplace"}
+def is_utf8(stream: io.TextIOWrapper) -> bool:
+    return codecs.lookup(stream.encoding).name == "utf-8"
 
 
 def told(error: BaseException) -> str:
