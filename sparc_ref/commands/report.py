@@ -19,6 +19,7 @@ from sparc_ref import __version__
 from sparc_ref.run import checkpoint
 from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, objective_of, read_metrics, sources_of
 from sparc_ref.run.sources import has_splits, open_source, trained_on
+from sparc_ref.run.telling import as_word
 from sparc_ref.run.train import one_blas_thread
 
 MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
@@ -48,7 +49,7 @@ def report(
     if not path.parent.is_dir():
         raise ValueError(f"out: expected a file in an existing folder, got {path}")
     measured = {str(i) if i else "": spec for i, spec in enumerate(data)}
-    command = shlex.join(["sparc-ref", "report", *map(str, runs), *(["--data", *data] if data else [])])
+    command = shlex.join(["sparc-ref", "report", *map(as_word, runs), *(["--data", *data] if data else [])])
     write_page(path, folders, measured, limit=limit, command=command, say=say)
     say(f"Open {path}")
     return path
@@ -128,7 +129,7 @@ def write_page(
     if "sources" in record and trained_on(measured[key], record["sources"]):
         notes = [*notes, "The model was trained on them: the numbers say what it memorised, not what others would give."]
     began = record.get("sources", {}).get("command", "")
-    began += f" --out {shlex.quote(str(home(first.path)))}" if began else ""
+    began += f" --out {shlex.quote(as_word(home(first.path)))}" if began else ""
     further = [Number(f"{k}_{n.key}", n.label, GROUPS.get(k, measured[k]), n.kind, n.better, n.chance)
                for k in others for n in NUMBERS if n.key in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
     page = DemoReport(
