@@ -248,8 +248,8 @@ def gelu(x: Tensor, kind: str) -> Tensor:
 @torch.no_grad()
 def init_weights(model: SPARC, seed: int) -> SPARC:
     """Draw initial weights, the usual ViT scheme: Glorot-uniform matrices, zero biases, normal(0, 0.02) positions and
-    embeddings, theta = log(1/temperature_init), prototypes of length one.  Drawn on the host in forward order, an objective's own
-    last: the same on every device, and the same towers under every objective."""
+    embeddings, theta = log(1/temperature_init), prototypes of length one.  Drawn on the host in forward order, an objective's
+    own last: the same on every device, and the same towers under every objective."""
     rng = torch.Generator().manual_seed(seed)
     for name, p in model.state_dict().items():
         if name in ("theta", "theta_fine"):

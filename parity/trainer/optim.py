@@ -82,7 +82,7 @@ def clamp_theta(model: nn.Module) -> None:
 
 @torch.no_grad()
 def after_update(model: nn.Module) -> None:
-    """What is done to parameters after each update, outside of the gradient: thetas in range, MGCA's prototypes unit vectors."""
+    """What is done to parameters after each update, outside of the gradient: thetas in range, prototypes of length one."""
     clamp_theta(model)
     for name, p in loss_params(model).items():
         if name == "mgca.prototypes":
