@@ -5,7 +5,8 @@
 Parts are processes of their own with limits of their own, so that one that dies leaves the others.  First what must be right,
 side by side: the ladder's rungs in several processes, the tests that name CUDA or CuPy.  Then what is timed, alone: the
 trainer's updates, the growth of the objectives, the towers, the losses (bench/device.py); then a step of ViT-B/16 by CuPy and
-by the trainer, and the reference's speed.  report-GPU-DATE.md and .json are written anew after every phase.  --device cpu: at toy size.
+by the trainer, and the reference's speed.  report-GPU-DATE.md and .json are written anew after every phase.
+--device cpu: the same at toy size.
 Exit status 0: all passed; 1: something failed; 2: there is no GPU here, or a package is missing, and it says which.
 """
 

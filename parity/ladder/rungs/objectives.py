@@ -47,6 +47,7 @@ def objectives(setup: Setup) -> Iterator[Row]:
     """Vectors, one process, ranks, command line."""
     yield from replay.objectives(setup)
     setup.tick(0.4)
+    wanted: dict[tuple[str, str], tuple] = {}
     batches = {"": drawn_for(setup), "an empty caption": emptied(drawn_for(setup))}
     for padded, drawn in batches.items():
         for case, objective in CASES.items():
@@ -57,10 +58,7 @@ def objectives(setup: Setup) -> Iterator[Row]:
                     run = partial(one_process, setup, given, objective, **options)
                     side = ", ".join(filter(None, ("trainer", case, how, padded)))
                     yield from rows(run(dtype=dtype), want, dtype, side, again=partial(run, dtype="float64"))
-            if setup.device == "cuda":
-                for dtype in ("float64", "float32"):
-                    found = reference_run(setup, given, objective, dtype, "cuda")
-                    yield from rows(found, want, dtype, ", ".join(filter(None, ("reference, CuPy", case, padded))))
+            wanted[case, padded] = given, objective, want
             if not padded:
                 yield from narrow(setup, given, objective, want, f"trainer, {case}, bfloat16 embeddings")
     setup.tick(0.6)
@@ -70,6 +68,10 @@ def objectives(setup: Setup) -> Iterator[Row]:
             yield from over_ranks(setup, batches, world, dtype)
     setup.tick(0.8)
     yield from from_the_command_line(setup)
+    for (case, padded), (given, objective, want) in wanted.items() if setup.device == "cuda" else ():
+        for dtype in ("float64", "float32"):
+            found = reference_run(setup, given, objective, dtype, "cuda")
+            yield from rows(found, want, dtype, ", ".join(filter(None, ("reference, CuPy", case, padded))))
     on = f"gloo on this machine, {' and '.join(map(str, worlds))} processes with unlike shares of 7 samples"
     setup.note(f"{on if worlds else 'one GPU, the reference on CuPy as well'}; updates from command line to export")
 
