@@ -178,8 +178,18 @@ def results_of(part: Part) -> Any:
         return None
     text = part.result.read_text()
     if part.kind == "ladder":
-        return json.loads(text)
+        return slim(json.loads(text))
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def slim(results: dict[str, Any]) -> dict[str, Any]:
+    """A ladder's results with those rows alone that failed, and of each rung the ten that came closest to their budgets."""
+    from parity.ladder.report import headroom
+
+    for rung in results["rungs"]:
+        fine = sorted((row for row in rung["rows"] if row["ok"]), key=headroom, reverse=True)
+        rung["rows"] = [row for row in rung["rows"] if not row["ok"]][:100] + [row for row in fine if row["proves"]][:10]
+    return results
 
 
 def in_process(command: list[str], limit: float, name: str = "") -> dict[str, Any]:
@@ -337,6 +347,7 @@ def timed(step: Callable[[], Any], device: str, rounds: int) -> tuple[float, flo
 def report(found: dict[str, Any], seconds: float, gpu: str, date: str | None = None) -> tuple[str, str]:
     """The name of the report and its text, Markdown."""
     from parity.ladder.climb import line
+    from parity.ladder.report import describe
 
     date = date or time.strftime("%Y-%m-%d")
     name = f"report-{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{date}"
@@ -349,11 +360,12 @@ def report(found: dict[str, Any], seconds: float, gpu: str, date: str | None = N
         if x["result"] is None or x["kind"] == "tests":
             out += quoted(x["said"][-25:])
         elif x["kind"] == "ladder":
+            bad = [row for rung in x["result"]["rungs"] for row in rung["rows"] if not row["ok"]]
             v, r = x["result"]["versions"], x["result"]
             named = ", ".join(f"{key} {v[key]}" for key in ("torch", "cupy", "numpy", "gpu") if v.get(key))
             out += [f"{named}; {r['seconds']:.0f} s", "", *(f"- {line(rung).replace('  ', ' ')}" for rung in r["rungs"])]
             out += [f"  - {note}" for rung in r["rungs"] for note in rung["notes"]]
-            out += ["", r["failure"]["verdict"]] if r["failure"] else []
+            out += ["", r["failure"]["verdict"], "", *(f"- {describe(row)}" for row in bad[:25])] if r["failure"] else []
         else:
             out += tables(x["result"])
     return name, "\n".join(out).rstrip() + "\n"
