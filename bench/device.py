@@ -1,4 +1,4 @@
-"""The trainer's speed on one device, side by side:  python bench/device.py steps|losses|growth|towers [--preset tiny] [--out FILE]
+"""The trainer's speed on one device, side by side:  python bench/device.py steps|losses|growth|towers [--out F]
 
     steps    whole updates in bf16: SPARC and the same model with the global loss alone take turns, eager and compiled, at the
              largest batch that fits; model FLOPs utilisation; a breakdown; which kernels the time goes to
@@ -16,6 +16,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -130,8 +131,9 @@ def steps(preset: str, rounds: int, largest: int, small: int, limit: float, comp
     began = time.monotonic()
     bench = Bench(preset)
     peak = meters.peak_operations(DEVICE, "bf16") or 0.0
-    tell("device", name=torch.cuda.get_device_name() if CUDA else "cpu", torch=torch.__version__, peak_tflops=peak / 1e12,
-         memory_GiB=torch.cuda.get_device_properties(0).total_memory / 2**30 if CUDA else 0.0, preset=preset, flash=flash(bench))
+    here = torch.cuda.get_device_properties(0) if CUDA else None
+    tell("device", name=here.name if here else "cpu", torch=torch.__version__, peak_tflops=peak / 1e12,
+         memory_GiB=here.total_memory / 2**30 if here else 0.0, preset=preset, flash=flash(bench))
 
     def measured(how: str, size: int) -> None:
         batch = bench.batch(size)
@@ -181,7 +183,8 @@ def flash(bench: Bench) -> str:
     from torch.nn.attention import SDPBackend, sdpa_kernel
 
     c = bench.config
-    q = torch.randn(2, c.vision_heads, c.grid[0] * c.grid[1], c.vision_width // c.vision_heads, device=DEVICE, dtype=torch.bfloat16)
+    shape = (2, c.vision_heads, c.grid[0] * c.grid[1], c.vision_width // c.vision_heads)
+    q = torch.randn(shape, device=DEVICE, dtype=torch.bfloat16)
     try:
         with sdpa_kernel([SDPBackend.FLASH_ATTENTION]):
             nn.functional.scaled_dot_product_attention(q, q, q)
@@ -208,18 +211,20 @@ def parts(bench: Bench, batch: Any, how: str, rounds: int) -> None:
         with torch.autocast(DEVICE.type, torch.bfloat16):
             return tower(*given)
 
+    params = optim.loss_params(model)
+
+    def loss_of(config: Any, given: dict[str, torch.Tensor]) -> torch.Tensor:
+        return objectives.objective_loss(given, mask, params, config, compiled=bench.compiled and config is bench.config)[0]
+
     for _ in range(max(2, rounds // 2)):
         bench.optimizer.zero_grad()
         seen = clock("vision forward", lambda: embed(model.encode_images, images))
         read = clock("text forward", lambda: embed(model.encode_texts, tokens, mask))
         leaves = {name: x.detach().requires_grad_() for name, x in (seen | read).items() if name in optim.USED}
-        params = optim.loss_params(model)
         wide = {name: x.detach().requires_grad_() for name, x in leaves.items()}
-        loss = clock("losses forward", lambda wide=wide: objectives.objective_loss(
-            wide, mask, params, bench.config, compiled=bench.compiled)[0])
+        loss = clock("losses forward", lambda wide=wide: loss_of(bench.config, wide))
         clock("losses backward", lambda loss=loss: loss.backward())
-        clock("global loss alone, both ways", lambda leaves=leaves: objectives.objective_loss(
-            leaves, mask, params, bench.alone)[0].backward())
+        clock("global loss alone, both ways", lambda leaves=leaves: loss_of(bench.alone, leaves).backward())
         for side, out in (("vision", seen), ("text", read)):
             names = [name for name in out if name in wide]
             clock(f"{side} backward", lambda out=out, names=names, wide=wide: torch.autograd.backward(
@@ -238,6 +243,7 @@ GROUPS = (("flash|fmha|attention", "attention"), ("gemm|cutlass|nvjet|sm90_|sm80
 def kernels(run: Callable[[], Any], how: str, size: int) -> None:
     """The device's time of one update by kind of kernel, and the longest kernels."""
     import re
+
     from torch.profiler import ProfilerActivity, profile
 
     with suppress(RuntimeError):
@@ -251,7 +257,8 @@ def kernels(run: Callable[[], Any], how: str, size: int) -> None:
             kind = next((name for pattern, name in GROUPS if re.search(pattern, event.key, re.I)), "elementwise, other")
             groups[kind] = groups.get(kind, 0.0) + spent
             longest.append((spent, event.count, event.key))
-        tell("kernels", how=how, batch=size, **{f"{name} ms": round(x, 2) for name, x in sorted(groups.items(), key=lambda g: -g[1])})
+        ordered = sorted(groups.items(), key=lambda group: -group[1])
+        tell("kernels", how=how, batch=size, **{f"{name} ms": round(x, 2) for name, x in ordered})
         for spent, count, key in sorted(longest, reverse=True)[:10]:
             tell("kernel", how=how, batch=size, ms=round(spent, 2), calls=count, name=key[:90])
 
@@ -264,9 +271,11 @@ def losses(sizes: list[int], width: int, rounds: int) -> None:
     for size in sizes:
         v, t = (torch.randn(size, width, device=DEVICE, requires_grad=True) for _ in range(2))
         theta = torch.tensor(2.66, device=DEVICE, requires_grad=True)
-        runs = {form: lambda form=form: global_loss(v, t, theta, form=form)[0].backward()
-                for form in ("plain", "chunked")}
-        runs = {form: run for form, run in runs.items() if fits(run)}
+
+        def run(form: str, v=v, t=t, theta=theta) -> None:
+            global_loss(v, t, theta, form=form)[0].backward()
+
+        runs = {form: each for form in ("plain", "chunked") if fits(each := partial(run, form))}
         found = in_turns(runs, rounds)
         for form, run in runs.items():
             tell("global loss", batch=size, form=form, seconds=statistics.median(found[form]), GiB=peak_of(run) / 2**30)
@@ -281,8 +290,7 @@ def growth(sizes: list[int], shape: tuple[int, int, int], rounds: int, patience:
         shapes = {"v": (size, P, D), "t": (size, L, D), "v_bar": (size, D), "t_bar": (size, D)}
         x = {n: torch.randn(s, device=DEVICE, generator=rng).requires_grad_() for n, s in shapes.items()}
         mask = torch.arange(L, device=DEVICE) < torch.randint(max(1, L // 4), L + 1, (size, 1), device=DEVICE, generator=rng)
-        config = replace(PRESETS["vit_b_16"], embed_dim=D)
-        runs = {}
+        config, runs = replace(PRESETS["vit_b_16"], embed_dim=D), {}
         for name in NAMES:
             objective = ObjectiveConfig(name)
             params = {"theta": torch.tensor(2.66, device=DEVICE)} | {
@@ -291,8 +299,8 @@ def growth(sizes: list[int], shape: tuple[int, int, int], rounds: int, patience:
             for p in params.values():
                 p.requires_grad_()
 
-            def run(params=params, objective=objective):
-                objectives.objective_loss(x, mask, params, config, objective)[0].backward()
+            def run(given=(x, mask, params, config, objective)):
+                objectives.objective_loss(*given)[0].backward()
 
             if name not in slow and fits(run):
                 runs[name] = run

@@ -3,9 +3,10 @@
     python -m parity.ladder.gpu_check [--out docs/gpu] [--minutes 8] [--device cpu]
 
 Parts are processes of their own with limits of their own, so that one that dies leaves the others.  First what must be right,
-side by side: the ladder's rungs in three processes, the tests that name CUDA or CuPy.  Then what is timed, alone: the trainer's
-updates, the growth of the objectives, the losses, the towers (bench/device.py); then a step of ViT-B/16 by CuPy and by the trainer,
-and the reference's speed.  report-GPU-DATE.md and .json are written anew after every part.  --device cpu: the same at toy size.
+side by side: the ladder's rungs in several processes, the tests that name CUDA or CuPy.  Then what is timed, alone: the
+trainer's updates, the growth of the objectives, the towers, the losses (bench/device.py); then a step of ViT-B/16 by CuPy and
+by the trainer, and the reference's speed.  report-GPU-DATE.md and .json are written anew after every phase.
+--device cpu: the same at toy size.
 Exit status 0: all passed; 1: something failed; 2: there is no GPU here, or a package is missing, and it says which.
 """
 
@@ -25,7 +26,8 @@ from pathlib import Path
 from typing import Any, Literal
 
 HERE = Path(__file__).parents[2]
-EARLIER = ("ops", "losses", "encoders", "gradients", "steps", "band", "ranks", "compile", "checkpointing", "accumulation", "tf32")
+EARLIER = ("losses", "gradients", "steps", "band", "ranks", "compile", "checkpointing", "accumulation", "tf32", "ops",
+           "encoders")
 TARGETS = {"time": 1.05, "memory": 1.02, "mfu": 0.45}     # SPARC by the global loss alone, at most; FLOPs utilisation, at least
 
 
@@ -88,13 +90,15 @@ def main(argv: list[str] | None = None) -> int:
         print("gpu-check: this machine cannot run it. Missing:\n" + "\n".join(f"- {text}" for text in lacking), file=sys.stderr)
         return 2
     if options.benchmarks:
-        toy = {} if options.device == "cuda" else {"models": {"tiny": (2, 4)}, "sizes": (16,), "width": 8, "rounds": 1}
+        toy: dict[str, Any] = {"models": {"tiny": (2, 4)}, "sizes": (16,), "width": 8, "rounds": 1}
+        toy = {} if options.device == "cuda" else toy
         for each in benchmarks(options.device, **toy):
             with options.benchmarks.open("a") as lines:
                 lines.write(json.dumps(each) + "\n")
         return 0
     options.out.mkdir(parents=True, exist_ok=True)
-    began, gpu, found = time.monotonic(), name_of_gpu(), {}
+    began, gpu = time.monotonic(), name_of_gpu()
+    found: dict[str, Any] = {}
 
     def write() -> str:
         name, text = report(found, time.monotonic() - began, gpu)
@@ -130,16 +134,20 @@ def plan(options: GpuCheck, folder: Path) -> list[list[Part]]:
     def bench(name: str, seconds: float, *more: str) -> Part:
         out = folder / f"{name}.jsonl"
         toy = [] if cuda else ["--no-compile", "--rounds", "1"]
-        return Part(name, "rows", [sys.executable, str(HERE / "bench/device.py"), name, *more, *toy, "--out", str(out)], seconds, out)
+        command = [sys.executable, str(HERE / "bench/device.py"), name, *more, *toy, "--out", str(out)]
+        return Part(name, "rows", command, seconds, out)
 
     tests = [*python, "pytest", "-q", "-rs", "-p", "no:cacheprovider", "-k", "cuda or cupy or gpu or GPU",
              str(HERE / "tests")] if cuda else [*python, "pytest", "-q", str(HERE / "tests/parity/trainer/test_meters.py")]
     speed = folder / "speed.jsonl"
     again = [*python, "parity.ladder.gpu_check", "--benchmarks", str(speed), "--device", options.device]
-    right = [ladder("entry", 130, "entry"), ladder("objectives", 130, "objectives")] if cuda else [ladder("objectives", 400, "ops")]
-    right += [ladder("earlier", 130, *EARLIER), ladder("cupy", 130, "cupy")] if cuda else []
-    phases = [right + [Part("tests", "tests", tests, 130)], [bench("steps", 150)], [bench("growth", 50)], [bench("towers", 45)],
-              [bench("losses", 25)], [ladder("vit_b_16", 90, "vit_b_16")] if cuda else [], [Part("speed", "rows", again, 45, speed)]]
+    right = [ladder("checkpointing", 400, "checkpointing")]
+    if cuda:
+        right = [ladder("entry", 130, "entry"), ladder("objectives", 130, "objectives"), ladder("earlier", 130, *EARLIER),
+                 ladder("cupy", 130, "cupy")]
+    phases = [[*right, Part("tests", "tests", tests, 130)], [bench("steps", 150)], [bench("growth", 50)], [bench("towers", 45)],
+              [bench("losses", 25)], [ladder("vit_b_16", 90, "vit_b_16")] if cuda else [],
+              [Part("speed", "rows", again, 45, speed)]]
     chosen = [[part for part in phase if not options.parts or part.name in options.parts] for phase in phases]
     return [phase for phase in chosen if phase]
 
@@ -170,8 +178,18 @@ def results_of(part: Part) -> Any:
         return None
     text = part.result.read_text()
     if part.kind == "ladder":
-        return json.loads(text)
+        return slim(json.loads(text))
     return [json.loads(line) for line in text.splitlines() if line.endswith("}")]
+
+
+def slim(results: dict[str, Any]) -> dict[str, Any]:
+    """A ladder's results with those rows alone that failed, and of each rung the ten that came closest to their budgets."""
+    from parity.ladder.report import headroom
+
+    for rung in results["rungs"]:
+        fine = sorted((row for row in rung["rows"] if row["ok"]), key=headroom, reverse=True)
+        rung["rows"] = [row for row in rung["rows"] if not row["ok"]][:100] + [row for row in fine if row["proves"]][:10]
+    return results
 
 
 def in_process(command: list[str], limit: float, name: str = "") -> dict[str, Any]:
@@ -329,22 +347,25 @@ def timed(step: Callable[[], Any], device: str, rounds: int) -> tuple[float, flo
 def report(found: dict[str, Any], seconds: float, gpu: str, date: str | None = None) -> tuple[str, str]:
     """The name of the report and its text, Markdown."""
     from parity.ladder.climb import line
+    from parity.ladder.report import describe
 
     date = date or time.strftime("%Y-%m-%d")
     name = f"report-{re.sub(r'[^A-Za-z0-9]+', '-', gpu).strip('-')}-{date}"
-    out = [f"# {gpu}, {date}", "", f"`make gpu-check`: {'passed' if passed(found) else '**FAILED**'} in {seconds:.0f} s.", "",
-           *(f"- {text}" for text in problems(found)), *targets(found), "", "| part | outcome | seconds |", "| --- | --- | ---: |"]
+    out = [f"# {gpu}, {date}", "", f"`make gpu-check`: {'passed' if passed(found) else '**FAILED**'} in {seconds:.0f} s.", ""]
+    out += [*(f"- {text}" for text in problems(found)), *targets(found), ""]
+    out += ["| part | outcome | seconds |", "| --- | --- | ---: |"]
     out += [f"| {part} | {x['status']} | {x['seconds']:.0f} |" for part, x in found.items()]
     for part, x in found.items():
         out += ["", f"## {part}", ""]
         if x["result"] is None or x["kind"] == "tests":
             out += quoted(x["said"][-25:])
         elif x["kind"] == "ladder":
+            bad = [row for rung in x["result"]["rungs"] for row in rung["rows"] if not row["ok"]]
             v, r = x["result"]["versions"], x["result"]
-            out += [f"{', '.join(f'{key} {v[key]}' for key in ('torch', 'cupy', 'numpy', 'gpu') if v.get(key))}; {r['seconds']:.0f} s",
-                    "", *(f"- {line(rung).replace('  ', ' ')}" for rung in r["rungs"])]
+            named = ", ".join(f"{key} {v[key]}" for key in ("torch", "cupy", "numpy", "gpu") if v.get(key))
+            out += [f"{named}; {r['seconds']:.0f} s", "", *(f"- {line(rung).replace('  ', ' ')}" for rung in r["rungs"])]
             out += [f"  - {note}" for rung in r["rungs"] for note in rung["notes"]]
-            out += ["", r["failure"]["verdict"]] if r["failure"] else []
+            out += ["", r["failure"]["verdict"], "", *(f"- {describe(row)}" for row in bad[:25])] if r["failure"] else []
         else:
             out += tables(x["result"])
     return name, "\n".join(out).rstrip() + "\n"
@@ -355,14 +376,16 @@ def targets(found: dict[str, Any]) -> list[str]:
     rows = [row for part in found.values() if part["kind"] == "rows" for row in part["result"] or []]
     said = []
     for key, best in (("time", min), ("memory", min), ("mfu", max)):
-        here = [(row[key], row) for row in rows if row.get("how") == "compiled" and row.get(key) and row.get("what") != "global loss alone"]
+        mine = [row for row in rows if row.get("how") == "compiled" and row.get("what") != "global loss alone"]
+        here = [(row[key], row) for row in mine if row.get(key)]
         if here:
             value, row = best(here, key=lambda pair: pair[0])
             aim, met = TARGETS[key], value >= TARGETS[key] if key == "mfu" else value <= TARGETS[key]
             words = {"time": "SPARC's update by that of the global loss alone, time", "memory": "the same, peak memory",
                      "mfu": "model FLOPs utilisation"}[key]
             sign = "at least" if key == "mfu" else "at most"
-            said.append(f"- {words}: {value:.3f} at batch {row['batch']}, compiled; aim {sign} {aim}: {'met' if met else '**missed**'}")
+            outcome = "met" if met else "**missed**"
+            said.append(f"- {words}: {value:.3f} at batch {row['batch']}, compiled; aim {sign} {aim}: {outcome}")
     return said
 
 

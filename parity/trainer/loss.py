@@ -56,7 +56,7 @@ def sparc_loss(
     """Eq. 7: lambda_g L_g + lambda_f L_f of a model's output.      -> loss (), stages of both, loss_global, loss_fine
 
     embeddings: v (b,P,D), t (b,L,D), v_bar, t_bar (b,D); mask (b,L) bool; theta_fine None: theta serves both.
-    form, chunk: global_loss's; fine_chunk, compiled: fine_grained_loss's chunk, compiled.  Over ranks, see the head of this file.
+    form, chunk: global_loss's; fine_chunk, compiled: fine_grained_loss's.  Over ranks, see the head of this file.
     """
     loss, stages = global_loss(embeddings["v_bar"], embeddings["t_bar"], theta, form=form, group=group, chunk=chunk)
     stages = {"loss_global": loss} | stages

@@ -31,7 +31,7 @@ def peak_operations(device: torch.device, precision: str) -> float | None:
     return known[precision != "bf16"] if known else None
 
 
-def operations(config: SPARCConfig, batch: int, world: int, objective: ObjectiveConfig = ObjectiveConfig()) -> float:
+def operations(config: SPARCConfig, batch: int, world: int, objective: ObjectiveConfig | None = None) -> float:
     """Operations of one update on one rank that holds batch/world samples, backward counted, recomputation not.
 
     The towers by FlopCounterMode, for one sample with the longest caption on the meta device, times the samples; the losses by
@@ -44,7 +44,7 @@ def operations(config: SPARCConfig, batch: int, world: int, objective: Objective
         mask = torch.ones(1, c.max_tokens, dtype=torch.bool)
         out = model(torch.zeros(1, 3, c.image_size, c.image_size), torch.zeros(1, c.max_tokens, dtype=torch.int64), mask)
         sum(out[name].sum() for name in ("v", "t", "v_bar", "t_bar")).backward()
-    if objective.objective != "sparc":
+    if objective is not None and objective.objective != "sparc":
         return counter.get_total_flops() * own + cost.step_cost(c, objective, batch, world, form="reference").loss_flops
     patches = c.grid[0] * c.grid[1]
     fine = 2 * c.max_tokens * patches * c.embed_dim + c.max_tokens**2 * c.embed_dim if c.lambda_f else 0

@@ -23,7 +23,8 @@ if TYPE_CHECKING:
 ORDER = (  # in which data meets them; torch would put a module's own parameters before those of its parts
     "vision.patch", "vision.positions", "vision.blocks", "vision.norm",
     "text.embedding", "text.positions", "text.blocks", "text.norm", "h_v", "g_v", "g_t", "theta", "theta_fine",
-    "theta_filip", "theta_local", "theta_attention", "theta_words", "theta_cross", "pacl", "theta_pool", "mgca", "flair", "logit_bias",
+    "theta_filip", "theta_local", "theta_attention", "theta_words", "theta_cross", "pacl", "theta_pool", "mgca", "flair",
+    "logit_bias",
 )  # fmt: skip
 STARTS = {"theta_filip": 1 / 0.07, "theta_local": 10.0, "theta_attention": 4.0, "theta_words": 5.0, "theta_cross": 10.0}
 
@@ -253,8 +254,8 @@ def gelu(x: Tensor, kind: str) -> Tensor:
 @torch.no_grad()
 def init_weights(model: SPARC, seed: int) -> SPARC:
     """Draw initial weights, the usual ViT scheme: Glorot-uniform matrices, zero biases, normal(0, 0.02) positions and
-    embeddings, theta = log(1/temperature_init), prototypes of length one.  Drawn on the host in forward order, an objective's own
-    last: the same on every device, and the same towers under every objective."""
+    embeddings, theta = log(1/temperature_init), prototypes of length one.  Drawn on the host in forward order, an objective's
+    own last: the same on every device, and the same towers under every objective."""
     rng = torch.Generator().manual_seed(seed)
     for name, p in model.state_dict().items():
         if name in ("theta", "theta_fine"):

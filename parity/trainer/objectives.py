@@ -1,20 +1,19 @@
-"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP + FILIP, PACL, GLoRIA, MGCA, SigLIP, FLAIR; and SPARC
-itself by name.
+"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP+FILIP, PACL, GLoRIA, MGCA, SigLIP, FLAIR, and SPARC itself.
 
 B samples on all ranks, b on this one, m of a block; L tokens, P patches, D joint width.  Shares no line with sparc_ref; options
 and parameters have the names of sparc_ref.objectives.  At least float32 inside.  Each rank compares its own pictures and
 captions, (b,B), with gathered ones, some of them at a time and again in backward; what it returns is as loss.py says: the mean
 over ranks is the loss of the whole batch, and no gradient is scaled by their number.
 
-What travels    CLIP, MGCA: both pooled embeddings | PACL, SigLIP, FLAIR: pooled captions | GLoRIA: words and both pooled | FILIP: the words and
-                patches that are kept, and once without a gradient all words, by which they are chosen (select "batch")
+What travels    CLIP, MGCA: both pooled embeddings | PACL, SigLIP, FLAIR: pooled captions | GLoRIA: words and both pooled |
+                FILIP: words and patches that are kept, and once without a gradient all words, by which they are chosen (select
+                "batch")
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -23,28 +22,16 @@ from torch.utils.checkpoint import checkpoint
 
 from parity.trainer import distributed
 from parity.trainer.loss import global_loss, sparc_loss, unit, wide
+from parity.trainer.pairs import BLOCK, How, Pairs, in_blocks, log_sum_over_ranks, of_all, of_one_length
 
-BLOCK = 1 << 24                                           # numbers in a block of pairs, unless a chunk is given: 64 MB
 EMBEDDINGS = ("v", "t", "v_bar", "t_bar")
 Parts = dict[str, Tensor]
 
 
-@dataclass(frozen=True)
-class How:
-    """How it is computed, not what.
-
-    form, chunk  global_loss's; fine_chunk: samples of MGCA's token alignment at a time; pair_chunk: other samples in a block
-    """
-
-    form: str = "plain"
-    group: Any = None
-    chunk: int = 1024
-    fine_chunk: int | None = None
-    pair_chunk: int | None = None
-
 
 def objective_loss(
-    embeddings: Parts, mask: Tensor, params: Parts, config: Any, objective: Any = None, *, step: int = 0, **how: Any
+    embeddings: Parts, mask: Tensor, params: Mapping[str, Tensor], config: Any, objective: Any = None, *, step: int = 0,
+    **how: Any,
 ) -> tuple[Tensor, Parts]:
     """The loss that a model is trained with.      -> loss (), stages
 
@@ -78,7 +65,7 @@ def settings_of(o: Any, step: int = 0) -> dict[str, Any]:
 
 
 def compared(
-    name: str, embeddings: Parts, mask: Tensor, params: Parts, how: How = How(), **options: Any
+    name: str, embeddings: Parts, mask: Tensor, params: Mapping[str, Tensor], how: How, **options: Any
 ) -> tuple[Tensor, Parts]:
     """One of OBJECTIVES by name, with its own keywords.      -> loss (), stages
 
@@ -271,7 +258,7 @@ def flair(x: Parts, mask: Tensor, p: Parts, how: How) -> tuple[Tensor, Parts]:
 
 
 def signed_pairs(phi: Tensor, p: Parts, sizes: list[int], how: How) -> Tensor:
-    """-1/B sum log sigmoid(+-z), plus for the own caption.      phi (b,B), own pictures against all captions -> (), as loss.py says"""
+    """-1/B sum log sigmoid(+-z), plus for the own caption.      phi (b,B), own against all captions -> (), as loss.py says"""
     rank, world = distributed.place(how.group)
     sign = -torch.ones_like(phi)
     sign.diagonal(sum(sizes[:rank])).fill_(1)
@@ -285,86 +272,6 @@ OBJECTIVES: dict[str, Callable[..., tuple[Tensor, Parts]]] = {
 
 
 # ------------------------------------------------------------------------------------------------- what they are made of
-
-
-class Pairs:
-    """The cross-entropy of this rank's pictures and captions, of pairs whose caption has a real token (real (b,)).
-
-    rows(z)     z (b,B) own samples against all -> (b,), each row's own place the label
-    columns(z)  z (b,B) own pictures against all captions -> (b,) of own captions, over the pictures of all ranks
-    mean(each)  each (b,) -> (), as loss.py says
-    """
-
-    def __init__(self, real: Tensor, sizes: list[int], group: Any):
-        self.real, self.sizes, self.group = real, sizes, group
-        rank, self.world = distributed.place(group)
-        self.own = torch.arange(len(real), device=real.device)
-        self.place = self.own + sum(sizes[:rank])
-        self.all = of_all(real, sizes, group)
-
-    def rows(self, z: Tensor) -> Tensor:
-        log_p = torch.log_softmax(torch.where(self.all | ~self.real[:, None], z, -torch.inf), -1)
-        return torch.where(self.real, -log_p[self.own, self.place], 0)
-
-    def columns(self, z: Tensor) -> Tensor:
-        lse = LogSumOverRanks.apply(torch.where(self.real[:, None], z, -torch.inf), self.group)[self.place]
-        return torch.where(self.real, lse - z[self.own, self.place], 0)
-
-    def mean(self, each: Tensor) -> Tensor:
-        return each.sum() * self.world / self.all.sum().clamp(min=1)
-
-
-class LogSumOverRanks(torch.autograd.Function):
-    """log sum_i exp z_ij over the rows of all ranks.      z (b,B) -> (B,), equal on all ranks
-
-    Backward: what all ranks ask of a column is summed and given to the rows of all, as gather's is.
-    """
-
-    @staticmethod
-    def forward(ctx, z, group):
-        lse = log_sum_over_ranks(z, group)
-        ctx.save_for_backward(z, lse)
-        ctx.group = group
-        return lse
-
-    @staticmethod
-    @torch.autograd.function.once_differentiable
-    def backward(ctx, dlse):
-        z, lse = ctx.saved_tensors
-        dlse = distributed.total(dlse, ctx.group)
-        return torch.where(lse.isfinite(), dlse * (z - lse).exp(), 0), None
-
-
-def log_sum_over_ranks(z: Tensor, group: Any) -> Tensor:
-    """The same without a gradient."""
-    top = distributed.largest(z.amax(0), group)
-    top = torch.where(top.isfinite(), top, 0)             # a column of nothing but -inf stays that
-    return top + distributed.total((z - top).exp().sum(0), group).log()
-
-
-def in_blocks(block: Callable, own: Sequence[Tensor], others: Sequence[Tensor], row: int, size: int | None) -> Tensor:
-    """block(*own, *part of others) -> (b,m), the others some at a time, and again in backward where there are several blocks.
-
-    others: (B,...) each; row: numbers of a block for one of them; size: how many make a block, None: about BLOCK numbers
-    """
-    size = max(1, BLOCK // row) if size is None else size
-    parts = list(zip(*(x.split(size) for x in others)))
-    if len(parts) == 1:
-        return block(*own, *parts[0])
-    return torch.cat([checkpoint(block, *own, *part, use_reentrant=False, preserve_rng_state=False) for part in parts], 1)
-
-
-def of_all(flags: Tensor, sizes: list[int], group: Any) -> Tensor:
-    """Every rank's flags.      (b,...) bool -> (B,...)"""
-    return distributed.gather(flags.to(torch.uint8), sizes, group).bool()
-
-
-def of_one_length(t: Tensor, mask: Tensor, group: Any) -> tuple[Tensor, Tensor]:
-    """Captions padded to the longest of all ranks.      t (b,L,D), mask (b,L)"""
-    more = distributed.longest(mask.shape[1], mask.device, group) - mask.shape[1]
-    if not more:
-        return t, mask
-    return torch.nn.functional.pad(t, (0, 0, 0, more)), torch.nn.functional.pad(mask, (0, more))
 
 
 def late_interaction(
@@ -444,7 +351,8 @@ def pooled_cosine(e_hat: Tensor, length: Tensor, gram: Tensor, k: Tensor, t_hat:
 def word_scores(
     v: Tensor, gram: Tensor, temp1: Tensor, temp2: Tensor, t: Tensor, own: Tensor, scale: float, double_softmax: bool, agg: str
 ) -> Tensor:
-    """log sum_l exp(temp2 phi(c_l, t_l)), c_l = sum_p a_lp v_p; |c|^2 = a' gram a.      v (b,P,D), t (m,L,D), own (m,L) -> (b,m)"""
+    """log sum_l exp(temp2 phi(c_l, t_l)), c_l = sum_p a_lp v_p; |c|^2 = a' gram a.      v (b,P,D), t (m,L,D), own (m,L)
+    -> (b,m)"""
     (b, P, D), (m, L) = v.shape, own.shape
     some = own.any(1)
     r = (t.reshape(m * L, D) @ v.mT).view(b, m, L, P)
@@ -498,7 +406,7 @@ def attend(p: Parts, side: str, asking: Tensor, seen: Tensor, columns: Tensor | 
 
 @torch.no_grad()
 def sinkhorn(scores: Tensor, epsilon: float, iterations: int, group: Any) -> Tensor:
-    """Codes: prototypes balanced over the samples of all ranks, then every sample's brought to sum 1, in turn.   (b,K) -> (b,K)"""
+    """Codes: prototypes balanced over the samples of all ranks, then every sample's brought to sum 1, in turn.      (b,K)"""
     log_q = scores / epsilon
     for _ in range(iterations):
         log_q = log_q - log_sum_over_ranks(log_q, group)

@@ -82,7 +82,7 @@ def clamp_theta(model: nn.Module) -> None:
 
 @torch.no_grad()
 def after_update(model: nn.Module) -> None:
-    """What is done to parameters after each update, outside of the gradient: thetas in range, MGCA's prototypes unit vectors."""
+    """What is done to parameters after each update, outside of the gradient: thetas in range, prototypes of length one."""
     clamp_theta(model)
     for name, p in loss_params(model).items():
         if name == "mgca.prototypes":
@@ -96,7 +96,8 @@ def thetas(model: nn.Module) -> list[nn.Parameter]:
 
 def loss_params(model: nn.Module) -> dict[str, nn.Parameter]:
     """The parameters that the losses use, by name; never in shards."""
-    return {name: p for name, p in bare(model).named_parameters() if name.startswith(("theta", "pacl.", "mgca.", "flair.", "logit_bias"))}
+    own = ("theta", "pacl.", "mgca.", "flair.", "logit_bias")
+    return {name: p for name, p in bare(model).named_parameters() if name.startswith(own)}
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: float = 0.0) -> float:

@@ -105,7 +105,7 @@ def cases_over_ranks(
     """Many cases in the same processes: label -> (loss, gradients by name), in the parameters' dtype.
 
     cases: label -> options; any of form, chunk, fine_chunk, accumulate; ddp: average by DistributedDataParallel instead of
-    by hand; model: SPARC's keywords; objective: all fields of an ObjectiveConfig; any field of the config, such as reduction; and
+    by hand; model: SPARC's keywords; objective: an ObjectiveConfig's fields; any field of the config, such as reduction; and
     sizes: how many samples each rank holds, one after the other, as equal as can be if not given.
     target: what the children run.  Raises RuntimeError if ranks disagree about the loss, unless `agree` is False.
     """

@@ -39,13 +39,15 @@ from sparc_ref.run.rundir import Metrics, differences, lock, settings, stored_re
 from sparc_ref.run.telling import brief, progress
 from sparc_ref.run.train import Interrupted, NonFiniteLoss, stop_signals
 
+SPARC_ALONE = ObjectiveConfig()
 COUNTED = ("examples", "tokens_truncated", "captions_truncated", "skipped_updates")  # over a whole run, kept in checkpoints
 
 
 def train(
     config: SPARCConfig, training: Training, machine: Machine, datasets: Sequence[Any], tokenizer: Any, out: Path, place: Place,
     *, validation: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None, resume: bool = False,
-    init: Path | None = None, again: str = "", say: Callable[[str], Any] = print, objective: ObjectiveConfig = ObjectiveConfig(),
+    init: Path | None = None, again: str = "", say: Callable[[str], Any] = print,
+    objective: ObjectiveConfig = SPARC_ALONE,
 ) -> SPARC:
     """Train, and return the model (its parameters in shards with strategy "fsdp").      all ranks call it
 
@@ -106,8 +108,9 @@ class Run:
                    training.batch // place.world, image_size=config.image_size, max_tokens=config.max_tokens, rank=place.rank,
                    world=place.world, workers=machine.workers, pad=machine.compile, strict=machine.strict)
             for i, d in enumerate(datasets)])
-        self.options = {"form": machine.form, "chunk": machine.chunk, "fine_chunk": machine.fine_chunk,
-                        "pair_chunk": machine.pair_chunk, "compiled": machine.compile, "accumulate": machine.accumulate, "autocast": self.autocast}
+        same = ("form", "chunk", "fine_chunk", "pair_chunk", "accumulate")
+        self.options = {name: getattr(machine, name) for name in same} | {
+            "compiled": machine.compile, "autocast": self.autocast}
         self.step, self.seen, self.in_a_row, self.saved = 0, dict.fromkeys(COUNTED, 0), 0, -1
         self.metrics = Metrics(out / METRICS, self.then)
 

@@ -120,12 +120,18 @@ def compared(
     runs = {label: folder / f"{world} {label}" for label in cases}
     lines = [f"--out {shlex.quote(str(runs[label]))} --init {shlex.quote(str(folder / 'weights.safetensors'))} {options} {how} "
              f"--precision {PRECISION[dtype]}" for label, (how, dtype) in cases.items()]
-    if world == 1:
-        start({}, {"commands": lines})
-    else:
+    if world > 1:
         setup.trainer.ranks.run_ranks(world, f"{__name__}:start", {}, {"commands": lines}, timeout=900)
-    for label, (_, dtype) in cases.items():
-        yield from rows(written(runs[label]), want, dtype, f"trainer, world {world}, {label.rpartition(', ')[0] or 'plain'}")
+    for line, (label, (_, dtype)) in zip(lines, cases.items()):
+        side = f"trainer, world {world}, {label.rpartition(', ')[0] or 'plain'}"
+        try:
+            if world == 1:
+                start({}, {"commands": [line]})
+        except Exception as error:  # what is on trial may do anything; the next way may do well
+            words = " ".join(str(error).split())[-300:]
+            yield Row(f"raised {type(error).__name__}", dtype, side, float("inf"), 0.0, where=words)
+            continue
+        yield from rows(written(runs[label]), want, dtype, side)
 
 
 def start(arrays: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

@@ -32,11 +32,14 @@ CASES: dict[str, ObjectiveConfig] = {
     "filip, both": O("filip", filip_keep=0.8, filip_drop_side="both"), "filip, all": O("filip", filip_keep=1.0),
     "clip_filip": O("clip_filip", weight_filip=0.75), "pacl": O("pacl"), "pacl, matched": O("pacl", pacl_pairs="matched"),
     "pacl, learned": O("pacl", pacl_learn_scale=True, pacl_values="unit"), "gloria": O("gloria"),
-    "gloria, learned": O("gloria", gloria_learn="all", gloria_agg="mean"), "gloria, code": O("gloria", gloria_double_softmax=True),
+    "gloria, learned": O("gloria", gloria_learn="all", gloria_agg="mean"),
+    "gloria, code": O("gloria", gloria_double_softmax=True),
     "siglip": O("siglip"), "flair": O("flair"),
     "mgca": O("mgca", mgca_width=5, mgca_prototypes=9),
     "mgca, frozen": O("mgca", mgca_attention="paramfree", mgca_prototypes=9, mgca_freeze=1, mgca_normalize="both"),
 }  # fmt: skip
+WAYS: dict[str, dict[str, Any]] = {"": {}, "in blocks": IN_BLOCKS, "2 parts": {"accumulate": 2}}
+BRIEFLY = {how: options for how, options in WAYS.items() if how != "2 parts"}
 RUNS = ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair")  # from the command line
 OPTIONS = {"mgca": "--mgca-width 16 --mgca-prototypes 20"}
 
@@ -45,19 +48,18 @@ def objectives(setup: Setup) -> Iterator[Row]:
     """Vectors, one process, ranks, command line."""
     yield from replay.objectives(setup)
     setup.tick(0.4)
+    wanted: dict[tuple[str, str], tuple] = {}
     batches = {"": drawn_for(setup), "an empty caption": emptied(drawn_for(setup))}
     for padded, drawn in batches.items():
         for case, objective in CASES.items():
             given = with_own(drawn, objective, setup.seed)
             want = whole_batch(setup, given, objective)
             for dtype in ("float64", "float32"):
-                for how, options in {"": {}, "in blocks": IN_BLOCKS, "2 parts": {"accumulate": 2}}.items():
+                for how, options in (WAYS if setup.device == "cpu" else BRIEFLY).items():
                     run = partial(one_process, setup, given, objective, **options)
                     side = ", ".join(filter(None, ("trainer", case, how, padded)))
-                    yield from rows(run(dtype), want, dtype, side, again=partial(run, "float64"))
-            if setup.device == "cuda":
-                for dtype in ("float64", "float32"):
-                    yield from rows(reference_run(setup, given, objective, dtype, "cuda"), want, dtype, f"reference, CuPy, {case}")
+                    yield from rows(run(dtype=dtype), want, dtype, side, again=partial(run, dtype="float64"))
+            wanted[case, padded] = given, objective, want
             if not padded:
                 yield from narrow(setup, given, objective, want, f"trainer, {case}, bfloat16 embeddings")
     setup.tick(0.6)
@@ -67,8 +69,12 @@ def objectives(setup: Setup) -> Iterator[Row]:
             yield from over_ranks(setup, batches, world, dtype)
     setup.tick(0.8)
     yield from from_the_command_line(setup)
-    on = f"gloo on this machine, {' and '.join(map(str, worlds))} processes" if worlds else "one GPU, the reference on CuPy as well"
-    setup.note(f"{on}, unlike shares of 7 samples; updates from command line to export")
+    for (case, padded), (given, objective, want) in wanted.items() if setup.device == "cuda" else ():
+        for dtype in ("float64", "float32"):
+            found = reference_run(setup, given, objective, dtype, "cuda")
+            yield from rows(found, want, dtype, ", ".join(filter(None, ("reference, CuPy", case, padded))))
+    on = f"gloo on this machine, {' and '.join(map(str, worlds))} processes with unlike shares of 7 samples"
+    setup.note(f"{on if worlds else 'one GPU, the reference on CuPy as well'}; updates from command line to export")
 
 
 def drawn_for(setup: Setup) -> Drawn:
@@ -162,7 +168,7 @@ def narrow(
 
 
 def over_ranks(setup: Setup, batches: Mapping[str, Drawn], world: int, dtype: str) -> Iterator[Row]:
-    """Every objective in one start of the processes; whole, and in blocks under DistributedDataParallel, in parts where it can."""
+    """Every objective in one start of the processes: whole; in blocks under DistributedDataParallel; in parts where it can."""
     ranks, held = setup.trainer.ranks, {2: [4, 3]}.get(world, PARTS[world])
     ways: dict[str, dict[str, Any]] = {"": {}, "DistributedDataParallel, in blocks": {"ddp": True, **IN_BLOCKS}}
     ways |= {"DistributedDataParallel, 2 parts": {"ddp": True, "accumulate": 2}} if min(held) > 1 else {}
@@ -184,19 +190,21 @@ def over_ranks(setup: Setup, batches: Mapping[str, Drawn], world: int, dtype: st
 def from_the_command_line(setup: Setup) -> Iterator[Row]:
     """As rung `entry`, a few updates under each objective: one process, and two, by DDP and by FSDP2 in turn."""
     for i, name in enumerate(RUNS):
-        config, seed, params, want, objective = reference_training(setup, name)
+        config, seed, params, want = reference_training(setup, name)
         options = shlex.join(entry.command(config, seed, setup.device)) + f" --objective {name} {OPTIONS.get(name, '')}"
         with tempfile.TemporaryDirectory(prefix="parity-objectives-") as folder:
             save_file({key: np.array(p, order="C") for key, p in params.items()}, Path(folder) / "weights.safetensors")
             ways = ((1, "none"), (2 if setup.device == "cpu" else 1, ("ddp", "fsdp")[i % 2]))
             for world, strategy in ways:
-                label = f"{name}, {strategy}, float64"
-                yield from entry.compared(setup, Path(folder), want, options, world, {label: (f"--strategy {strategy}", "float64")})
+                cases = {f"{name}, {strategy}, float64": (f"--strategy {strategy}", "float64")}
+                yield from entry.compared(setup, Path(folder), want, options, world, cases)
 
 
-def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[str, budgets.Measured], ObjectiveConfig]:
-    """The reference's updates under an objective.      -> config, seed of the data, weights, what is wanted, the objective"""
-    objective = ObjectiveConfig(name, **({"mgca_width": 16, "mgca_prototypes": 20} if name == "mgca" else {}))
+def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[str, budgets.Measured]]:
+    """The reference's updates under an objective.      -> config, seed of the data, weights, what is wanted"""
+    objective = ObjectiveConfig(name)
+    if name == "mgca":
+        objective = replace(objective, mgca_width=16, mgca_prototypes=20)
     base = PRESETS[sizes(setup).training_model]
     scenes = DrawnScenes(size=base.image_size, count=20, captions=2, style="short")
     tokenizer = WordTokenizer(scenes.vocabulary())
@@ -210,8 +218,8 @@ def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[st
         now = {n: p.astype(dtype) for n, p in params.items()}
         state, found = optim.adamw_init(now), {}
         for step, (images, tokens, mask) in enumerate(batches):
-            loss, _, back = setup.reference.model.forward_with(loss_of(objective, step), now, images.astype(dtype), tokens, mask,
-                                                               config)
+            batch = images.astype(dtype), tokens, mask
+            loss, _, back = setup.reference.model.forward_with(loss_of(objective, step), now, *batch, config)
             grads, norm = optim.clip_by_global_norm(back(), 1.0)
             rate = optim.warmup_cosine(step, peak=1e-3, warmup=2, steps=entry.COUNT)
             now, state = optim.adamw_step(now, grads, state, rate)
@@ -219,4 +227,4 @@ def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[st
             found |= {f"loss {step + 1}": np.asarray(loss), f"norm {step + 1}": np.asarray(norm)}
         return [found | {f"after {entry.COUNT}.{n}": np.array(p) for n, p in now.items()}]
 
-    return config, seed, params, pooled(budgets.measure(several, ("float32",)), entry.COUNT), objective
+    return config, seed, params, pooled(budgets.measure(several, ("float32",)), entry.COUNT)

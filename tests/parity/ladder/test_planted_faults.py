@@ -204,7 +204,7 @@ MODEL = [
      "gradients", "model_default", "model.v_bar", ""),
     ("global: h_v left out", "model.py", [("if self.h_v is not None:", "if False:")], "encoders", "image_head_tanh",
      "image_head.y", ""),
-    ("global: no l2 norm", "loss.py", [("unit(wide(x)) for x in (v_bar, t_bar)", "wide(x) for x in (v_bar, t_bar)")], "losses", "global_default",
+    ("global: no l2 norm", "loss.py", [("unit(wide(x)) for x in", "wide(x) for x in")], "losses", "global_default",
      "global_loss.logits", ""),
     ("global: captions alone", "loss.py", [("for z in (logits, logits.T))", "for z in (logits.T, logits.T))")],
      "losses", "global_default", "global_loss.loss_image", ""),
