@@ -66,18 +66,19 @@ def readme(anchor: str) -> str:
 
 
 def set_docstring(app, what, name, obj, options, lines):
-    """Prose as text; what is indented, or has columns, as it stands.  Shapes at the first line's edge get a line."""
+    """Prose as text, what has columns or stands apart as it is written.  Shapes at the first line's edge get a line."""
     if lines:
         lines[:1] = re.sub(r"(\S) {3,}", r"\1\n\n", lines[0]).split("\n")
-    out, literal = [], False
+    out, before, literal = [], "", False
     for line in lines:
-        columns = re.search(r"^ +\S|[^. ] {2,}\S|\S {3,}\S", line)
-        if columns and not literal:
-            out += ["", "::", ""]
-        if literal and line and not columns:
-            out += [""]
-        literal = bool(columns) or (literal and not line)
-        out.append(f"    {line}" if columns else re.sub(r"([*_|\\])", r"\\\1", line).replace("`", "``"))
+        columns = re.search(r"[^. ] {2,}\S|\S {3,}\S", line) or (line.startswith(" ") and (literal or not before))
+        if columns:
+            out += [f"    {line}"] if literal else ["", "::", "", f"    {line}"]
+        else:
+            apart = literal or before.endswith(".") or re.match(r"\w+(, \w+)*( \([^)]*\))?: ", line)
+            text = re.sub(r"([*_|\\])", r"\\\1", line.strip()).replace("`", "``")
+            out += ["", text] if apart else [text]
+        before, literal = line, bool(columns) or (literal and not line)
     lines[:] = out
 
 
