@@ -31,6 +31,7 @@ nb_ipywidgets_js = {}                                     # nothing is fetched f
 highlight_language = "none"
 smartquotes = False
 
+autodoc_mock_imports = ["torch"]                        # parity imports it; docstrings need none of it
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"                                # docstrings give shapes
 add_module_names = False
