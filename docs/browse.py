@@ -89,7 +89,8 @@ def watch(page, base, wrong):
     page.on("console", lambda m: wrong(f"console: {m.text}") if m.type in ("error", "warning") else None)
     page.on("pageerror", lambda e: wrong(f"script: {e}"))
     page.on("request", lambda r: wrong(f"request leaves the machine: {r.url}") if outside(r.url, base) else None)
-    page.on("requestfailed", lambda r: wrong(f"request failed: {r.url}"))
+    # what a page no longer wants when the next one is opened is aborted, and has not failed
+    page.on("requestfailed", lambda r: None if r.failure == "net::ERR_ABORTED" else wrong(f"request failed: {r.url}"))
     page.on("response", lambda r: wrong(f"{r.status}: {r.url}") if r.status >= 400 else None)
 
 

@@ -43,6 +43,7 @@ html_extra_path = ["site/index.html"]
 html_copy_source = False
 html_favicon = "site/icon.svg"
 html_show_copyright = False
+html_use_index = html_domain_indices = False             # the API is one page, and searched
 # One file of MathJax, which draws SVG and needs no fonts.
 html_static_path += [str(Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js")]
 mathjax_path = "tex-svg.js"
