@@ -24,6 +24,7 @@ from sparc_ref.data import load_tokenizer
 from sparc_ref.model import SPARCConfig
 from sparc_ref.run import checkpoint
 from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, TOKENIZER
+from sparc_ref.run.rundir import objective_of
 
 
 def whole(x: Tensor) -> np.ndarray:
@@ -170,7 +171,7 @@ def run_export(given: Export) -> Path:
     record = json.loads((given.run / CONFIG).read_text("utf-8"))
     config = checkpoint.from_json(SPARCConfig, record["model"], given.run / CONFIG)
     with ranks("cpu"):
-        model = SPARC(config)
+        model = SPARC(config, objective=objective_of(record, given.run / CONFIG))
         optimizer = optim.make_adamw(model, 1e-3, fused=False)
         sharded.load(named[-1], about, model, optimizer)
         if given.out is not None:

@@ -291,7 +291,6 @@ def started(again: str) -> str:
 def run_evaluate(command):
     """The command `evaluate`: one table per data set; JSON where asked for."""
     from sparc_ref.commands.report import measure
-    from sparc_ref.objectives.chosen import scores_of
     from sparc_ref.run.rundir import load_run, objective_of, sources_of
     from sparc_ref.run.sources import check_split, has_splits, open_source, trained_on, with_options
     from sparc_ref.show.results import grounding, numbers_table
@@ -312,7 +311,7 @@ def run_evaluate(command):
         if hasattr(dataset, "report"):
             print(f"{spec}: {dataset.report}")
         numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards,
-                          scores_of(objective_of(found.record["config"], found.path)))
+                          objective_of(found.record["config"], found.path))
         results[f"{spec} {dataset.name}"] = numbers
         own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
         print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")

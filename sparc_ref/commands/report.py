@@ -16,7 +16,6 @@ from typing import Any
 import numpy as np
 
 from sparc_ref import __version__
-from sparc_ref.objectives.chosen import scores_of
 from sparc_ref.run import checkpoint
 from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, objective_of, read_metrics, sources_of
 from sparc_ref.run.sources import has_splits, open_source, trained_on
@@ -110,7 +109,7 @@ def write_page(
             numbers = {"seconds": training_seconds(metrics)} if metrics else {}
             for k, spec in measured.items():
                 got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit,
-                              scores=scores_of(objective_of(record, found.path)))
+                              objective=objective_of(record, found.path))
                 numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
         chosen = chosen or worth_showing(params, config, dataset, tokenizer)
         spread = {}
@@ -143,13 +142,13 @@ def write_page(
     print_results(page)
 
 
-def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4, scores=None) -> dict[str, float]:
+def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4, objective=None) -> dict[str, float]:
     """measure.evaluate on a data set that a command line named.      limit [1000 of scenes, all of captioned pictures]"""
     from sparc_ref.run.measure import evaluate
 
     limit = min(len(dataset), 1000 if has_splits(spec) else len(dataset)) if limit is None else limit
     with one_blas_thread(shards > 1):
-        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards, scores=scores)
+        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards, objective=objective)
 
 
 def without_repeats(numbers, runs):

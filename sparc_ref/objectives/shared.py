@@ -106,6 +106,28 @@ def blocks(columns: int, row: int, chunk: int | None) -> list[slice]:
     return [slice(a, min(a + step, columns)) for a in range(0, columns, step)]
 
 
+def cosine_of_mean(a: Array, w: Array, gram: Array) -> tuple[Array, Callable]:
+    """The cosine of a weighted sum with a unit vector, without the sum: <u, t> = a.w, |u|^2 = a' G a.
+
+    a (N,m,P) weights, w (N,m,P) products with the unit vectors, gram (N,P,P) -> (N,m), 0 where the sum has no direction;
+    back(dphi) -> da, dw, dgram (symmetric)
+    """
+    xp = array_namespace(a)
+    ag = a @ gram
+    square = xp.vecdot(a, ag)                             # |u|^2 (N,m)
+    none = square <= 0
+    square = xp.where(none, 1.0, square)
+    phi = xp.where(none, 0.0, xp.vecdot(a, w) / xp.sqrt(square))
+
+    def back(dphi):
+        dphi = xp.where(none, 0.0, dphi)
+        dnum = (dphi / xp.sqrt(square))[..., None]
+        dsquare = (-dphi * phi / (2 * square))[..., None]
+        return dnum * w + 2 * dsquare * ag, dnum * a, xp.matrix_transpose(a * dsquare) @ a
+
+    return phi, back
+
+
 def both_ways(z_image: Array, z_text: Array, real: Array) -> tuple[Array, dict[str, Array], Callable]:
     """1/2 [CE of every picture's row + CE of every caption's row], own place as the label, mean over the pairs.
 

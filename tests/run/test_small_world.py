@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import family_page
 import small_world
 import small_world_page
 from small_world_losses import eq_6, instead, merged_pairs, other_pictures
@@ -117,6 +118,19 @@ def test_the_head_is_chosen_on_validation_scenes_alone():
     assert small_world_page.values(records, "g", "r", "pointing") == {0: 0.5}, "worse on test scenes, and still the one chosen"
     assert small_world_page.values(records, "g", "r", "miou") == {0: 0.4}
     assert small_world_page.heads(records, "g", "r") == "h_v; words g_v"
+
+
+def test_the_learning_rate_is_chosen_on_validation_scenes_alone():
+    def record(row, split, pointing, native, plain=0.0):
+        return {"row": row, "split": split, "seed": 100 if split == "validation" else 0, "numbers": {
+            "pointing": pointing, "i2t_r1": plain, "t2i_r1": plain, "native_i2t_r1": native, "native_t2i_r1": native}}
+
+    records = [record("scenes/filip/lr 1", "validation", 0.5, 0.4),
+               record("scenes/filip/lr 2", "validation", 0.3, 0.5, plain=1.0),
+               record("scenes/filip/lr 2", "test", 1.0, 1.0)]
+    assert family_page.best(records) == {("scenes", "filip"): "scenes/filip/lr 1"}
+    with pytest.raises(ValueError, match=r"expected validation seeds of every row .* none of scenes/filip/lr 2"):
+        family_page.best([records[0], records[2]])
 
 
 def test_intervals_are_students():
