@@ -31,6 +31,7 @@ nb_ipywidgets_js = {}                                     # nothing is fetched f
 highlight_language = "none"
 smartquotes = False
 
+autodoc_mock_imports = ["torch"]                        # parity imports it; docstrings need none of it
 autodoc_member_order = "bysource"
 autodoc_typehints = "none"                                # docstrings give shapes
 add_module_names = False
@@ -42,6 +43,7 @@ html_extra_path = ["site/index.html"]
 html_copy_source = False
 html_favicon = "site/icon.svg"
 html_show_copyright = False
+html_use_index = html_domain_indices = False             # the API is one page, and searched
 # One file of MathJax, which draws SVG and needs no fonts.
 html_static_path += [str(Path(importlib.util.find_spec("sphinx-mathjax-offline").origin).parent / "static/mathjax/tex-svg.js")]
 mathjax_path = "tex-svg.js"
@@ -66,18 +68,19 @@ def readme(anchor: str) -> str:
 
 
 def set_docstring(app, what, name, obj, options, lines):
-    """Prose as text; what is indented, or has columns, as it stands.  Shapes at the first line's edge get a line."""
+    """Prose as text, what has columns or stands apart as it is written.  Shapes at the first line's edge get a line."""
     if lines:
         lines[:1] = re.sub(r"(\S) {3,}", r"\1\n\n", lines[0]).split("\n")
-    out, literal = [], False
+    out, before, literal = [], "", False
     for line in lines:
-        columns = re.search(r"^ +\S|[^. ] {2,}\S|\S {3,}\S", line)
-        if columns and not literal:
-            out += ["", "::", ""]
-        if literal and line and not columns:
-            out += [""]
-        literal = bool(columns) or (literal and not line)
-        out.append(f"    {line}" if columns else re.sub(r"([*_|\\])", r"\\\1", line).replace("`", "``"))
+        columns = re.search(r"[^. ] {2,}\S|\S {3,}\S", line) or (line.startswith(" ") and (literal or not before))
+        if columns:
+            out += [f"    {line}"] if literal else ["", "::", "", f"    {line}"]
+        else:
+            apart = literal or before.endswith(".") or re.match(r"\w+(, \w+)*( \([^)]*\))?: ", line)
+            text = re.sub(r"([*_|\\])", r"\\\1", line.strip()).replace("`", "``")
+            out += ["", text] if apart else [text]
+        before, literal = line, bool(columns) or (literal and not line)
     lines[:] = out
 
 
