@@ -5,7 +5,8 @@
 # though nobody ever says so. It does that with one loss. Here is that loss, whole, on numbers so small that you can check
 # each of them with a pencil.
 #
-# You need NumPy and a little school algebra. Every block ends with an `assert`: change a number, and it says what broke.
+# You need NumPy and a little school algebra. Most blocks end with an `assert`: change a number, and the line that no longer
+# holds stops.
 
 # %%
 # On a hosted notebook this cell installs the library from a clone. Where sparc_ref is installed it does nothing.
@@ -25,6 +26,7 @@ if importlib.util.find_spec("sparc_ref") is None:
 import numpy as np
 from drawing import matrix, panels, show, step
 from exercises import check
+from matplotlib.patches import Rectangle
 from sparc_ref import align_patches, fine_grained_loss, global_loss
 
 # %% [markdown]
@@ -50,18 +52,20 @@ t = np.array([[1.0, 0.0], [0.0, 1.0]])                            # (L,D)
 P, D = v.shape
 L = len(t)
 
-figure, (a, b, c) = panels(3, 3.2, [0.8, 1.2, 1.2])
-a.imshow([[[0.9, 0.3, 0.3], [0.7, 0.4, 0.8]], [[0.35, 0.5, 1.0], [0.85, 0.85, 0.85]]])
+figure, (ax1, ax2, ax3) = panels(3, 3.2, [0.8, 1.2, 1.2])
+ax1.imshow([[[0.9, 0.3, 0.3], [0.7, 0.4, 0.8]], [[0.35, 0.5, 1.0], [0.85, 0.85, 0.85]]])
 for p, name in enumerate(patches):
-    a.text(p % 2, p // 2, f"{p}\n{name}", ha="center", va="center")
-a.set_axis_off()
-a.set_title("the picture")
-matrix(b, v, "patches v (P,D)", [f"{p} {n}" for p, n in enumerate(patches)], ["red", "blue"], digits=0, signed=True)
-matrix(c, t, "words t (L,D)", words, ["red", "blue"], digits=0, signed=True)
+    ax1.text(p % 2, p // 2, f"{p}\n{name}", ha="center", va="center")
+ax1.set_axis_off()
+ax1.set_title("the picture")
+matrix(ax2, v, "patches v (P,D)", [f"{p} {n}" for p, n in enumerate(patches)], ["red", "blue"], digits=0, signed=True)
+matrix(ax3, t, "words t (L,D)", words, ["red", "blue"], digits=0, signed=True)
 show(figure, "00_picture")
 assert v.shape == (P, D) == (4, 2) and t.shape == (L, D) == (2, 2)
 
 # %% [markdown]
+# Purple is above 0, orange below. Each panel has its own scale, so compare colours within a panel.
+#
 # ## Similarity
 #
 # How much does word $l$ look like patch $p$? Their *similarity* is the inner product of their vectors:
@@ -81,11 +85,12 @@ assert s[1].tolist() == [0, 4, 8, -2]                             # 'blue'
 # ## Stretch: min-max (eq. 2)
 #
 # Rows of different words have different scales. So each row is stretched until its smallest entry is 0 and its largest is 1,
-# which is called *min-max*:
+# which is called *min-max* (the numbers of equations are the paper's):
 #
-# $$\hat s_{lp} = \frac{s_{lp} - \min_k s_{lk}}{\max_k s_{lk} - \min_k s_{lk}}$$
+# $$\hat s_{lp} = \frac{s_{lp} - \min_r s_{lr}}{\max_r s_{lr} - \min_r s_{lr}}$$
 #
 # The least similar patch always gets 0, the most similar 1, whatever the numbers were; a word twice as long has the same row.
+# (A row of equal numbers would be 0/0: tutorial 04.)
 #
 # 'red': the minimum is -2, the range 6 - (-2) = 8, so 2 becomes (2 + 2) / 8 = 0.5. 'blue': the range is 10, so 0 becomes 0.2.
 
@@ -105,7 +110,8 @@ assert np.allclose(s_hat, [[1, 0.5, 0.5, 0], [0.2, 0.6, 1, 0]])
 #
 # $$\tilde s_{lp} = \hat s_{lp} \text{ where } \hat s_{lp} \ge \sigma, \text{ else } 0$$
 #
-# With 4 patches $\sigma$ = 0.25. The 0.2 between 'blue' and the red patch goes.
+# With 4 patches $\sigma$ = 0.25. The 0.2 between 'blue' and the red patch goes. 1/P is the paper's choice: the share of each
+# patch if all were alike. How well that fits values that do not sum to 1 is asked in tutorial 04.
 
 # %%
 sigma = 1 / P
@@ -150,24 +156,28 @@ def strip(word):
     for ax, (x, title) in zip(axes, cells):
         cut = "cut" if title in ("threshold", "weights") else None
         digits = 3 if title == "weights" else 1
-        matrix(ax, x[at].reshape(2, 2), title, digits=digits, signed=title == "similarity", low=0, high=1, zeros=cut)
-    matrix(axes[4], c[at], "group", columns=["red", "blue"], digits=1, signed=True)
+        signed = title == "similarity"
+        matrix(ax, x[at].reshape(2, 2), title, digits=digits, signed=signed, reach=signed * 8 or None, low=0, high=1,
+               zeros=cut)
+    matrix(axes[4], c[at], "group", columns=["red", "blue"], digits=1, signed=True, reach=8)
     figure.suptitle(word, x=0.01, ha="left")
     return figure
 
 
 for word in words:
     show(strip(word), f"00_stages_{word[1:-1]}")
-step(strip, word=words)
+step(strip, word=words)                                           # with ipywidgets: a menu; on paper nothing
 
 # %% [markdown]
-# The four numbers of a stage stand where their patches stand in the picture. In the first column orange is below 0 and purple
-# above; elsewhere darker is more.
+# The four numbers of a stage stand where their patches stand in the picture. First and last panel: purple above 0, orange
+# below, both up to 8. The three between go from 0 to 1, darker is more. "cut" is below the threshold, as the minimum, which
+# was 0 already, always is.
 #
 # ## The library says the same
 #
-# `align_patches` computes eqs. 2-5 for a batch of captions: one more axis in front, of which we have 1. Beside the result it
-# returns a *trace*, every stage by name, and a function `back` that we leave alone until the next tutorial.
+# `align_patches` computes eqs. 2-5 for many pairs at once: one more axis in front, B pairs of a picture and a caption; here
+# B is 1. Beside the result it returns a *trace*, every stage by name, and a function `back` that we leave alone until the
+# next tutorial.
 
 # %%
 grouped, trace, _ = align_patches(t[None], v[None])               # t (B,L,D), v (B,P,D)
@@ -198,15 +208,18 @@ assert z.shape == (L, L) and np.allclose(z[0], [4, 3])
 # %% [markdown]
 # ## Loss (eq. 6)
 #
-# A *softmax* turns a row of logits into probabilities: $p_k = e^{z_k} / \sum_m e^{z_m}$. The right answer of row $j$ is
-# column $j$, so its *cross-entropy* is $-\log p_j$: 0 when the quiz is won for sure, and $\log 2$ when two answers look the
-# same. Once along the rows (each group looks for its word), once along the columns (each word for its group), and the mean
-# of all:
+# A *softmax* turns a row of logits into probabilities: $q_k = e^{z_k} / \sum_m e^{z_m}$. The right answer of row $j$ is
+# column $j$, so its *cross-entropy* is $-\log q_j$ (the natural logarithm; its unit is the nat): 0 when the quiz is won for
+# sure, and $\log 2$ when two answers look the same. Once along the rows (each group looks for its word), once along the
+# columns (each word for its group), and the mean of all:
 #
-# $$L_f = \frac{1}{2L} \sum_j \left[ -\log \frac{e^{z_{jj}}}{\sum_k e^{z_{jk}}}
+# $$\mathcal L_f = \frac{1}{2L} \sum_j \left[ -\log \frac{e^{z_{jj}}}{\sum_k e^{z_{jk}}}
 #                                      - \log \frac{e^{z_{jj}}}{\sum_k e^{z_{kj}}} \right]$$
 #
 # The first row: $-\log (e^4 / (e^4 + e^3)) = \log(1 + e^{-1}) = 0.313$.
+#
+# The library takes the temperature as $\log(1/\tau)$, which is the number that training changes, and a table (B,L) that says
+# which places of a caption hold a real token: here all.
 
 # %%
 rows = np.log(np.exp(z).sum(1)) - np.diag(z)                      # (L,)  a group looks for its word
@@ -215,7 +228,7 @@ loss = (rows + columns).mean() / 2
 print("rows", rows.round(4), "columns", columns.round(4), f"loss {loss:.4f}", f"guessing {np.log(L):.4f}")
 assert np.isclose(rows[0], np.log(1 + np.exp(-1)))
 
-mask = np.ones((1, L), bool)                                      # (B,L): both are real tokens, no padding
+mask = np.ones((1, L), bool)                                      # (B,L): both are real tokens
 library, _, _ = fine_grained_loss(v[None], t[None], mask, np.log(1 / tau))
 assert np.isclose(library, loss)
 
@@ -225,14 +238,18 @@ p_rows = np.exp(z) / np.exp(z).sum(1, keepdims=True)
 p_columns = np.exp(z) / np.exp(z).sum(0, keepdims=True)
 groups = ["group 'red'", "group 'blue'"]
 matrix(ax1, z, "logits z", groups, words, low=0)
-matrix(ax2, p_rows, "softmax of rows", ["", ""], words, low=0, high=1)
-matrix(ax3, p_columns, "softmax of columns", ["", ""], words, low=0, high=1)
+matrix(ax2, p_rows, "a group picks a word\n(each row sums to 1)", ["", ""], words, low=0, high=1)
+matrix(ax3, p_columns, "a word picks a group\n(each column sums to 1)", ["", ""], words, low=0, high=1)
+for ax in (ax2, ax3):
+    for j in range(L):                                            # the right answers
+        ax.add_patch(Rectangle((j - 0.47, j - 0.47), 0.94, 0.94, fill=False, edgecolor="#D55E00", linewidth=4))
 show(figure, "00_quiz")
 assert np.allclose(p_rows.sum(1), 1) and np.allclose(p_columns.sum(0), 1)
 
 # %% [markdown]
-# The loss is the mean of $-\log$ of the four entries on the two diagonals. Why does 'red' do worse in its row than 'blue'?
-# Its group still holds half a blue picture: a quarter of the purple patch, a quarter of the blue one.
+# The loss is the mean of $-\log$ of the four framed entries. Why does the group of 'red' do worse in its row than that of
+# 'blue'? It is (4, 3): a quarter of the purple patch and a quarter of the blue one bring blue, 4/4 + 8/4 = 3, against 4 of
+# red.
 #
 # ## What would make the loss smaller?
 #
@@ -247,20 +264,22 @@ for red in steps:
     losses.append(float(fine_grained_loss(moved[None], t[None], mask, np.log(1 / tau))[0]))
 figure, (ax,) = panels(1, 3.2)
 gaps = np.abs(np.diff(losses))
-ax.plot(np.insert(steps, gaps.argmax() + 1, np.nan), np.insert(losses, gaps.argmax() + 1, np.nan), color="black")
+at = gaps.argmax() + 1                                            # nan: a gap in the line where the loss jumps
+ax.plot(np.insert(steps, at, np.nan), np.insert(losses, at, np.nan), color="black")
 ax.plot([2], [loss], "o", color="#D55E00", markersize=12)
 ax.annotate("here we are", (2, loss), (2.1, loss - 0.016), color="#D55E00")
 ax.set_xlabel("how red the purple patch is")
 ax.set_ylabel("loss (nats)")
+ax.set_ylim(0, None)
 show(figure, "00_one_number_moves")
 slope = (losses[401] - losses[399]) / (steps[401] - steps[399])
-print(f"slope at 2: {slope:+.4f}; jump of {gaps.max():.4f} at {steps[gaps.argmax()]:.2f}")
-assert slope > 0 and np.isclose(losses[400], loss)
+print(f"slope at 2: {slope:+.4f}; jump of {gaps.max():.4f} between {steps[at - 1]:.2f} and {steps[at]:.2f}")
+assert slope > 0 and np.isclose(losses[400], loss) and np.isclose(steps[at], 0)
 
 # %% [markdown]
-# The slope is positive: a little less red is better, and that is what training does, for every number of every patch and
-# word at once. The curve has a *jump*: there the purple patch falls below the threshold of 'red' and leaves its group. The
-# threshold decides; it has no slope of its own.
+# The slope is positive: a little less red is better. Training takes small steps down such slopes, for all numbers of the
+# encoders at once. The curve has a *jump*, at red = 0: there (0 + 2) / 8 is just 1/4, and with less the purple patch falls
+# below the threshold of 'red' and leaves its group. The threshold decides; it has no slope of its own.
 #
 # ## And the other loss?
 #

@@ -41,19 +41,18 @@ rng = np.random.default_rng(0)
 # y, back = op(x)          dx = back(dy)
 # ```
 #
-# `dy` always means $\partial \text{Loss} / \partial y$, the *upstream gradient*: how much the final loss moves when an entry
-# of
-# `y` does. `back` turns it into `dx`, the same for `x`. It need not know what comes after `y`; `dy` says it all. A chain of
-# functions is taken back by calling their `back`s in reverse. What is used twice gets a gradient from each use, and they are
-# added.
+# `dy` always means $\partial \text{Loss} / \partial y$, the *upstream gradient*: how much the final loss moves when an
+# entry of `y` does. `back` turns it into `dx`, the same for `x`. It need not know what comes after `y`; `dy` says it all. A
+# chain of functions is taken back by calling their `back`s in reverse. What is used twice gets a gradient from each use,
+# and they are added.
 #
 # In this tutorial nothing comes after `y`. So we invent a loss: $\text{Loss} = \sum y \cdot dy$ with a *random* `dy`. Its
 # gradient with respect to `y` is exactly `dy`.
 #
 # ## Linear
 #
-# One entry: $y_{nk} = \sum_c x_{nc} W_{kc} + b_k$. Which losses does $x_{nc}$ reach? Every $y_{nk}$ of its row, with the
-# factor $W_{kc}$:
+# `x` is (N,C), `W` (K,C), so $y = x W^T + b$ is (N,K). One entry: $y_{nk} = \sum_c x_{nc} W_{kc} + b_k$. Which outputs does
+# $x_{nc}$ reach? Every $y_{nk}$ of its row, with the factor $W_{kc}$:
 #
 # $$dx_{nc} = \sum_k dy_{nk} W_{kc} \qquad dW_{kc} = \sum_n dy_{nk} x_{nc} \qquad db_k = \sum_n dy_{nk}$$
 #
@@ -72,8 +71,8 @@ print(dx.shape, dW.shape, db.shape)
 # %% [markdown]
 # ## Softmax
 #
-# $a = e^z / \sum e^z$ in three steps, of one row. Forward, then the same three upwards. Each line backward answers: which of
-# the later quantities does this one enter?
+# $a = e^z / \sum e^z$ in three steps, of one row. Forward, then backwards, the last step first. Each line backward answers:
+# which of the later quantities does this one enter?
 
 # %%
 z = rng.standard_normal(5)                                        # (K,)
@@ -105,13 +104,13 @@ assert abs(dz.sum()) < 1e-12                                      # adding a num
 
 # %%
 def jacobian(sharpness):
-    """d a_i / d z_j of softmax(sharpness * z) with respect to its argument."""
+    """d a_i / d u_j of softmax(u), where u = sharpness * z."""
     p, back = ops.softmax(sharpness * z)
     slopes = np.stack([back(row) for row in np.eye(5)])           # row i: upstream is 1 at a_i alone
     figure, (left, right) = panels(2, 3, [0.5, 1])
     names = [str(i) for i in range(5)]
-    matrix(left, p[:, None], f"softmax of {sharpness:g} z", names, low=0, high=1)
-    matrix(right, slopes, "slope of a_i (row) by z_j (column)", names, names, signed=True)
+    matrix(left, p[:, None], f"a = softmax(u), u = {sharpness:g} z", names, low=0, high=1)
+    matrix(right, slopes, "slope of a_i (row) by u_j (column)", names, names, signed=True, reach=0.25)
     return figure
 
 
@@ -120,12 +119,14 @@ show(jacobian(8), "01_softmax_slopes_sharp")
 step(jacobian, sharpness=(0.0, 10.0))
 
 # %% [markdown]
-# Purple is positive, orange negative: pushing one $z$ up takes from all others. Second picture, $8z$: where one entry takes
-# nearly all, there is nearly no slope left, also for entries that could become right. Keep that for tutorial 05.
+# Purple is positive, orange negative: pushing one argument $u_j$ up takes from all others. Second picture, $u = 8z$: where
+# one entry takes nearly all, there is little slope left by each argument, also for entries that could become right. (By $z$
+# itself the slopes are 8 times these.) Keep that for tutorial 05.
 #
 # ## L2 norm
 #
-# $y = x / |x|$. Steps: $q = \sum x^2$, $n = \sqrt q$, $y = x/n$.
+# $y = x / |x|$. Steps: $q = \sum x^2$, $n = \sqrt q$, $y = x/n$. On paper: the way through $n$ brings
+# $-\frac{\langle dy, x\rangle}{n^2} \cdot \frac{1}{2n} \cdot 2x = -\,y\,\langle y, dy\rangle / n$, and the direct way $dy/n$.
 
 # %%
 x = rng.standard_normal(4)
@@ -150,31 +151,35 @@ assert abs(dx @ y) < 1e-12
 
 # %%
 def turning(length):
-    """x, its direction, an upstream gradient and what is left of it."""
-    figure, (ax,) = panels(1, 3.8)
-    x, dy = length * np.array([0.8, 0.6]), np.array([0.3, 0.9])
-    y, back = ops.l2_normalize(x)
-    dx = back(dy)
+    """x, its direction, an upstream gradient and what is left of it; beside it the same for x half as long."""
+    figure, axes = panels(2, 3.6)
     around = np.linspace(-0.4, 2, 100)
-    ax.plot(np.cos(around), np.sin(around), color=GREY, linewidth=1)
-    for (start, end, words, colour) in ((0 * x, x, "x", "#000000"), (y, y + dy, "dy", "#0072B2"), (y, y + dx, "dx", "#D55E00")):
-        ax.annotate("", end, start, arrowprops={"width": 2.5, "headwidth": 11, "color": colour})
-        ax.annotate(words, end, end + 0.05, color=colour, fontsize=18)
-    ax.set_aspect("equal")
-    ax.set_xlim(-0.2, 2.6)
-    ax.set_ylim(0, 1.8)
-    ax.set_title(f"|x| = {length:g}: dx is dy without its part along x, divided by |x|")
+    for ax, n, what in zip(axes, (length / 2, length), ("dy without its part along x", "half of that")):
+        x, dy = n * np.array([0.8, 0.6]), np.array([0.3, 0.9])
+        y, back = ops.l2_normalize(x)
+        dx = back(dy)
+        ax.plot(np.cos(around), np.sin(around), color=GREY, linewidth=1)
+        ax.annotate("length 1", (0.02, 1.02), color=GREY, fontsize=13)
+        for start, end, words, colour in ((0 * x, x, "x" if n > 1 else "x = y", "#000000"), (y, y + dy, "dy", "#0072B2"),
+                                          (y, y + dx, "dx", "#D55E00")):
+            ax.annotate("", end, start, arrowprops={"width": 2.5, "headwidth": 11, "color": colour})
+            ax.annotate(words, end, end + 0.05, color=colour, fontsize=18)
+        if n != 1:
+            ax.plot(*y, "o", color="#000000")
+            ax.annotate("y", y, y - [0, 0.25], fontsize=18)
+        ax.set(aspect="equal", xlim=(-0.1, 2.1), ylim=(0, 1.8), title=f"|x| = {n:g}: {what}")
     return figure
 
 
 show(turning(2.0), "01_l2_norm")
-step(turning, length=(0.6, 3.0))
+step(turning, length=(1.2, 2.4))                                  # with ipywidgets: a slider; on paper nothing
 
 # %% [markdown]
 # ## Layer norm
 #
-# A *layer norm*: every row is centred, divided by its standard deviation, then stretched by a *gain* and moved by a *shift*,
-# both learned: $y = \hat x g + h$. The longest chain of this tutorial, and the same game.
+# A *layer norm*: every row is centred, divided by its standard deviation, then stretched by a *gain* and moved by a
+# *shift*, both learned: $y = \hat x \cdot \text{gain} + \text{shift}$. The longest chain of this tutorial, and the same
+# game. (A tiny `eps` added to the variance keeps a row of equal numbers from a division by 0.)
 
 # %%
 C, eps = 6, 1e-6
@@ -192,9 +197,9 @@ dgain, dshift = dy * x_hat, dy
 dcentred = dx_hat * rstd                                          # x_hat = centred rstd
 drstd = (dx_hat * centred).sum()
 dvar = drstd * -0.5 * (var + eps) ** -1.5                         # rstd = (var + eps)^-1/2
-dcentred = dcentred + dvar * 2 * centred / C                      # var = mean of centred^2
-dmean = -dcentred.sum()                                           # centred = x - mean
-dx_steps = dcentred + dmean / C                                   # mean = sum of x / C
+dcentred = dcentred + dvar * 2 * centred / C                      # var = mean of centred^2: each entry enters once, squared
+dmean = -dcentred.sum()                                           # centred = x - mean: the mean enters every entry
+dx_steps = dcentred + dmean / C                                   # mean = sum of x / C; and x enters centred directly
 
 dx = (dx_hat - dx_hat.mean() - x_hat * (dx_hat * x_hat).mean()) * rstd  # on paper
 assert np.allclose(dx, dx_steps)
@@ -204,17 +209,21 @@ for ours, theirs in zip((dx, dgain, dshift), back(dy[None]), strict=True):
 print("sum of dx", f"{dx.sum():.1e}", "  dx . x_hat", f"{dx @ x_hat:.1e}")
 
 # %% [markdown]
-# Once more the simplified form tells what the op does. Two directions of `x` have no effect on $\hat x$: moving all entries
-# alike, and stretching. So `dx` has no part along either. (With $\epsilon$ the second is true only nearly.)
+# (On paper: the way through `var` is $-\hat x$ times the mean of $d\hat x\,\hat x$, that through `mean` subtracts the mean;
+# the mean of $\hat x$ itself is 0.) Once more the simplified form tells what the op does. Two directions of `x` have no
+# effect on $\hat x$: moving all entries alike, and stretching. So `dx` has no part along either. (With `eps` the second is
+# true only nearly.)
 #
-# ## Three ways to check a gradient
+# ## Two ways to check a gradient
 #
 # **One:** *differences*. Move the input a little along a random direction $u$ and compare
 # $\frac{f(x + hu) - f(x - hu)}{2h}$ with $\langle dx, u\rangle$. One number for all entries at once, however many there are.
 #
-# **Two: another implementation**, such as torch's autograd, that shares no code with yours.
+# **Two: another implementation** that shares no code with yours, such as torch's. Torch records what is done with `leaf`;
+# `.backward(dy)` walks it back from the upstream gradient `dy` and leaves the result in `leaf.grad`. Called on a sum, with no
+# argument, that upstream gradient is all ones.
 #
-# **Three: the formula** by hand. That is ours. If all three agree, on random numbers, the gradient is right.
+# If the formula agrees with both, on random numbers, and the check could have failed (below), believe it.
 
 # %%
 def differences(op, x, dy, h=1e-5, seed=1):
@@ -262,11 +271,10 @@ assert errors["float64"].min() < 1e-8 < errors["float32"].min()
 # %% [markdown]
 # ## Four ways in which a check fools you
 #
-# A check that cannot fail proves nothing. These four are easy to walk into.
+# A check that cannot fail proves nothing. These four are easy to walk into. (`x` and `dy` are those of the section above.)
 #
 # **First: ones upstream.** `y.sum().backward()` feeds `dy = 1`. The entries of a softmax sum to 1, so their sum does not
-# depend on
-# `z` at all, and the right answer is 0. So is that of this wrong gradient:
+# depend on `z` at all, and the right answer is 0. So is that of this wrong gradient:
 
 # %%
 def wrong_softmax(z):
@@ -288,7 +296,7 @@ assert not np.allclose(*differences(wrong_softmax, x, dy), rtol=0.1)        # ra
 def wrong_norm(gain):
     def op(x):
         y = ops.layer_norm(x, gain, np.zeros(5))[0]
-        back = ops.standardize(x)[1]
+        back = ops.standardize(x)[1]                              # a layer norm without gain and shift
         return y, lambda dy: back(dy)                             # should be back(dy * gain)
 
     return op
@@ -303,7 +311,8 @@ print("initial:", np.allclose(*differences(wrong_norm(initial), x, dy)),
 # %% [markdown]
 # **Third:** *ties*. Where entries share the maximum, it has no gradient: whichever way you go, another one may win. So
 # implementations choose: share the gradient evenly (`torch.amax`, jax, this library), or give it to the first
-# (`torch.max(dim)`). Differences know neither. They return the mean of the slopes to both sides.
+# (`torch.max(dim)`). Differences know neither. They return the mean of two slopes, the one of a step along $u$ and the one
+# of a step against it. Below, "share" gives tied entries equal parts, "first" all to the first.
 
 # %%
 def maximum(ties):
@@ -323,12 +332,14 @@ for name, tied in (("two tied", np.array([2.0, 2.0, 1.0])), ("three tied", np.ar
     assert np.isclose(measured, shared) == (name != "three tied")
 
 # %% [markdown]
-# With two tied, the difference happens to be the shared gradient; with three it is nobody's. So draw inputs without ties, and
+# With two tied, one step follows the larger of $u_1, u_2$, the other the smaller: the mean of two is the shared gradient.
+# With three the middle one is never followed, and the difference is nobody's gradient. So draw inputs without ties, and
 # test ties on their own, against a stated convention.
 #
 # **Fourth: float32.** Look at the picture above again: with float32 the best that differences can do is far worse, and with
 # a step that is fine in float64 they are worth nothing. People then raise the tolerance until the test passes; so does the
-# bug.
+# bug. Here is one direction, its error relative to what `back` claims (the picture shows the mean of 20 directions, relative
+# to the length of the gradient):
 
 # %%
 h = 1e-7
@@ -355,7 +366,8 @@ print(check("01.1", log_softmax_back))
 # %% [markdown]
 # <details><summary>Solution</summary>
 #
-# Each $z_j$ enters its own $y_j$ with slope 1 and, by the logarithm, every $y_k$ of the row with slope $-p_j$.
+# Each $z_j$ enters its own $y_j$ with slope 1 and, by the logarithm, every $y_k$ of the row with slope $-p_j$. (Subtracting
+# the maximum changes nothing, and keeps exp from overflowing.)
 #
 # ```python
 # def log_softmax_back(z, dy):
@@ -391,4 +403,4 @@ print(check("01.2", cosine_back))
 #
 # </details>
 #
-# Next: [03, the global loss](03_global_loss.ipynb), or [02, the two towers](02_towers.ipynb).
+# Next: [02, the two towers](02_towers.ipynb); or skip to [03, the global loss](03_global_loss.ipynb).

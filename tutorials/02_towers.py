@@ -3,7 +3,8 @@
 #
 # Where do patch and token embeddings come from? From two *transformers*, one for pictures (a ViT) and one for captions. Each
 # is a *tower*: a picture in, one vector for each patch out; a caption in, one vector for each token out. We build them from
-# the operations of tutorial 01, forward and backward, and assert at each floor that the library has the same.
+# the operations of tutorial 01 and one more (GELU), forward and backward, and assert at each floor that the library has the
+# same.
 
 # %%
 # On a hosted notebook this cell installs the library from a clone. Where sparc_ref is installed it does nothing.
@@ -23,7 +24,7 @@ if importlib.util.find_spec("sparc_ref") is None:
 from dataclasses import replace
 
 import numpy as np
-from drawing import matrix, panels, show, step
+from drawing import matrix, panels, show
 from exercises import check
 from sparc_ref import PRESETS, encode_images, forward, init_params, ops
 from sparc_ref.encoders import block, part, text_tower, vision_tower
@@ -43,8 +44,8 @@ config = replace(
     text_width=6, text_depth=1, text_heads=2, vocab_size=10, max_tokens=5, embed_dim=4,
 )
 params = {name: 0.5 * rng.standard_normal(np.shape(x)) for name, x in init_params(config, rng, "float64").items()}
-params["theta"] = np.asarray(np.log(1 / 0.2))
-for name in list(params)[:8]:
+params["theta"] = np.asarray(np.log(1 / 0.2))                     # log of 1 over the temperature
+for name in list(params)[:9]:
     print(f"{name:36}", params[name].shape)
 p = part(params, "vision.")                                       # the part of one tower, prefix cut off
 C, H, P = config.vision_width, config.vision_heads, 4
@@ -53,9 +54,9 @@ assert p["patch.weight"].shape == (C, 3 * 4 * 4)
 # %% [markdown]
 # ## Patches
 #
-# Cut the picture into squares, lay each out as one long row of numbers, and map all rows by one linear layer. It is a
-# convolution whose step is its size. Then add a *position embedding*, a learned vector for each place: the rest of the tower
-# would not notice if patches were exchanged.
+# Cut the picture into squares, lay each out as one long row of numbers, and map all rows by one linear layer. Then add a
+# *position embedding*, a learned vector for each place: without it the rest of the tower would not notice if patches were
+# exchanged (shown below).
 
 # %%
 images = rng.random((1, 3, 8, 8))                                 # (B,3,H,W)
@@ -71,65 +72,77 @@ axes[0].axhline(3.5, color="white", linewidth=4)
 axes[0].axvline(3.5, color="white", linewidth=4)
 axes[0].set_axis_off()
 axes[0].set_title("a picture in 4 patches")
-matrix(axes[1], x[0] - p["positions"], "patch embedding", [f"patch {i}" for i in range(P)], signed=True, digits=1)
-matrix(axes[2], x[0], "with positions (P,C)", signed=True, digits=1)
+widths = [str(i) for i in range(C)]
+matrix(axes[1], x[0] - p["positions"], "patch embedding", [f"patch {i}" for i in range(P)], widths, signed=True, digits=1,
+       reach=4)
+matrix(axes[2], x[0], "with positions (P,C)", columns=widths, signed=True, digits=1, reach=4)
 show(figure, "02_patches")
 
 # %% [markdown]
 # ## Attention
 #
-# So far each patch knows itself alone. In *attention* each place asks all others. Three linear maps of its vector give a
-# *query* (what it asks), a key (what it offers) and a value (what it says); its answer is the mean of all values,
-# weighted by a softmax of query times key. The width is split into parts, and each *head* has weights of its own, in its
-# part.
+# So far each patch knows itself alone. In *attention* each place asks all places, itself included. Three linear maps of its
+# vector give a *query* $q_i$ (what it asks), a *key* $k_i$ (what it offers) and a *value* $v_i$ (what it says). Query times
+# key is a score; a softmax over the keys turns a place's scores into weights; its output is the mean of all values with them:
+#
+# $$z_{ij} = q_i \cdot k_j / \sqrt{w} \qquad a_{ij} = e^{z_{ij}} \Big/ \sum_m e^{z_{im}} \qquad o_i = \sum_j a_{ij} v_j$$
+#
+# The width is split into parts of $w$ numbers, and each *head* does this in its own part, with its own weights. An inner
+# product of $w$ random numbers each grows like $\sqrt w$; divided by that, scores keep their size whatever the width.
+#
+# Here random numbers stand for queries, keys and values:
 
 # %%
 qkv = rng.standard_normal((1, P, 3 * C))                          # queries, keys, values side by side
 library, back_attention = ops.attention(qkv, H)                   # (1,P,C)
 q, k, v = np.split(qkv[0], 3, axis=1)                             # (P,C) each
-width = C // H
+width = C // H                                                    # of a head: w above
 
 
 def head(i):
     """Weights (P,P) and output (P,C/H) of one head."""
     mine = slice(i * width, (i + 1) * width)
-    a, _ = ops.softmax(q[:, mine] @ k[:, mine].T / np.sqrt(width))
+    z = q[:, mine] @ k[:, mine].T / np.sqrt(width)                # (P,P)
+    a, _ = ops.softmax(z)                                         # each row sums to 1
     return a, a @ v[:, mine]
 
 
 assert np.allclose(np.concatenate([head(i)[1] for i in range(H)], axis=1), library[0])
 
 
-def weights(i):
-    figure, (ax,) = panels(1, 3)
-    names = [f"patch {n}" for n in range(P)]
-    matrix(ax, head(i)[0], f"head {i}: how much the row's patch takes from the column's", names, names, low=0, high=1)
-    return figure
-
-
-for i in range(H):
-    show(weights(i), f"02_head_{i}")
-step(weights, i=(0, H - 1))
+figure, axes = panels(H, 3)
+names = [f"patch {n}" for n in range(P)]
+for i, ax in enumerate(axes):
+    matrix(ax, head(i)[0], f"head {i}: the weights a", names if i == 0 else [""] * P, names, low=0, high=1)
+show(figure, "02_heads")
 
 # %% [markdown]
-# Backwards, one head, upwards through the three lines. You know all of them: a product, a softmax, a product.
+# A row says how much its patch takes from the column's. Backwards, one head: a product, a softmax, a product, each line
+# taking back one of the formulas, the last first.
 
 # %%
 dy = rng.standard_normal((1, P, C))
 dq, dk, dv = (np.zeros((P, C)) for _ in range(3))
 for i in range(H):
     mine = slice(i * width, (i + 1) * width)
-    a = head(i)[0]
-    da, dv[:, mine] = dy[0][:, mine] @ v[:, mine].T, a.T @ dy[0][:, mine]
-    dz = a * (da - (a * da).sum(1, keepdims=True)) / np.sqrt(width)
-    dq[:, mine], dk[:, mine] = dz @ k[:, mine], dz.T @ q[:, mine]
+    a, do = head(i)[0], dy[0][:, mine]
+    da = do @ v[:, mine].T                                        # o = a v
+    dv[:, mine] = a.T @ do
+    dz = a * (da - (a * da).sum(1, keepdims=True))                # a = softmax(z)
+    dq[:, mine] = dz @ k[:, mine] / np.sqrt(width)                # z = q k^T / sqrt(w)
+    dk[:, mine] = dz.T @ q[:, mine] / np.sqrt(width)
 assert np.allclose(np.concatenate([dq, dk, dv], axis=1), back_attention(dy)[0])
-shifted = np.concatenate([q, k + rng.standard_normal(C), v], axis=1)[None]
-assert np.allclose(ops.attention(shifted, H)[0], library)
-print("one vector added to every key: the output moves by", f"{np.abs(ops.attention(shifted, H)[0] - library).max():.0e}")
 
 # %% [markdown]
-# The last lines show why the library has no bias for keys. It would add the same number to a whole row of scores, and softmax
+# A surprise: add one and the same vector to every key.
+
+# %%
+shifted = np.concatenate([q, k + rng.standard_normal(C), v], axis=1)[None]
+assert np.allclose(ops.attention(shifted, H)[0], library)
+print("the output moves by", f"{np.abs(ops.attention(shifted, H)[0] - library).max():.0e}")
+
+# %% [markdown]
+# That is why the library has no bias for keys. It would add the same number to a whole row of scores, and softmax
 # takes that out again. Its gradient would be zero, always.
 #
 # ## One block
@@ -138,6 +151,9 @@ print("one vector added to every key: the output moves by", f"{np.abs(ops.attent
 #
 # 1. x1 = x + out(attention(qkv(norm1(x)))): look around;
 # 2. y = x1 + down(gelu(up(norm2(x1)))): think about it, each place for itself.
+#
+# `out` is a linear layer that mixes the heads, `up` one to 4 times the width, `down` one back. Between them stands a GELU,
+# applied to each number: a smooth version of max(0, x). Its slope is one factor for each number, and `ops.gelu` knows it.
 #
 # Forward is a list of calls. Backward is the same list read upwards.
 
@@ -167,38 +183,46 @@ def my_block(p, x):
     return y, back
 
 
-mine, theirs = my_block(part(p, "blocks.0."), x), block(part(p, "blocks.0."), x, None, H, "tanh", 1e-6)
+mine, theirs = my_block(part(p, "blocks.0."), x), block(part(p, "blocks.0."), x, None, H, "tanh", 1e-6)  # no mask
 dy = rng.standard_normal((1, P, C))
 assert np.allclose(mine[0], theirs[0])
 assert np.allclose(mine[1](dy), theirs[1](dy)[0])
-print("parameters of a block with a gradient:", len(theirs[1](dy)[1]))
+names = sorted(theirs[1](dy)[1])
+print(len(names), "parameters with a gradient, of 8 layers; a bias is missing:", [n for n in names if "key" in n])
+assert len(names) == 2 * 8 - 1
 
 # %% [markdown]
 # ## The whole tower
 #
-# Blocks, one after the other, and a last layer norm. A picture of 4 patches becomes 4 vectors: there is no extra token for
-# the whole.
+# Blocks, one after the other, and a last layer norm. A picture of 4 patches becomes 4 vectors. (Other ViTs add one for the
+# whole picture; here a mean does that, below.) And what do the positions do? Exchange the halves of the picture: without
+# positions the outputs are exchanged too, and nothing else happens.
 
 # %%
 options = {"patch": 4, "grid": (2, 2), "heads": H, "gelu": "tanh", "eps": 1e-6, "resize": "bicubic"}
+# heads as above; which formula of GELU; layer norm's eps; how positions are resized for other picture sizes
 f_v, _ = vision_tower(p, images, **options)                       # (B,P,C)
 by_hand = ops.layer_norm(my_block(part(p, "blocks.0."), x)[0], p["norm.weight"], p["norm.bias"])[0]
 assert f_v.shape == (1, P, C) and np.allclose(f_v, by_hand)
 
 swapped = images[..., [4, 5, 6, 7, 0, 1, 2, 3]]                   # left and right half exchanged
 without = p | {"positions": np.zeros_like(p["positions"])}
-moved = {name: vision_tower(q, swapped, **options)[0][:, [1, 0, 3, 2]] - vision_tower(q, images, **options)[0]
-         for name, q in (("without positions", without), ("with positions", p))}
+moved = {name: vision_tower(some, swapped, **options)[0][:, [1, 0, 3, 2]] - vision_tower(some, images, **options)[0]
+         for name, some in (("without positions", without), ("with positions", p))}
 for name, change in moved.items():
-    print(f"{name:18} exchange patches, exchange them back: moved by {np.abs(change).max():.0e}")
+    print(f"{name:18} outputs of the exchanged picture, exchanged back, differ by {np.abs(change).max():.0e}")
 assert np.allclose(moved["without positions"], 0) and not np.allclose(moved["with positions"], 0)
 
 # %% [markdown]
 # ## The text tower
 #
-# The same blocks. Only the entrance differs: a token is a number, and its row of a table is its first vector. Every token
-# sees all others, before and after it (a language model's would see only those before). Padding is masked as a key, so that
-# no real token can see it:
+# The same blocks. Only the entrance differs: a token is a number, and its row of a table, plus a position embedding as for
+# patches, is its first vector. Every token sees all others, before and after it (a language model's would see only those
+# before).
+#
+# Captions differ in length; short ones are filled up with a dummy token, here 0: *padding*. A *mask* is true where a token
+# is real. Padding is left out as a key: its score becomes $-\infty$ before the exponential, and $e^{-\infty} = 0$, so that
+# no real token gives it any weight:
 
 # %%
 tokens = np.array([[3, 1, 4, 0, 0], [5, 9, 2, 6, 5]])             # (B,L)
@@ -208,6 +232,8 @@ f_t, back_text = text_tower(p_t, tokens, mask, heads=2, gelu="tanh", eps=1e-6)  
 other = np.where(mask, tokens, 7)                                 # another token at padding
 f_other, _ = text_tower(p_t, other, mask, heads=2, gelu="tanh", eps=1e-6)
 assert f_t.shape == (2, 5, 6) and np.allclose(f_t[mask], f_other[mask])
+backwards, _ = text_tower(p_t, tokens[:, ::-1], mask[:, ::-1], heads=2, gelu="tanh", eps=1e-6)
+assert not np.allclose(backwards[1, ::-1], f_t[1])                # word order matters: positions
 
 table = back_text(rng.standard_normal(f_t.shape) * mask[..., None])["embedding.weight"]  # (V,C)
 used = np.abs(table).sum(1) > 0
@@ -217,12 +243,13 @@ assert set(np.flatnonzero(used)) == set(tokens[mask])
 # %% [markdown]
 # Only rows of tokens that occur get a gradient; token 5 occurs twice, and its row gets the sum of both.
 #
-# ## Two heads on the towers
+# ## Into the joint space
 #
 # Towers have widths of their own. An *adapter*, one linear layer, takes each into the joint space: $v = g_v(f_v)$ and $t =
-# g_t(f_t)$ for every patch and token. For the whole picture, *pooling*: the mean over patches, one more layer $h_v$ with a
-# GELU, then the same adapter. For captions the mean over real tokens. (The paper gives $h_v$ without a reason; it makes the
-# picture's vector more than the mean of what its patches show.)
+# g_t(f_t)$ for every patch and token. For the whole picture, *pooling*: the mean of $f_v$ over patches, one more layer $h_v$
+# (C to C) with a GELU, then the same adapter. For a whole caption: the mean of $f_t$ over its real tokens, then the adapter
+# $g_t$; no further layer. (The paper gives $h_v$ without a reason; it makes the picture's vector more than the mean of what
+# its patches show.)
 
 # %%
 pictures = rng.random((2, 3, 8, 8))
@@ -232,16 +259,20 @@ v, _ = ops.linear(features, params["g_v.weight"], params["g_v.bias"])
 hidden, _ = ops.gelu(ops.linear(features.mean(1), params["h_v.weight"], params["h_v.bias"])[0])
 v_bar, _ = ops.linear(hidden, params["g_v.weight"], params["g_v.bias"])
 assert np.allclose(trace["v"], v) and np.allclose(trace["v_bar"], v_bar)
+mean_t = (trace["text_features"] * mask[..., None]).sum(1) / mask.sum(1, keepdims=True)
+assert np.allclose(trace["t"], ops.linear(trace["text_features"], params["g_t.weight"], params["g_t.bias"])[0])
+assert np.allclose(trace["t_bar"], ops.linear(mean_t, params["g_t.weight"], params["g_t.bias"])[0])
 assert np.allclose(encode_images(params, pictures, config)["v"], v)
 for name in ("image_features", "v", "v_bar", "text_features", "t", "t_bar", "weights", "grouped", "logits", "logits_vt"):
     print(f"{name:15} {trace[name].shape}")
+# the two losses of tutorial 00, each with its weight
 assert np.isclose(loss, config.lambda_g * trace["loss_global"] + config.lambda_f * trace["loss_fine"])
 
 # %% [markdown]
 # ## Everything at once
 #
 # `forward` returned the loss, every stage, and `back`, which gives a gradient for every parameter. Is it right? One
-# direction through *all* parameters at once (tutorial 01):
+# direction through *all* parameters at once (tutorial 01). The loss has jumps, but a step of 1e-5 hardly ever meets one.
 
 # %%
 gradients = back()
@@ -259,7 +290,8 @@ sizes = [np.sqrt(sum((gradients[n] ** 2).sum() for n in params if n.startswith(n
 figure, (ax,) = panels(1, 3.6)
 ax.barh(parts, sizes, color="#0072B2")
 ax.invert_yaxis()
-ax.set_xlabel("length of the gradient")
+ax.set_xlabel("length of the loss's gradient with respect to these parameters")
+ax.set_title("every part learns: no bar is 0")
 show(figure, "02_gradients")
 assert min(sizes) > 0
 
@@ -286,6 +318,8 @@ print(check("02.1", residual_back))
 # </details>
 #
 # ## Exercise 02.2: one head with padding
+#
+# `mask` says which places are real. They must not look at the others.
 
 # %%
 def one_head(q, k, v, mask):                                      # (L,C) each, (L,) bool -> (L,C)

@@ -30,7 +30,7 @@ rng = np.random.default_rng(57)
 # %% [markdown]
 # ## Forward
 #
-# One word `t` and P patches; the library does all words of all captions at once. Four lines:
+# One word `t` and P patches; the library does all words of all captions at once. Five lines:
 
 # %%
 P, D = 6, 3
@@ -57,19 +57,22 @@ def stages(sigma):
     """The row's stages at a threshold."""
     figure, axes = panels(4, 2.1)
     for ax, x, title in zip(axes, forward_row(t, v, sigma), ("similarity", "min-max", f"kept, sigma {sigma:.2f}", "weights")):
-        cut = "cut" if "kept" in title or title == "weights" else None
+        cut = "cut" if sigma > 0 and ("kept" in title or title == "weights") else None
         matrix(ax, x.reshape(2, 3), title, signed=title == "similarity", low=0, high=1, zeros=cut)
     return figure
 
 
 for value in (0.0, 1 / P, 0.5, 0.9):
     show(stages(value), f"04_sigma_{value:.2f}")
-step(stages, sigma=(0.0, 1.0, 0.05))
+step(stages, sigma=(0.0, 1.0, 0.05))                              # with ipywidgets: a slider; on paper nothing
 
 # %% [markdown]
+# First line patches 0, 1, 2, second line 3, 4, 5; "cut" is what lies below sigma. With sigma 0 nothing does: the 0.00 is the
+# minimum, kept with the value 0.
+#
 # ## Backward, step by step
 #
-# Upstream comes `dc`. Upwards through the four lines. The average first; **v is used twice**, here as what is averaged
+# Upstream comes `dc`. Through the five lines, the last first. The average; **v is used twice**, here as what is averaged
 # (*value*) and above as what is compared (*key*), so it will get two gradients and we add them at the end.
 
 # %%
@@ -82,7 +85,7 @@ dv_value = np.outer(a, dc)                                        # (P,D) v as v
 
 # %%
 total = s_til.sum()
-ds_til = da / total - (da * s_til).sum() / total**2               # in steps: above the line, below the line
+ds_til = da / total - (da * s_til).sum() / total**2               # in steps: numerator, denominator
 assert np.allclose(ds_til, (da - (da * a).sum()) / total)         # on paper
 
 # %% [markdown]
@@ -109,12 +112,12 @@ ds = ds_hat / width
 ds_direct = ds.copy()
 ds[low] += (ds_direct * (s_hat - 1)).sum()                        # through the minimum
 ds[high] -= (ds_direct * s_hat).sum()                             # through the maximum
-print("ds sums to", f"{ds.sum():.1e}", "  ds . s_hat", f"{ds @ s_hat:.1e}")
-assert abs(ds.sum()) < 1e-12 and abs(ds @ s_hat) < 1e-12
+print("ds sums to", f"{ds.sum():.1e}", "  ds . s", f"{ds @ s:.1e}")
+assert abs(ds.sum()) < 1e-12 and abs(ds @ s) < 1e-12
 
 # %% [markdown]
-# Both are 0, as with layer norm in tutorial 01, and for the same reason: adding a number to the row, or stretching it,
-# changes nothing in $\hat s$. Last, $s_p = t \cdot v_p$:
+# Both are 0, as with layer norm in tutorial 01, and for the same reason: adding a number to the row changes nothing in
+# $\hat s$ (so `ds` sums to 0), nor does stretching it (so `ds` is at right angles to `s`). Last, $s_p = t \cdot v_p$:
 
 # %%
 dt = ds @ v                                                       # (D,)
@@ -129,10 +132,11 @@ for ax, x, title in zip(axes, (dv_value, dv_key, dv), ("v as value", "v as key",
     matrix(ax, x, title, patches if ax is axes[0] else [""] * P, signed=True, reach=float(np.abs(dv).max()))
 show(figure, "04_both_uses")
 print("cut patches:", [p for p in range(P) if not keep[p]], " minimum:", low, " maximum:", high)
+assert not keep[[2, 3]].any() and low == 2 and not dv[3].any() and dv[2].any()
 
 # %% [markdown]
-# A patch that is cut gets no gradient as a value. The minimum, cut like the other, still gets one as a key, through eq. 2: it
-# says where zero is.
+# A patch that is cut gets no gradient as a value. Patch 2, the minimum, cut like patch 3, still gets one as a key, through
+# eq. 2: it says where zero is. Patch 3, cut and not the minimum, gets nothing at all: three zeros in each panel.
 #
 # How much is each path worth? Leave one out, and see how far the gradient is off, over many random rows:
 
@@ -166,15 +170,19 @@ ax.barh(list(off), [100 * x for x in off.values()], color="#0072B2")
 ax.set_xlabel("error of the gradient, % of its length (median of 200 rows)")
 ax.invert_yaxis()
 show(figure, "04_paths")
+assert abs(ds_hat @ s_hat) < 1e-12                                # of the row above: the maximum's share
 assert off["maximum"] < 1e-10 and min(off[path] for path in off if path != "maximum") > 0.1
 
 # %% [markdown]
 # A surprise: the path through the maximum is worth *nothing*. Look at eq. 4: it divides by the row's sum, so it does not
-# matter by how much eq. 2 stretched the row. The maximum only says how far, therefore its gradient cancels, $\langle d\hat
-# s, \hat s\rangle = 0$. (It still decides, with the threshold, who is cut; but decisions have no gradient.) The minimum says
-# where zero is, and that matters.
+# matter by how much eq. 2 stretched the row. The maximum only says how far, therefore its gradient cancels. On paper: what
+# goes through it is $-\langle d\hat s, \hat s\rangle / w$, and with $T$ the row's sum, $\tilde s = T a$ and eq. 4's
+# gradient, $\langle d\hat s, \hat s\rangle = \langle d\tilde s, \tilde s\rangle = \langle da - \langle a, da\rangle,\,
+# a\rangle = \langle a, da\rangle - \langle a, da\rangle = 0$, since $a$ sums to 1. (It still decides, with the threshold,
+# who is cut; but decisions have no gradient.) The minimum says where zero is, and that matters.
 #
-# None of the other three may be dropped. A loss that "looks right" trains with a wrong gradient if someone detaches one.
+# None of the other three may be dropped. A loss that "looks right" trains with a wrong gradient if someone treats one as a
+# constant (in torch: detaches it).
 #
 # ## What does not matter
 #
@@ -190,26 +198,33 @@ g = ((s - s.min()) * keep) @ v                                    # no division 
 assert np.allclose(direction(g), direction(c))
 
 grouped = lambda t, v, **options: direction(align_patches(t[None, None], v[None], **options)[0][0, 0])  # noqa: E731
+unit = lambda v: v / np.linalg.norm(v, axis=1, keepdims=True)  # noqa: E731
+uneven = v * np.array([1, 1, 1, 1, 3, 1])[:, None]                # patch 4 three times longer
 changes = {
     "the word is 5 times longer": grouped(5 * t, v),
     "all patches are 5 times longer": grouped(t, 5 * v),
-    "every patch is given length 1": grouped(t, v / np.linalg.norm(v, axis=1, keepdims=True)),
+    "every patch is given length 1": grouped(t, unit(v)),
 }
 for what, now in changes.items():
     print(f"{what:32} direction of c moves by {np.degrees(np.arccos(min(1, now @ direction(c)))):6.2f} degrees")
+now = grouped(t, unit(uneven)) @ grouped(t, uneven)
+print(f"the same where patch 4 was 3 times longer     moves by {np.degrees(np.arccos(now)):6.2f} degrees")
+assert np.degrees(np.arccos(now)) > 10
 assert np.allclose(changes["the word is 5 times longer"], direction(c))
 assert np.allclose(changes["all patches are 5 times longer"], direction(c))
 assert not np.allclose(changes["every patch is given length 1"], direction(c))
 
 # %% [markdown]
-# The last one matters: similarity is a plain inner product, and a long patch attracts words and weighs more in the average.
-# Normalising patches first is the harmful deviation seen most often in public code at this
-# stage (`docs/survey.md`).
+# Giving patches length 1 changes the direction: by 1.5 degrees here, where all six have similar lengths (1.3 to 1.6), by 20
+# where one is three times longer. Similarity is a plain inner product: with a positive one a long patch attracts the word
+# more (with a negative one it becomes the minimum), and it weighs more in the average. 5 of the 23 public implementations
+# counted in `docs/survey.md` normalise patches first.
 #
 # ## The threshold's puzzle
 #
-# The idea of eq. 3 is sparsity: a word means few patches. How many does it cut? With as many patches as a real model has, on
-# random rows (Gaussian, as similarities of an untrained model roughly are):
+# The idea of eq. 3 is sparsity: a word means few patches. How many does it cut? With as many patches as a real model has,
+# on random rows (Gaussian; an untrained model follows below). "As written" is eq. 3, on the min-max values; "on the
+# weights" cuts after eq. 4 instead:
 
 # %%
 def removed(P, on, rows=2000):
@@ -232,12 +247,13 @@ assert all(1 <= as_written[0] < 1.5 for as_written, _ in counts.values())
 
 # %% [markdown]
 # **About one patch**, and one of them is always the minimum, whose weight is 0 anyway. As written, the threshold
-# does next to nothing: a value below 1/P after min-max lies within half a percent of the range above the minimum (for 196
+# does next to nothing: a value below 1/P after min-max lies within 1/196 = 0.5 % of the range above the minimum (for 196
 # patches), and hardly any patch is there.
 #
-# The paper's prose gives a reason for 1/P: the least similarity is 1/P when all patches are equally similar. That is true
-# of weights that *sum to one*: 196 equal ones are 1/196 each. It is not true of min-max values; equal similarities give 0/0
-# there. If the threshold is put where that sentence is true, after eq. 4, it cuts everything below average, about half.
+# The paper's prose gives a reason for 1/P, in our words: 1/P is what each patch has when all are equally similar. That is
+# true of weights that *sum to one*: 196 equal ones are 1/196 each. It is not true of min-max values; equal similarities
+# give 0/0 there. If the threshold is put where that sentence is true, after eq. 4, it cuts everything below average, about
+# half.
 
 # %%
 v196 = np.random.default_rng(3).standard_normal((1, 196, 32))
@@ -248,15 +264,17 @@ for ax, on, title in zip(axes, ("minmax", "weights"), ("as written: min-max valu
     values = plain["minmax" if on == "minmax" else "weights"][0, 0]
     ax.hist(values, 30, color="#BBBBBB")
     ax.axvline(1 / 196, color="#D55E00", linewidth=3)
-    ax.set_title(title)
-    ax.set_xlabel(f"below 1/P: {int((values < 1 / 196).sum())} of 196")
+    ax.set_xlim(-0.04 * values.max(), None)
+    ax.text(1 / 196 + 0.02 * values.max(), 0.9 * ax.get_ylim()[1], "1/P", color="#D55E00", fontsize=16)
+    ax.set_title(f"{title}\n{int((values < 1 / 196).sum())} of 196 below 1/P")
+    ax.set_xlabel("min-max value" if on == "minmax" else "weight")
 axes[0].set_ylabel("patches")
 show(figure, "04_puzzle")
 
 # %% [markdown]
-# Orange is 1/P. Which one is SPARC? The equations and the paper's own pseudo-code agree with each other, so the
-# library computes them: `threshold_on="minmax"`; the other reading is one keyword away, `threshold_on="weights"`. What it
-# changes:
+# The two histograms are one and the same row, on the right divided by its sum; only where 1/P falls differs. Which one is
+# SPARC? The equations and the paper's own pseudo-code agree with each other, so the library computes them:
+# `threshold_on="minmax"`; the other reading is one keyword away, `threshold_on="weights"`. What it changes:
 
 # %%
 kept = {on: align_patches(t196, v196, threshold_on=on) for on in ("minmax", "weights")}
@@ -268,7 +286,8 @@ for on, (_, trace, _) in kept.items():
 assert cos < 0.9999
 
 # %% [markdown]
-# Is it different with a real model? An untrained one, of the size `tiny`, on noise: rows that come out of two towers.
+# Is it different with a real model? An untrained one, of the size `tiny`, on noise of 64 x 64 pixels in patches of 8 x 8:
+# rows that come out of two towers (tutorial 02).
 
 # %%
 config = replace(PRESETS["tiny"], vocab_size=50)
@@ -283,7 +302,8 @@ assert cut.min() >= 1
 # ## When all patches are alike
 #
 # Then eq. 2 is 0/0. The paper is silent. The library's default is the one that is finite and favours nobody: uniform
-# weights, and no gradient through the similarity. Many public losses return NaN here.
+# weights, and no gradient through the similarity. "zero" makes the group the zero vector, which is what a small number added
+# to the range would give; "nan" is what eq. 2 says, literally, and what 11 of the 23 in `docs/survey.md` return.
 
 # %%
 flat = np.ones((1, 4, D))
@@ -291,7 +311,11 @@ for choice in ("uniform", "zero", "nan"):
     with np.errstate(invalid="ignore"):
         _, trace, _ = align_patches(t[None, None], flat, flat=choice)
     print(f"{choice:8}", trace["weights"][0, 0])
-assert np.allclose(align_patches(t[None, None], flat)[1]["weights"], 1 / 4)
+_, trace, back = align_patches(t[None, None], flat)
+dt, dv = back(dc[None, None])
+assert np.allclose(trace["weights"], 1 / 4)
+assert not dt.any() and np.allclose(dv[0], np.outer(np.full(4, 1 / 4), dc))  # as a value alone
+print("gradient of the word:", dt[0, 0])
 
 # %% [markdown]
 # ## Exercise 04.1: back through min-max
@@ -325,6 +349,7 @@ print(check("04.1", min_max_back))
 # ## Exercise 04.2: no division
 #
 # A vector with the direction of `c`, from `t`, `v` and `sigma`, without dividing anything by anything.
+# (`check` sees the direction alone; that nothing is divided is up to you.)
 
 # %%
 def group_direction(t, v, sigma):                                 # (D,), (P,D), a number -> (D,)

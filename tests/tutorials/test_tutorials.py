@@ -86,7 +86,7 @@ def test_the_hash_notices_any_change(tmp_path, monkeypatch):
 def test_notebooks_are_small_and_draw(source):
     assert source.with_suffix(".ipynb").stat().st_size <= build.LIMIT
     drawn = [o for c in notebook(source)["cells"] for o in c.get("outputs", ()) if "image/png" in o.get("data", {})]
-    names = re.findall(r"show\(", source.read_text())
+    names = re.findall(r"\bshow\(", source.read_text())
     assert len(drawn) >= len(names) > 0
 
 
@@ -193,6 +193,30 @@ def cut(s, sigma):
     return np.where(stretched(s) >= sigma, stretched(s), 0)
 
 
+def above(s):
+    return np.where(stretched(s) > 1 / len(s), stretched(s), 0)
+
+
+def unit(x):
+    return x / np.linalg.norm(x)
+
+
+def back_min_max(s, d, sign):
+    direct, ds = d / np.ptp(s), d / np.ptp(s)
+    ds[s.argmin()] += (direct * (stretched(s) - 1)).sum()
+    ds[s.argmax()] -= sign * (direct * stretched(s)).sum()
+    return ds
+
+
+def exercise_06_1(z):
+    return (np.log(np.exp(z).sum(0)) + np.log(np.exp(z).sum(1)) - 2 * np.diag(z)).mean() / 2
+
+
+def padded_columns(z, mask):
+    z = np.where(mask, z, -40.0)
+    return (np.log(np.exp(z).sum(0)) + np.log(np.exp(z).sum(1)) - 2 * np.diag(z))[mask].mean() / 2
+
+
 WRONG = [
     ("00.1", stretched, "eq. 2 alone"),
     ("00.1", lambda s: stretched(s) / stretched(s).sum(), "threshold is missing"),
@@ -221,6 +245,27 @@ WRONG = [
     ("09.2", lambda x: x.astype(np.float64).sum(), "float32 alone"),
     ("09.2", lambda x: np.cumsum(x)[-1], "units of rounding"),
     ("06.2", lambda m, r: m / m.sum() if r == "token" else m / m.size, "counts alike"),
+    ("00.1", lambda s: above(s) / above(s).sum(), "equals sigma"),
+    ("01.1", lambda z, dy: dy + softmax(z) * dy.sum(1, keepdims=True), "The sign"),
+    ("01.2", lambda x, y: (unit(x) - unit(y) * (unit(x) @ unit(y))) / np.linalg.norm(y), "with respect to y"),
+    ("02.1", lambda dy, back: dy * back(dy), "not multiplied"),
+    ("02.2", lambda q, k, v, m: np.where(m[:, None], softmax(q @ k.T / 2) @ v, 0), "on the queries"),
+    ("02.2", lambda q, k, v, m: (softmax(q @ k.T / 2) * m) @ v, "sums to 1"),
+    ("02.2", lambda q, k, v, m: softmax(np.where(m, q @ k.T / 2, -1e9), 0) @ v, "over the keys"),
+    ("03.1", lambda z: (softmax(z) + softmax(z, 0) - 2 * np.eye(4)) / 2, "mean over the B"),
+    ("03.2", lambda B, tau: np.log(B), "guessing"),
+    ("03.2", lambda B, tau: np.log1p((B - 1) * np.exp(-2 / tau)), "not -1"),
+    ("04.1", lambda s, d: back_min_max(s, d, -1), "sign at the maximum"),
+    ("04.2", lambda t, v, sigma: (lambda x: np.where(x >= sigma, x, 0) @ v)(v @ t - (v @ t).min()), "share of the row's range"),
+    ("05.2", lambda s: 1.67 / s.std(), "uses"),
+    ("06.1", lambda z, m: padded_columns(z, m), "the rows are the answers"),
+    ("06.1", lambda z, m: exercise_06_1(z[:3, :3]), "not the first three"),
+    ("06.2", lambda m, r: (m / m.sum() if r == "token" else m / m.sum(1, keepdims=True) / 3) / 2, "1/2 belongs"),
+    ("06.2", lambda m, r: m / m.size if r == "token" else m / m.sum(1, keepdims=True) / 3, "not of all places"),
+    ("09.1", lambda x, bits: np.ldexp(np.floor(np.ldexp(np.frexp(x)[0], bits)), np.frexp(x)[1] - bits), "Rounded down"),
+    ("09.2", lambda x: x.sum(), "np.sum"),
+    ("09.2", lambda x: np.float32(x.astype(np.float64).sum()), "float32 alone"),
+    ("09.2", lambda x: np.float32(np.sum(x, dtype=np.float64)), "float32 alone"),
 ]
 
 
