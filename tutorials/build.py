@@ -23,7 +23,7 @@ def source_hash(source: Path) -> str:
     return digest.hexdigest()
 
 
-def build(source: Path) -> tuple[float, int]:
+def build(source: Path, patience: int = 180) -> tuple[float, int]:
     """Execute one tutorial in a fresh kernel and write its notebook.  Returns seconds and bytes; raises if a cell fails."""
     import jupytext
     import nbformat
@@ -32,7 +32,7 @@ def build(source: Path) -> tuple[float, int]:
     digest = source_hash(source)                          # before it runs: an edit meanwhile must show
     notebook = jupytext.read(source)
     start = time.perf_counter()
-    NotebookClient(notebook, timeout=180, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
+    NotebookClient(notebook, timeout=patience, kernel_name="python3", resources={"metadata": {"path": str(HERE)}}).execute()
     seconds = time.perf_counter() - start
     kept = {"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}}
     notebook.metadata = nbformat.from_dict(kept | {"language_info": {"name": "python"}, "source_sha256": digest})
@@ -49,6 +49,7 @@ def build(source: Path) -> tuple[float, int]:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.split("\n\n")[0])
     parser.add_argument("numbers", nargs="*", help="such as 00 04; all of them unless given")
+    parser.add_argument("--patience", type=int, default=180, help="seconds that a cell may take [180]")
     parser.add_argument("--figures", help="a folder for SVG and PDF versions of every figure")
     asked = parser.parse_args()
     os.environ["TUTORIAL_STATIC"] = "1"
@@ -57,7 +58,7 @@ def main() -> None:
         os.environ["TUTORIAL_FIGURES"] = str(Path(asked.figures).resolve())
     for source in sorted(HERE.glob("[0-9][0-9]_*.py")):
         if not asked.numbers or source.name[:2] in asked.numbers:
-            seconds, size = build(source)
+            seconds, size = build(source, asked.patience)
             print(f"{source.stem:32} {seconds:6.1f} s {size / 1000:6.0f} kB", flush=True)
 
 

@@ -16,7 +16,8 @@ from matplotlib import rcParams
 from matplotlib.figure import Figure
 
 HEAT, SIGNED = "YlGnBu", "PuOr"
-LINES = (("#000000", "-", "o"), ("#D55E00", "--", "s"), ("#0072B2", "-.", "^"), ("#009E73", ":", "D"))
+LINES = (("#000000", "-", "o"), ("#D55E00", "--", "s"), ("#0072B2", "-.", "^"), ("#009E73", ":", "D"),
+         ("#CC79A7", (0, (6, 2)), "v"), ("#E69F00", (0, (1, 1)), "P"))
 GREY = "#666666"
 STYLE = {
     "font.size": 15, "axes.titlesize": 15, "axes.labelsize": 15, "xtick.labelsize": 13, "ytick.labelsize": 13,

@@ -8,8 +8,11 @@ from itertools import product
 from typing import Any
 
 import numpy as np
+from array_api_compat import device
 
-from sparc_ref import align_patches, ops
+from sparc_ref import align_patches, fine_grained_loss, ops
+from sparc_ref.backend import to_numpy
+from sparc_ref.objectives.filip import filip_scores
 
 CHECKS: dict[str, Callable[[Callable], str]] = {}
 RIGHT = "Right."
@@ -383,3 +386,249 @@ def _careful_sum(yours):
         return f"Off by {off:.0f} units of rounding; 2 are allowed. That is np.sum's: it adds in pairs, but not from the start."
     return RIGHT if off <= 2 else f"Off by {off:.0f} units of rounding; 2 are allowed."
 
+
+@exercise("10.1")
+def _hiding_batch(yours):
+    """yours(seed) -> v (B,P,D), t (B,L,D), mask (B,L): unit patches change nothing, unmasked padding does"""
+    for seed in (1, 2):
+        v, t, mask = (np.asarray(x) for x in given(yours(seed)))
+        if v.ndim != 3 or t.ndim != 3 or mask.shape != t.shape[:2] or len(v) != len(t) or v.shape[2] != t.shape[2]:
+            return f"Expected v (B,P,D), t (B,L,D), mask (B,L); got {v.shape}, {t.shape}, {mask.shape}."
+        if mask.dtype != bool or not mask.any(1).all():
+            return "The mask: bool, and at least one real token in every caption."
+        if len(v) < 2 or v.shape[1] < 2 or mask.sum(1).max() < 2:
+            return "Two pictures, two patches and a caption of two words are the least; else there is hardly a loss."
+        right = fine_grained_loss(v, t, mask, 1.0)[0]
+        if np.isclose(right, 0, atol=1e-9):
+            return "The loss is 0 here whatever one does."
+        unit = v / np.linalg.norm(v, axis=-1, keepdims=True)
+        a = align_patches(t, unit, mask)[1]["weights"]    # weights by unit patches, patches averaged as they are
+        if not np.isclose(_padded_loss(a @ v, t, mask, mask), right, rtol=1e-9):
+            return "The mistake with unit patches still shows: are all patches of one length?"
+        if np.isclose(_padded_loss(align_patches(t, v)[0], t, mask, np.ones_like(mask)), right, rtol=1e-3):
+            return "The mistake with padding does not show: is there padding, and does it differ from the words?"
+    return RIGHT
+
+
+def _padded_loss(c, t, mask, competing):
+    """Eq. 6 from groups, where `competing` (B,L) tokens are answers."""
+    z = np.exp(1.0) * ops.l2_normalize(c)[0] @ np.swapaxes(ops.l2_normalize(t)[0], 1, 2)
+    each = sum(-np.diagonal(ops.log_softmax(x, competing[:, None, :])[0], axis1=1, axis2=2) for x in (z, np.swapaxes(z, 1, 2)))
+    return float((np.where(mask, each, 0).sum(1) / mask.sum(1)).mean() / 2)
+
+
+@exercise("10.2")
+def _safe_weights(yours):
+    """yours(s) -> a; s (L,P) with flat rows"""
+    s = np.random.default_rng(14).standard_normal((4, 5))
+    s[1], s[3] = 0.7, 0.0
+    with np.errstate(all="ignore"):
+        a = given(yours(s))
+    right = align_patches(np.eye(4)[None], s.T[None])[1]["weights"][0]  # words are unit vectors, so similarities are s
+    zero = np.where(np.arange(4)[:, None] % 2 == 1, 0, right)
+    if np.shape(a) == right.shape and np.isnan(np.asarray(a, float)[[1, 3]]).any():
+        return "0/0 where a row is flat: NaN."
+    with np.errstate(all="ignore"):
+        all_alike = s / s.sum(1, keepdims=True)
+    return verdict(a, right, [
+        (zero, "A flat row gets no weight at all here, which is what an epsilon gives; it should share it evenly."),
+        (np.where(right == 0, 0.0, all_alike), "Divided by the sum without eq. 2."),
+    ])
+
+
+@exercise("10.3")
+def _name_it(yours):
+    """yours(z, value) -> "right" | "rows only" | "sum" | "no half" """
+    rng = np.random.default_rng(15)
+    for _ in range(3):
+        z = 2 * rng.standard_normal((4, 4))
+        rows, columns = (np.log(np.exp(x).sum(1)) - np.diag(x) for x in (z, z.T))
+        both = (rows + columns).mean()
+        for name, value in (("right", both / 2), ("rows only", rows.mean()), ("sum", 2 * both), ("no half", both)):
+            said = given(yours(z, float(value)))
+            if said not in ("right", "rows only", "sum", "no half"):
+                return f"Expected one of right, rows only, sum, no half; got {said!r}."
+            if said != name:
+                return f"For a loss of {value:.4f} you said {said!r}; it is {name!r}."
+    return RIGHT
+
+
+@exercise("07.1")
+def _grounding_gap(yours):
+    """yours(loss, v, t, mask, order) -> loss with other pictures minus loss with the true ones"""
+    rng = np.random.default_rng(16)
+    v, t = rng.standard_normal((3, 6, 4)), rng.standard_normal((3, 4, 4))
+    mask, order = np.arange(4) < np.array([[4], [2], [3]]), np.array([1, 2, 0])
+
+    def loss(v, t, mask):
+        return float(fine_grained_loss(v, t, mask, 1.0)[0])
+
+    true, other = loss(v, t, mask), loss(v[order], t, mask)
+    return verdict(yours(loss, v, t, mask, order), other - true, [
+        (true - other, "The other way round: shuffled minus true, so that a model that looks has a gap above 0."),
+        (other, "That is the loss with other pictures; the gap is how much worse it is than with the true ones."),
+        (0.0, "Pictures and captions moved together: every caption kept its picture."),
+        (loss(v, t[order], mask) - true, "The captions moved and their masks did not."),
+        (other / true, "A difference, in nats, not a ratio."),
+    ])
+
+
+@exercise("07.2")
+def _pointing(yours):
+    """yours(weights, inside) -> a number; both (L,P)"""
+    rng = np.random.default_rng(17)
+    weights = ops.softmax(2 * rng.standard_normal((5, 9)))[0]
+    inside = np.round(rng.random((5, 9)), 1)
+    top = weights.argmax(1)
+    return verdict(yours(weights, inside), inside[np.arange(5), top].mean(), [
+        ((weights * inside).sum(1).mean(), "That is mass, the share of all weight inside. Pointing asks for the top patch."),
+        ((inside[np.arange(5), top] > 0.5).mean(), "A patch half inside counts half."),
+        (inside[np.arange(5), top].sum(), "The mean over words, not their sum."),
+        (inside[:, weights.mean(0).argmax()].mean(), "Each word has a top patch of its own: the maximum is along patches."),
+        ((top == inside.argmax(1)).mean(), "Any patch inside the region is right, not only the most covered one."),
+    ])
+
+
+@exercise("07.3")
+def _guessing(yours):
+    """yours(lengths) -> eq. 6 of equal logits"""
+    lengths = np.array([2, 5, 3, 1])
+    return verdict(yours(lengths), np.log(lengths).mean(), [
+        (np.log(lengths.mean()), "The mean of the logarithms, not the logarithm of the mean."),
+        (2 * np.log(lengths).mean(), "Two directions, and their mean: 1/2."),
+        (np.log(lengths).sum(), "The mean over captions, not the sum."),
+        ((lengths * np.log(lengths)).sum() / lengths.sum(), "That counts every token alike; eq. 6 counts every caption alike."),
+        (np.log(4), "That is the global loss's guess, log B; here the wrong answers are the caption's own."),
+    ])
+
+
+@exercise("08.1")
+def _late_interaction(yours):
+    """yours(v, t) -> FILIP's score of a picture that asks; v (P,D), t (L,D)"""
+    rng = np.random.default_rng(18)
+    v, t = 3 * rng.standard_normal((6, 4)), rng.standard_normal((3, 4))
+    cosine = ops.l2_normalize(v)[0] @ ops.l2_normalize(t)[0].T
+    right = filip_scores({}, v[None], t[None], np.ones((1, 3), bool), v[:1], t[:1])[0][0, 0]
+    return verdict(yours(v, t), right, [
+        (cosine.max(0).mean(), "That is the caption asking: the best patch of each word."),
+        ((v @ t.T).max(1).mean(), "By cosine: patches and words are brought to length 1 first."),
+        (cosine.max(1).sum(), "The mean over patches, not their sum."),
+        (cosine.max(), "The best pair of all; each patch has a best word of its own."),
+        (cosine.mean(), "The mean of all pairs is CLIP's idea: the best word of each patch, then the mean."),
+    ])
+
+
+@exercise("08.2")
+def _nearly_a_mean(yours):
+    """yours(k) -> (largest factor between two weights at k, the k for a factor of 1000)"""
+    return verdict(yours(1.5), [np.exp(3.0), np.log(1000) / 2], [
+        ([np.exp(1.5), np.log(1000)], "Cosines run from -1 to 1: the difference is 2."),
+        ([np.exp(3.0), np.log(1000)], "The factor is right. Now solve it for k."),
+        ([3.0, 500.0], "Softmax takes the exponential."),
+    ])
+
+
+@exercise("08.3")
+def _batch_where_equal(yours):
+    """yours(tower, L, P, D) -> (batch where every pair costs as much as the tower, the same inside the pair)"""
+    tower, L, P, D = 2e10, 55, 196, 512
+    return verdict([min(float(x), 1e99) for x in given(yours(tower, L, P, D))], [tower / (2 * L * P * D), 1e99], [
+        ([tower / (L * P * D), 1e99], "Both directions: 2 B L P D."),
+        ([tower / (2 * L * P * D), tower / (2 * L * P * D + L * L * D)], "Inside the pair there is no B: it never catches up."),
+    ])
+
+
+def _foreign(x):
+    """x in a library that has the standard and no more, on a device that is not the CPU; in torch where that is not there."""
+    try:
+        import array_api_strict
+    except ImportError:
+        import torch
+
+        return torch.tensor(x)
+    return array_api_strict.asarray(x, device=array_api_strict.Device("device1"))
+
+
+def _anywhere(yours, x, right, wrong):
+    """The verdict on NumPy, then on a library that is not NumPy."""
+    said = verdict(yours(x), right, wrong)
+    if said != RIGHT:
+        return said
+    there = _foreign(x)
+    y = given(yours(there))
+    if type(y) is not type(there):
+        return f"Right for NumPy. An array of {type(there).__module__} came back as one of {type(y).__module__}."
+    if device(y) != device(there):
+        return f"Right for NumPy. An array on {device(there)} came back on {device(y)}."
+    if y.dtype != there.dtype:
+        return f"Right for NumPy. {there.dtype} came back as {y.dtype}."
+    return verdict(to_numpy(y), right)
+
+
+@exercise("11.1")
+def _centred(yours):
+    """yours(x) -> rows centred, then divided by their largest absolute value; any library"""
+    x = np.random.default_rng(19).standard_normal((3, 5))
+    y = x - x.mean(1, keepdims=True)
+    return _anywhere(yours, x, y / np.abs(y).max(1, keepdims=True), [
+        (y, "Centred, and not divided yet."),
+        (y / y.max(1, keepdims=True), "By the largest absolute value: the sizes, without their signs."),
+        (y / np.abs(x).max(1, keepdims=True), "The largest value after centring, not before."),
+        ((x - x.mean(0)) / np.abs(x - x.mean(0)).max(0), "Rows, not columns."),
+    ])
+
+
+@exercise("11.2")
+def _own_places(yours):
+    """yours(z) -> the identity of z's library, dtype and device"""
+    z = np.random.default_rng(20).standard_normal((4, 4)).astype(np.float32)
+    return _anywhere(yours, z, np.eye(4), [(np.ones((4, 4)), "Ones on the diagonal alone.")])
+
+
+@exercise("12.1")
+def _rank_loss(yours):
+    """yours(rows, columns, start, W) -> a rank's loss, whose mean over ranks is eq. 1"""
+    z = 2 * np.random.default_rng(21).standard_normal((6, 6))
+    each = -sum(np.diag(ops.log_softmax(x)[0]) for x in (z, z.T))  # (B,)
+    mine = slice(4, 6)
+    said = yours(z[mine], z.T[mine], 4, 3)
+    return verdict(said, each[mine].sum() * 3 / 12, [
+        (each[mine].sum() / 12, "The mean over ranks divides by W once more; that makes it W times too small."),
+        (each[mine].sum() / 4 * 3, "Divided by b: that mean is W times too large; the mean over ranks is taken outside."),
+        (each.mean() / 2, "That is the batch's loss; from these rows alone it cannot be known."),
+        (_first_places(z[mine], z.T[mine], 0), "The right answer of row i stands at start + i, not at i."),
+        (each[mine].sum() * 3 / 6, "Two directions, and their mean: 1/2."),
+    ])
+
+
+def _first_places(rows, columns, start):
+    """Exercise 12.1 with the right answers from `start` on."""
+    at = np.arange(len(rows)), start + np.arange(len(rows))
+    each = -ops.log_softmax(rows)[0][at] - ops.log_softmax(columns)[0][at]
+    return each.sum() * 3 / 12
+
+
+@exercise("12.2")
+def _days(yours):
+    """yours(flops, gpus, updates, peak, share) -> days"""
+    right = 2e12 * 1000 / (1e14 * 0.5) / 86400
+    return verdict(yours(2e12, 8, 1000, 1e14, 0.5), right, [
+        (right * 86400, "Those are seconds."),
+        (right * 24, "Those are hours."),
+        (right / 8, "The operations are those of one GPU already: all work at the same time."),
+        (right * 8, "All GPUs work at the same time; do not add up their operations."),
+        (right * 0.5, "A share of the peak is reached, so that it takes longer."),
+        (right * 0.25, "Divide by the share: it takes longer, not shorter."),
+    ])
+
+
+@exercise("12.3")
+def _logit_bytes(yours):
+    """yours(B, W) -> bytes of all logits, of own rows and columns"""
+    B, W = 4096, 16
+    return verdict(yours(B, W), [4 * B * B, 8 * B * B // W], [
+        ([B * B, 2 * B * B // W], "Numbers, not bytes: float32 has four."),
+        ([4 * B * B, 4 * B * B // W], "Rows and columns: two matrices of (b,B)."),
+        ([4 * B * B, 4 * (B // W) ** 2], "Its own pictures meet all captions, not its own alone."),
+        ([4 * B * B, 8 * (B // W) ** 2], "Its own pictures meet all captions, not its own alone."),
+    ])

@@ -189,6 +189,38 @@ def stretched(s):
     return (s - s.min()) / (s.max() - s.min())
 
 
+def unit(x):
+    return x / np.linalg.norm(x, axis=-1, keepdims=True)
+
+
+def hiding(seed, one_length=True):
+    """A batch in which patches may be of one length, with padding."""
+    rng = np.random.default_rng(seed)
+    v, t = rng.standard_normal((2, 6, 4)), rng.standard_normal((2, 3, 4))
+    return unit(v) if one_length else v, t, np.array([[True] * 3, [True, True, False]])
+
+
+def stretched_rows(s, eps):
+    low, high = s.min(1, keepdims=True), s.max(1, keepdims=True)
+    return (s - low) / (high - low + eps)
+
+
+def cut_rows(s_hat):
+    s_til = np.where(s_hat >= 1 / s_hat.shape[1], s_hat, 0)
+    return np.where(np.isnan(s_hat), np.nan, s_til) / s_til.sum(1, keepdims=True)
+
+
+def numpy_alone(x):
+    y = np.asarray(x) - np.mean(x, axis=1, keepdims=True)
+    return y / np.abs(y).max(1, keepdims=True)
+
+
+def crossed(rows, columns, start):
+    """The sum of both cross-entropies, right answers from `start` on."""
+    at = np.arange(len(rows)), start + np.arange(len(rows))
+    return (-np.log(softmax(rows)[at]) - np.log(softmax(columns)[at])).sum()
+
+
 def cut(s, sigma):
     return np.where(stretched(s) >= sigma, stretched(s), 0)
 
@@ -266,6 +298,30 @@ WRONG = [
     ("09.2", lambda x: x.sum(), "np.sum"),
     ("09.2", lambda x: np.float32(x.astype(np.float64).sum()), "float32 alone"),
     ("09.2", lambda x: np.float32(np.sum(x, dtype=np.float64)), "float32 alone"),
+    ("07.1", lambda loss, v, t, m, o: loss(v, t, m) - loss(v[o], t, m), "other way round"),
+    ("07.1", lambda loss, v, t, m, o: loss(v[o], t[o], m[o]) - loss(v, t, m), "moved together"),
+    ("07.2", lambda w, x: (w * x).sum(1).mean(), "That is mass"),
+    ("07.3", lambda lengths: np.log(lengths.mean()), "logarithm of the mean"),
+    ("07.3", lambda lengths: np.average(np.log(lengths), weights=lengths), "every caption alike"),
+    ("08.1", lambda v, t: (v @ t.T).max(1).mean(), "By cosine"),
+    ("08.1", lambda v, t: (unit(v) @ unit(t).T).max(0).mean(), "caption asking"),
+    ("08.2", lambda k: (np.exp(k), np.log(1000)), "from -1 to 1"),
+    ("08.3", lambda tower, L, P, D: (tower / (2 * L * P * D), tower / (2 * L * P * D + L * L * D)), "no B"),
+    ("10.1", lambda seed: hiding(seed, False), "patches of one length"),
+    ("10.1", lambda seed: (*hiding(seed)[:2], np.ones((2, 3), bool)), "is there padding"),
+    ("10.1", lambda seed: hiding(seed)[:1] * 3, "Expected v"),
+    ("10.2", lambda s: cut_rows(stretched_rows(s, 0)), "NaN"),
+    ("10.2", lambda s: np.nan_to_num(cut_rows(stretched_rows(s, 0))), "no weight at all"),
+    ("10.3", lambda z, value: "rows only", "it is 'right'"),
+    ("10.3", lambda z, value: "wrong", "Expected one of"),
+    ("11.1", lambda x: x - x.mean(1, keepdims=True), "not divided"),
+    ("11.1", numpy_alone, "RuntimeError"),
+    ("11.2", lambda z: np.eye(4), "Right for NumPy"),
+    ("12.1", lambda r, c, start, W: crossed(r, c, start) / 12, "W times too small"),
+    ("12.1", lambda r, c, start, W: crossed(r, c, 0) * 3 / 12, "at start + i"),
+    ("12.2", lambda flops, gpus, updates, peak, share: flops * updates / peak / share, "seconds"),
+    ("12.2", lambda flops, gpus, updates, peak, share: flops * updates / peak / share / 86400 / gpus, "one GPU already"),
+    ("12.3", lambda B, W: (4 * B * B, 4 * B * B // W), "two matrices"),
 ]
 
 
