@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from sparc_ref import ops
 from sparc_ref.alignment import check_finite
 from sparc_ref.backend import Array
-from sparc_ref.objectives.shared import by_columns, cosine_of_mean, open_inputs
+from sparc_ref.objectives.shared import by_columns, cosine_of_mean, open_inputs, open_scores
 from sparc_ref.objectives.siglip import BIAS, sigmoid_pairs
 
 ATTENTION = ("flair.query.weight", "flair.query.bias", "flair.key.weight", "flair.value.weight", "flair.out.weight",
@@ -108,7 +108,8 @@ def flair_scores(
 
     v (N,P,D), t_bar (M,D); t, mask and v_bar are not used -> (N,M), (N,M)
     """
-    xp = array_namespace(v, t_bar)
+    v, t_bar = open_scores(v=v, t_bar=t_bar)
+    xp = array_namespace(v)
     p = {name: xp.astype(xp.asarray(params[name]), v.dtype, copy=False) for name in ATTENTION}
     phi = attended_cosine(p, v, t_bar, ops.l2_normalize(t_bar)[0], chunk)[0]
     return phi, phi

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from sparc_ref import ops
 from sparc_ref.alignment import check_finite
 from sparc_ref.backend import Array
-from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, cosine_of_mean, open_inputs, scaled
+from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, cosine_of_mean, open_inputs, open_scores, scaled
 
 CHOICES = {"pairs": ("all", "matched"), "values": ("plain", "unit")}
 EMBEDDER = ("pacl.up.weight", "pacl.up.bias", "pacl.down.weight", "pacl.down.bias")
@@ -156,10 +156,12 @@ def pacl_scores(
 
     v (N,P,D), t_bar (M,D); t, mask and v_bar are not used -> (N,M), (N,M)
     """
+    v, t_bar = open_scores(v=v, t_bar=t_bar)
     xp = array_namespace(v, t_bar)
     theta = params.get("theta_pool")
     k = xp.ones_like(t_bar[0, 0]) * weight_scale if theta is None else xp.astype(xp.exp(theta), v.dtype, copy=False)
     phi = pooled_cosine(embed(params, v)[0], ops.l2_normalize(t_bar)[0], k, values, chunk)[0]
+    check_finite("scores", phi, v=v, t_bar=t_bar)
     return phi, phi
 
 
