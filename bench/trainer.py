@@ -98,9 +98,9 @@ def operations(batch: int = 4) -> None:
                 out = model(images, torch.zeros(batch, c.max_tokens, dtype=torch.long), mask)
                 sparc_loss(out, mask, model.theta, model.theta_fine, c)[0].backward()
             found.append(counter.get_total_flops())
-        unused = 2 * batch * (c.grid[0] * c.grid[1] * c.vision_width + c.max_tokens * c.text_width) * c.embed_dim
         sparc, alone = found
-        print(f"{preset:10}{sparc / 1e12:10.3f}{alone / 1e12:10.3f}{sparc / alone - 1:9.2%}{sparc / (alone - unused) - 1:45.2%}")
+        bare = alone - 2 * batch * (c.grid[0] * c.grid[1] * c.vision_width + c.max_tokens * c.text_width) * c.embed_dim
+        print(f"{preset:10}{sparc / 1e12:10.3f}{alone / 1e12:10.3f}{sparc / alone - 1:9.2%}{sparc / bare - 1:45.2%}")
 
 
 def steps(preset: str, batch: int, rounds: int, compiled: bool) -> None:
