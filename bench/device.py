@@ -151,9 +151,12 @@ def steps(preset: str, rounds: int, largest: int, small: int, limit: float, comp
                  first_seconds=first[name])
         tell("ratio", how=how, batch=size, time=ratio(found, "SPARC", "global loss alone"),
              memory=peaks["SPARC"] / max(1, peaks["global loss alone"]))
-        parts(bench, batch, how, rounds)
-        if CUDA:
-            kernels(runs["SPARC"], how, size)
+        try:
+            parts(bench, batch, how, rounds)
+            if CUDA:
+                kernels(runs["SPARC"], how, size)
+        except torch.OutOfMemoryError:                    # where both towers' graphs and the losses' inputs are held at once
+            tell("breakdown", how=how, batch=size, note="out of memory")
 
     size = small
     if not fits(bench.step(bench.batch(size))):

@@ -372,14 +372,14 @@ def report(found: dict[str, Any], seconds: float, gpu: str, date: str | None = N
 
 
 def targets(found: dict[str, Any]) -> list[str]:
-    """What was aimed at, what came, at the batch that did best."""
+    """What was aimed at, what came: ratios at the largest batch, utilisation at the batch that did best."""
     rows = [row for part in found.values() if part["kind"] == "rows" for row in part["result"] or []]
     said = []
-    for key, best in (("time", min), ("memory", min), ("mfu", max)):
+    for key in TARGETS:
         mine = [row for row in rows if row.get("how") == "compiled" and row.get("what") != "global loss alone"]
         here = [(row[key], row) for row in mine if row.get(key)]
         if here:
-            value, row = best(here, key=lambda pair: pair[0])
+            value, row = max(here, key=lambda pair: pair[0] if key == "mfu" else pair[1]["batch"])
             aim, met = TARGETS[key], value >= TARGETS[key] if key == "mfu" else value <= TARGETS[key]
             words = {"time": "SPARC's update by that of the global loss alone, time", "memory": "the same, peak memory",
                      "mfu": "model FLOPs utilisation"}[key]

@@ -131,7 +131,7 @@ LOSSES = [
     ("reduction: Listing 1 for eq. 6", [('reduction == "token"', "True")], ORDINARY, "loss", "fine_default"),
     ("reduction: eq. 6 for Listing 1", [('reduction == "token"', "False")], ORDINARY, "loss", "fine_token_reduction"),
     ("reduction: a mean over B L, padding included",
-     [("return loss, stages\n\n\ndef token_losses", "return each.mean() / 2, stages\n\n\ndef token_losses")], ORDINARY,
+     [("return loss, stages\n\n\n@cache", "return each.mean() / 2, stages\n\n\n@cache")], ORDINARY,
      "loss", ""),
 ]
 
