@@ -46,6 +46,7 @@ figures: .venv/tutorials ## the same, and every figure of the tutorials as SVG a
 	.venv/bin/python tutorials/build.py --figures runs/figures
 
 docs: .venv/docs ## the site: every page, tutorial and docstring, to read without a network; writes runs/site/index.html
+	rm -rf runs/site
 	.venv/bin/sphinx-build -q -W --keep-going -c docs -d runs/.doctrees . runs/site
 	@echo Open runs/site/index.html
 

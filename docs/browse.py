@@ -80,6 +80,7 @@ class Quiet(http.server.SimpleHTTPRequestHandler):
 
 def serve(site: Path) -> str:
     server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=str(site)))
+    server.handle_error = lambda *args: None              # a page that was left does not wait for its last file
     threading.Thread(target=server.serve_forever, daemon=True).start()
     return f"http://127.0.0.1:{server.server_address[1]}/"
 
