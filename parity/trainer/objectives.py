@@ -1,4 +1,4 @@
-"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP+FILIP, PACL, GLoRIA, MGCA, SigLIP, FLAIR, and SPARC itself.
+"""What SPARC is compared with, in torch and over ranks: CLIP, FILIP, CLIP+FILIP, PACL, GLoRIA, MGCA, SigLIP, FLAIR; and SPARC.
 
 B samples on all ranks, b on this one, m of a block; L tokens, P patches, D joint width.  Shares no line with sparc_ref; options
 and parameters have the names of sparc_ref.objectives.  At least float32 inside.  Each rank compares its own pictures and

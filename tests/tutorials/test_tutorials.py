@@ -229,10 +229,6 @@ def above(s):
     return np.where(stretched(s) > 1 / len(s), stretched(s), 0)
 
 
-def unit(x):
-    return x / np.linalg.norm(x)
-
-
 def back_min_max(s, d, sign):
     direct, ds = d / np.ptp(s), d / np.ptp(s)
     ds[s.argmin()] += (direct * (stretched(s) - 1)).sum()
