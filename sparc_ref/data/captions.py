@@ -253,8 +253,8 @@ def _side(pictures: list[Picture], split: str, share: float, report: LoadReport,
     if pictures and not mine:
         lowest = math.floor(100 * min(drawn(picture.name) for picture in pictures) + 1) / 100
         other = f"some do with &share={lowest:.2g}" if split == "validation" and lowest < 1 else "choose another share"
-        raise ValueError(f"{source}: split={split}: none of its {len(pictures)} pictures falls there at share={share}; {other}, "
-                         f"or leave split= out, which keeps none apart. See {PAGE}")
+        raise ValueError(f"{source}: split={split}: none of its {len(pictures)} pictures falls there at share={share}; "
+                         f"{other}, or leave split= out, which keeps none apart. See {PAGE}")
     return mine
 
 
