@@ -132,8 +132,8 @@ def readings(trial, convention, outputs, name, batch, seed=0, mask=None) -> list
     seen: list[tuple[list[float], str, float, float]] = []
     word = dict(convention.arguments)[name]
     turned = ["mask_lb", "padding_lb", "mask_lb_float"] if MASKS[word].get("turned") else []
-    if axes := MASKS[word].get("axes"):
-        turned = [w for w in MASKS if MASKS[w].get("axes") == axes]
+    if MASKS[word].get("axes"):
+        turned = [w for w in MASKS if MASKS[w].get("axes")]
     for form in turned or naming.mask_forms(name):        # which axis comes first is known: it ran
         changed = with_form(convention, name, form)
         first = values(trial, changed, full(seed, batch, mask=real), outputs)

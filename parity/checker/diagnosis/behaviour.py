@@ -355,7 +355,9 @@ def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
     expected = {name: law(cost(**(base | {name: 2 * base[name]})) / cost(**base)) for name in base}
     rows_alone = 8 * base["B"] * (base["L"] + base["P"]) * 2 * base["D"]  # bytes of the embeddings themselves
     notes = []
-    if powers["B"] > 1.5:
+    if "fine" not in ask.convention.losses:               # eq. 1 takes B x B
+        return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, []
+    if powers["B"] > 1.5 and "global" not in ask.convention.losses:
         why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives"
                                                                for f in diagnosis.deviations) else ""
         notes.append(f"from B 16 to 32 peak memory grows like B^{powers['B']:.1f}{why}; eq. 6 needs B (LP + LD + LL)")

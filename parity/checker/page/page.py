@@ -176,7 +176,9 @@ def finding(x):
     """A finding of its own, with its fix."""
     seen = f"<p>{safe(capital(x['evidence']))}.</p>" if x.get("evidence") else ""
     fix = f"<pre>{safe(x['fix'])}</pre>" if x.get("fix") else ""
-    training = f"<p><b>In training, as expected and not measured here.</b> {safe(x['training'])}</p>" if x.get("training") else ""
+    training = ""
+    if x.get("training"):
+        training = f"<p><b>In training, as expected and not measured here.</b> {safe(x['training'])}</p>"
     title = safe(capital(x.get("title") or x.get("id", "")))
     return f'<div class="card"><h3>{title}</h3><p class="where">{safe(x.get("id", ""))}</p>{seen}{fix}{training}</div>'
 
