@@ -352,7 +352,7 @@ TEMPLATES = {
                                explained_by(confirm.equals_but_for),
                                "{what} differs from {equation}: {clauses}; that does not explain every batch."),
     "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
-                             "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
+                             "another.", explained_by(confirm.value_but_for)),
     "gradient": Template("{what} differs from {equation} in its gradient.",
                          explained_by(confirm.value_but_for),
                          "{what} differs from {equation}, and no known deviation explains it."),
