@@ -65,7 +65,9 @@ def mask_argument(spec, fw, arrays, dtype):
             return fw.array(np.nonzero(mask)[0], "int64")
         case "cu_seqlens":
             return fw.array(np.concatenate([[0], np.cumsum(mask.sum(1))]), "int64")
-    if axes := spec.get("axes"):
+    if spec.get("axes") == "bll":
+        mask = mask[:, :, None] & mask[:, None, :]
+    elif axes := spec.get("axes"):
         mask = mask.reshape(len(mask), *(1,) * axes.count("1"), -1)
     if spec["mask"] == "additive":                        # 0 at real tokens, very negative at padding, as in BERT
         return fw.array(np.where(mask, 0.0, np.finfo("float32").min if dtype != "float16" else -6e4), dtype)

@@ -30,6 +30,7 @@ MASKS: dict[str, dict[str, Any]] = {
 WIDE = {"b1l": "(B,1,L)", "b11l": "(B,1,1,L)"}
 MASKS |= {f"{word}_{axes}": MASKS[word] | {"axes": axes}
           for axes in WIDE for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
+MASKS |= {"mask_bll": {"mask": "bool", "axes": "bll"}, "mask_bll_float": {"mask": "float", "axes": "bll"}}
 PACKED = ("owner", "cu_seqlens")                          # what says where the captions of packed tokens are
 PATCH_MASKS: dict[str, dict[str, Any]] = {
     "v_mask": {"patch_mask": "bool"}, "v_mask_int": {"patch_mask": "int64"}, "v_mask_float": {"patch_mask": "float"},
@@ -56,6 +57,7 @@ SHOWN = {
     "t_list": "a list of captions (L_i,D), no padding", "t_packed": "all real tokens (N,D)",
     "owner": "sample of each token (N,)", "cu_seqlens": "where captions begin and end (B+1,)",
 }
+SHOWN |= {"mask_bll": "mask (B,L,L), true = two real tokens", "mask_bll_float": "mask (B,L,L), 1.0 = two real tokens"}
 SHOWN |= {f"{word}_{axes}": SHOWN[word].replace("mask", f"mask {shape}", 1)
           for axes, shape in WIDE.items() for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
 

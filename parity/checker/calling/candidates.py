@@ -178,7 +178,9 @@ def forms_of_mask(name: str, way: str) -> list[str]:
         return naming.packed_forms(name)
     if way == "wide":
         forms = ["additive", *forms] if {"extended", "bias", "additive"} & set(naming.words(name)) else forms
-        return [w for axes in ("b11l", "b1l") for form in dict.fromkeys(forms) if (w := f"{form}_{axes}") in MASKS]
+        pairs = ["mask_bll", "mask_bll_float"]
+        wide = [w for axes in ("b11l", "b1l") for form in dict.fromkeys(forms) if (w := f"{form}_{axes}") in MASKS]
+        return [*pairs, *wide] if "pair" in naming.words(name) else [*wide, *pairs]
     turned = ["padding_lb", "mask_lb"] if forms[0] == "padding" else ["mask_lb", "mask_lb_float", "padding_lb"]
     return [*forms, *(turned if way == "odd" else ())]
 

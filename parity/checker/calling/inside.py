@@ -223,7 +223,7 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     return outputs, losses, by_leaf
 
 
-TAKEN = re.compile(r"(\w+)(?:\['(.+)'\]|\.(\w+))")
+TAKEN = re.compile(r"(\w+)(?:\['(.+)'\]|\.(\w+)|\[(\d+)\] \(\w+\))")
 
 
 def grouped(fn, named):
@@ -237,6 +237,8 @@ def grouped(fn, named):
         for name, x in given.items():
             if (parts := TAKEN.fullmatch(name)) is None:
                 whole[name] = x
+            elif parts[4] is not None:
+                whole[parts[1]] = (*whole.get(parts[1], ()), x)
             elif parts[2] is not None:
                 whole.setdefault(parts[1], {})[parts[2]] = x
             else:

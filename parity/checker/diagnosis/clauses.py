@@ -287,8 +287,8 @@ TEMPLATES = {
     "raises on one": Template("A batch of one sample raises {error}.", raises, "A batch of one sample gave no answer."),
     "never finite": Template("Even one sample without padding gives no finite loss.", never_finite),
     "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
-    "threshold": Template("With {many} patches, those of min-max similarity below {low:.4g} get no gradient, those above "
-                          "{high:.4g} do.", no_gradient_below),
+    "threshold": Template("With {many} patches and two tokens, patches of min-max similarity below {low:.4g} get no "
+                          "gradient, those above {high:.4g} do.", no_gradient_below),
     "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("What it makes is the paper's up to {where}.", follows),
@@ -343,6 +343,8 @@ TEMPLATES = {
                        explained_by(confirm.equals), "{what} equals {equation} in all that was tried with {conditions}."),
     "except": Template("{what} equals {equation}, except that {clauses}.", explained_by(confirm.equals_but_for),
                        "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "partly": Template("{what} differs from {equation}: {clauses}; and in more, which other batches did not show again.",
+                       explained_by(confirm.differs), "{what} differs from {equation}."),
     "inside except": Template("With {sizes} {what_inside} equals {equation}, except that {clauses}.",
                               explained_by(confirm.equals_but_for),
                               "{what} differs from {equation}: {clauses}; that does not explain every batch."),
@@ -350,7 +352,7 @@ TEMPLATES = {
                                explained_by(confirm.equals_but_for),
                                "{what} differs from {equation}: {clauses}; that does not explain every batch."),
     "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
-                             "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
+                             "another.", explained_by(confirm.value_but_for)),
     "gradient": Template("{what} differs from {equation} in its gradient.",
                          explained_by(confirm.value_but_for),
                          "{what} differs from {equation}, and no known deviation explains it."),

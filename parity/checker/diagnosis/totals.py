@@ -284,7 +284,7 @@ def explain_total(box: Box) -> list[Part]:
 def right_alone(total, fine) -> bool:
     """Whether gradients are the fine-grained loss's where one sample is alone, which silences the global loss."""
     _, tol = total.box.tolerances()
-    alone = [p for p in SINGLES if total(p).finite]
+    alone = [p for p in named(("single", "single_again", "unit_single", "single_padded")) if total(p).finite]
     offs = [gradient_off(total(p).grads, evaluated(p, fine.fine).grads["fine"]) for p in alone if not total(p).nan_gradient]
     return bool(offs) and all(x is not None and x < tol for x in offs)
 
@@ -366,11 +366,15 @@ def explain_pairs(read, probes) -> Explanation:
     """Eq. 1's settings that reproduce what is read, value and gradients."""
     out = Explanation()
     tol, grad_tol = read.box.tolerances()
-    probes = [p for p in probes if read(p).error is None]
+    probes = [p for p in probes if read(p).error is None and (read(p).finite or p not in named(ALONE))]
     found = explain_global(read, probes, not depends_on_theta(read, probes[0]), tol)
     if not found:
         return out
     out.reached = "all"
+    if any(read(p).error is not None for p in named(ALONE)):
+        out.also.append(Found("edge.all_padding", "raises"))
+    elif not all(read(p).finite for p in named(ALONE)):
+        out.also.append(Found("edge.all_padding", "poison"))
     for o in found:
         offs = [search.gradient_error(read(p), p, o) for p in probes]
         if all(x is None or x < grad_tol for x in offs):

@@ -166,6 +166,16 @@ def narrow_mask(patches, tokens, mask, scale):
     assert mask.shape == (len(tokens), 1, tokens.shape[1])
     return fine(patches, tokens, mask[:, 0].bool(), scale)
 
+def pairs_mask(patches, tokens, pair_mask, scale):
+    return fine(patches, tokens, pair_mask.diagonal(dim1=1, dim2=2), scale)
+
+def a_triple(batch, scale):
+    v, t, mask = batch
+    return fine(v, t, mask, scale)
+
+def by_keywords(**batch):
+    return {"fine": fine(batch["image_patches"], batch["words"], batch["real"], 1 / batch["tau"])}
+
 class Pair:
     """forward, then backward"""
     def forward(self, v, t, mask, tau):
@@ -234,6 +244,9 @@ def worker(folder):
     ("packed", "v,t_packed,owner,scale"), ("packed_ends", "v,t_packed,cu_seqlens,scale"),
     ("packed_lengths", "v,t_packed,lengths,scale"), ("ragged", "v_list,t_list,scale"),
     ("wide_mask", "v,t,mask_b11l,scale"), ("added_mask", "v,t,additive_b11l,scale"), ("narrow_mask", "v,t,mask_b1l,scale"),
+    ("pairs_mask", "v,t,mask_bll,scale"),
+    ("a_triple", "batch[0] (v)=v,batch[1] (t)=t,batch[2] (mask)=mask,scale=scale"),
+    ("by_keywords", "image_patches=v,words=t,real=mask,tau=tau"),
 ])
 def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, written):
     w = worker(name)
@@ -344,6 +357,14 @@ def test_what_a_module_made_is_taken(folder, tmp_path, made, attribute):
         probe = PROBES["padded"]
         loss = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))[0]
         assert Caller(w, convention)(probe).losses["fine"] == pytest.approx(float(loss), rel=1e-9)
+
+
+def test_what_a_function_makes_is_taken(folder, tmp_path):
+    (tmp_path / "makes.py").write_text(f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport takes\n\n"
+        "def build(sigma=None):\n    def criterion(v, t, mask, scale):\n        return takes.fine(v, t, mask, scale)\n"
+        "    return criterion\n")
+    with Worker(target_of(str(tmp_path / "makes.py"))) as w:
+        assert infer(w)[0].written == "v,t,mask,scale"
 
 
 def test_an_object_with_one_method_is_taken_and_one_without_is_not():
