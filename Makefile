@@ -2,7 +2,7 @@
 PYTHON ?= python3
 PIP = .venv/bin/python -m pip --disable-pip-version-check install --quiet --constraint constraints.txt
 
-.PHONY: help demo test test-slow ladder vectors gpu-check real bench bench-trainer tutorials figures lint clean
+.PHONY: help demo test test-slow ladder vectors gpu-check real bench bench-trainer tutorials figures docs lint clean
 
 help:           ## this list
 	@grep -E '^[a-z-]+: .*##' $(MAKEFILE_LIST) | sed -E 's/: .*## /\t/' | expand -t 12
@@ -45,6 +45,11 @@ tutorials: .venv/tutorials ## execute every tutorial from clean and write its no
 figures: .venv/tutorials ## the same, and every figure of the tutorials as SVG and PDF under runs/figures
 	.venv/bin/python tutorials/build.py --figures runs/figures
 
+docs: .venv/docs ## the site: every page, tutorial and docstring, to read without a network; writes runs/site/index.html
+	rm -rf runs/site
+	.venv/bin/sphinx-build -q -W --keep-going -c docs -d runs/.doctrees . runs/site
+	@echo Open runs/site/index.html
+
 lint: .venv/dev ## ruff, mypy, and the arrows between the rooms
 	.venv/bin/ruff check .
 	.venv/bin/mypy
@@ -57,6 +62,6 @@ clean:          ## remove the environment and everything that runs wrote
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo "Python >= 3.11 is needed: make $(MAKECMDGOALS) PYTHON=python3.x"; exit 1; }
 	$(PYTHON) -m venv .venv || { rm -rf .venv; echo "Python's venv is needed; Debian and Ubuntu: apt install python3-venv"; exit 1; }
 
-.venv/run .venv/test .venv/dev .venv/tutorials: .venv/bin/python pyproject.toml constraints.txt
+.venv/run .venv/test .venv/dev .venv/tutorials .venv/docs: .venv/bin/python pyproject.toml constraints.txt
 	$(PIP) --editable '.[$(@F)]'
 	@touch $@

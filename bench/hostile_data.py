@@ -1,10 +1,10 @@
-"""Plant 100 damaged or odd pictures, over 60 caption files and 30 archives, read them all, and count.
+"""Plant over 200 damaged or odd pictures, 200 caption files and 70 archives, read them all, and count.
 
-    python bench/hostile_data.py [--write]                        # 2 s; --write puts the table into docs/data.md
+    python bench/hostile_data.py [--write]                        # 6 s; --write puts the table into docs/data.md
 
-hostile_inputs.py says beside each thing what is right: what must be used, and what must be counted under which reason. While
-they are read, every file that Python opens, lists or writes is watched; canaries lie outside. Exits with 1 where anything was
-lost, miscounted, opened outside or written.
+hostile_inputs.py and hostile_strange.py say beside each thing what is right: what must be used, and what must be counted under
+which reason. While they are read, every file that Python opens, lists or writes is watched; canaries lie outside. Exits with 1
+where anything was lost, miscounted, opened outside or written.
 """
 
 import contextlib
@@ -15,10 +15,12 @@ import re
 import sys
 import tempfile
 from collections import Counter
+from itertools import chain
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent))
 import hostile_inputs as planted
+import hostile_strange as strange
 
 from sparc_ref.data import PictureScenes, open_captions
 
@@ -41,7 +43,7 @@ class Tally:
 def plant(inside, outside):
     """Write everything down.   -> [(kind, family, place, file name, right)]"""
     todo, families = [], {}
-    for family, content, right in planted.pictures():
+    for family, content, right in chain(planted.pictures(), strange.pictures()):
         families.setdefault(family, []).append((content, right))
     for number, (family, members) in enumerate(families.items()):
         place = inside / f"pictures{number}"
@@ -53,7 +55,8 @@ def plant(inside, outside):
         lines = [{"image": name, "captions": ["one", "two"]} for name in names]
         (place / "captions.jsonl").write_text("\n".join(map(json.dumps, lines)))
         todo.append(("pictures", family, place, "captions.jsonl", [right for _, right in members]))
-    for number, (family, name, content, *right) in enumerate(planted.caption_files(outside)):
+    files = chain(planted.caption_files(outside), strange.caption_files(outside))
+    for number, (family, name, content, *right) in enumerate(files):
         place = inside / f"captions{number}"
         (place / "folder").mkdir(parents=True)
         for i in range(8):
@@ -63,7 +66,7 @@ def plant(inside, outside):
         (place / "loop.png").symlink_to("loop.png")
         (place / name).write_bytes(content if isinstance(content, bytes) else content.encode("utf-8", "surrogatepass"))
         todo.append(("caption files", family, place, name, right))
-    for number, (family, content, *right) in enumerate(planted.archives()):
+    for number, (family, content, *right) in enumerate(chain(planted.archives(), strange.archives())):
         place = inside / f"archives{number}"
         place.mkdir()
         (place / "a.zip").write_bytes(content)

@@ -15,6 +15,7 @@ import argparse
 import json
 import os
 import platform
+import re
 import sys
 import tempfile
 import time
@@ -26,6 +27,7 @@ import numpy as np
 from small_world_losses import instead
 
 from sparc_ref import PRESETS, __version__
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.sources import make_tokenizer, open_source
 from sparc_ref.run.train import TrainConfig, train
@@ -42,9 +44,12 @@ TRAIN = {"steps": 300, "lr": 2e-3, "warmup": 50, "attention_start": 0.0}
 DEFAULTS = {"h_v": "dense_gelu", "text_depth": 2, "text_positions": "learned", "lambda_f": 1.0}  # the library's
 USUAL = {"attention_start": 1.0}
 MOSAIC, DRAWN = "mosaic?coverage=0.3", "drawn?style=short&fused=true&objects=2,4"
+SCENES = "scenes?style=short&objects=2,4"
 WALLPAPER, TWO = "wallpaper?coverage=0.3&period=8", MOSAIC + "&words=2"
 LOSSES = {"SPARC": {}, "global loss alone": {"lambda_f": 0.0}, "no threshold": {"align": "no_threshold"},
           "threshold on weights": {"threshold_on": "weights"}, "softmax": {"align": "softmax"}}
+RATES = (1e-3, 2e-3, 4e-3)                                # of which each objective gets its best on validation scenes
+FAMILY = {name: {"objective": name} for name in ("clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair")}
 TRAINED_ON, MEASURED_ON = 10_000, 400                     # scenes
 
 
@@ -59,6 +64,7 @@ class Row:
     curve: int = 0                                        # updates between two looks at validation scenes; 0: none
     why: bool = False                                     # also the interventions of small_world_why.py
     loss: str = ""                                        # of small_world_losses.py; "": eq. 6
+    objective: dict = field(default_factory=dict)         # ObjectiveConfig's settings; none: SPARC's
 
 
 def groups() -> dict[str, list[Row]]:
@@ -73,7 +79,11 @@ def groups() -> dict[str, list[Row]]:
     worlds = {"mosaic": MOSAIC, "wallpaper": WALLPAPER, "drawn": DRAWN}
     main = [Row(f"{name}/{loss}", world, model, curve=50 if loss in ("SPARC", "global loss alone") else 0)
             for loss, model in LOSSES.items() for name, world in worlds.items()]
+    family = [Row(f"{world}/{loss}/lr {lr:g}", data, LOSSES.get(loss, {}), {"lr": lr}, objective=FAMILY.get(loss, {}))
+              for world, data in (("scenes", SCENES), ("wallpaper", WALLPAPER))
+              for loss in (*(loss for loss in LOSSES if loss != "global loss alone"), *FAMILY) for lr in RATES]
     return {
+        "family": family,
         "main": main,
         "coverage": [row for c in (1.0, 0.6, 0.15) for row in both(f"{c:g}", f"mosaic?coverage={c:g}")],
         "start": [row for name, world in worlds.items() for row in both(name, world, train=USUAL)],
@@ -100,8 +110,20 @@ def groups() -> dict[str, list[Row]]:
 def source(world: str, split: str, size: int):
     """The data set behind a row's world."""
     head, _, query = world.partition("?")
+    if head == "scenes":
+        return emoji_scenes(query, split, size)
     spec = "&".join(filter(None, (EMOJI, query))) if head == "wallpaper" else world
     return open_source(spec, size, split=split)
+
+
+def emoji_scenes(query: str, split: str, size: int):
+    """Scenes of the same 40 emoji as the wallpapers', pasted onto clutter."""
+    used = set(open_source(EMOJI, size).classes)
+    with tempfile.TemporaryDirectory() as folder:
+        names = Path(folder) / "names.jsonl"
+        lines = (DATA / "emoji" / "emoji.jsonl").read_text().splitlines()
+        names.write_text("\n".join(line for line in lines if json.loads(line)["name"] in used))
+        return open_source(f"pictures:{DATA}/emoji/noto.zip?names={names}&{query}", size, split=split)
 
 
 class Kept:
@@ -124,7 +146,9 @@ class Kept:
         return self.dataset.describe()
 
     def vocabulary(self):
-        return self.dataset.vocabulary()
+        if hasattr(self.dataset, "vocabulary"):
+            return self.dataset.vocabulary()
+        return sorted({word for e in self.examples for text in e.captions for word in re.findall(r"\w+|[^\w\s]", text)})
 
 
 kept: dict[tuple, Kept] = {}                              # one world at a time
@@ -147,18 +171,22 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
     config = replace(PRESETS["tiny"], vocab_size=tokenizer.vocab_size, **model)
     options = TrainConfig(**{"eval_every": row.curve, "eval_limit": 96, "shards": 1, "checkpoint_every": 10**9, "seed": seed,
                              **TRAIN, **row.train})
+    objective = ObjectiveConfig(**row.objective)
     watched = {"validation": scenes(row.world, "validation", config.image_size, counts[1])} if row.curve else {}
     began = time.perf_counter()
     with tempfile.TemporaryDirectory() as out, instead(row.loss):
-        params = train(config, options, [shown], tokenizer, out, validation=watched, overwrite=True, say=lambda _: None)
+        params = train(config, options, [shown], tokenizer, out, validation=watched, overwrite=True, say=lambda _: None,
+                       objective=objective)
         log = [json.loads(line) for line in (Path(out) / "metrics.jsonl").read_text().splitlines()]
     seconds = round(time.perf_counter() - began, 1)
     last = [r for r in log if r["kind"] == "train"][-1]
-    last = {k: last[k] for k in ("loss_global", "loss_fine", "temperature", "zeroed") if k in last}
+    last = {k: last[k] for k in last if k.startswith("loss") or k in ("temperature", "zeroed")}
     common = {"group": group, "row": row.name, "world": row.world, "seed": seed, "model": row.model, "train": row.train,
               "loss": row.loss, "recipe": [MODEL, TRAIN], "seconds": seconds, "last_loss": rounded(last),
               "versions": {"sparc_ref": __version__, "numpy": np.__version__, "python": platform.python_version(),
                            "machine": platform.machine()}}
+    if row.objective:
+        common["objective"] = row.objective
     records = []
     splits = ["validation"] if seed >= 100 else ["test"]
     if seed < 100 and "words=2" in row.world:
@@ -166,7 +194,7 @@ def measure(group: str, row: Row, seed: int, counts: tuple[int, int] = (TRAINED_
     for split in splits:
         looked = scenes(row.world, split, config.image_size, counts[1])
         for head in ("g_v",) if config.h_v == "none" else ("g_v", "h_v"):
-            numbers = evaluate(params, config, looked, tokenizer, head=head, seed=seed)
+            numbers = evaluate(params, config, looked, tokenizer, head=head, seed=seed, objective=objective)
             records.append(common | {"split": split, "head": head, "numbers": rounded(numbers)})
     if row.curve:
         wanted = ("step", "pointing", "choice", "miou", "grounding_gap", "fine_loss", "i2t_r1")
@@ -194,7 +222,8 @@ def read(group: str | None = None, folder: Path = RESULTS) -> list[dict]:
 def identity(record: dict) -> str:
     """What makes two results the same: the row with its options, and the seed."""
     names = ("group", "row", "world", "seed", "model", "train", "loss", "recipe")
-    return json.dumps([record[k] for k in names], sort_keys=True)
+    further = [record["objective"]] if record.get("objective") else []
+    return json.dumps([record[k] for k in names] + further, sort_keys=True)
 
 
 def run(group: str, rows: list[Row], seeds: list[int], jobs: int, folder: Path = RESULTS) -> None:
@@ -233,12 +262,15 @@ def main(arguments: list[str]) -> int:
     runs.add_argument("group", choices=sorted(groups()))
     runs.add_argument("--row", help="one row of the group, or the start of its name")
     runs.add_argument("--seeds", type=seeds_of, default=list(range(10)), help="such as 0-9 or 100,101")
+    runs.add_argument("--chosen", action="store_true", help="of the family: each loss at its best learning rate")
     runs.add_argument("--jobs", type=int, default=1, help="processes side by side")
     asked = parser.parse_args(arguments)
     if asked.action == "draw":
-        from small_world_page import draw
+        import family_page
+        import small_world_page
 
-        draw(read())
+        small_world_page.draw(read())
+        family_page.draw(read("family"))
     elif asked.action == "blind":
         from small_world_why import blind
 
@@ -253,6 +285,10 @@ def main(arguments: list[str]) -> int:
                 print(f"{group:12}{row.name:44} seeds {found or 'none yet'}")
     else:
         rows = [r for r in groups()[asked.group] if r.name.startswith(asked.row or "")]
+        if asked.chosen:
+            from family_page import best
+
+            rows = [r for r in rows if r.name in best(read(asked.group)).values()]
         if not rows:
             parser.error(f"--row: expected the start of one of {', '.join(r.name for r in groups()[asked.group])}")
         run(asked.group, rows, asked.seeds, asked.jobs)

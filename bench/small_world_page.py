@@ -271,9 +271,9 @@ def worlds_picture() -> np.ndarray:
     return np.concatenate(rows).repeat(2, axis=0).repeat(2, axis=1)
 
 
-def filled(text: str, records: list[dict]) -> str:
+def filled(text: str, records: list[dict], tables: dict | None = None) -> str:
     """The page's text with every table between its marks, <!-- NAME --> and <!-- end -->, made anew."""
-    for name, make in TABLES.items():
+    for name, make in (tables or TABLES).items():
         text = re.sub(rf"<!-- {name} -->.*?<!-- end -->", lambda _, name=name, make=make:
                       f"<!-- {name} -->\n{make(records)}\n<!-- end -->", text, flags=re.S)
     return text

@@ -2,6 +2,7 @@
 
     memory   what the global loss keeps at most on a rank that holds 256 samples of 1k, 4k, 16k: every byte of every tensor that
              is alive, counted while forward and backward run on tensors without contents (FakeTensorMode)
+    operations  of a step of the paper's sizes, on tensors without contents: SPARC's beyond those of the global loss alone
     steps    whole updates that take turns: the global loss alone, SPARC, SPARC in chunks, activations checkpointed, compiled;
              medians as ratios to the first, and operations by FlopCounterMode
 """
@@ -21,7 +22,7 @@ from torch.utils._pytree import tree_leaves
 from torch.utils.flop_counter import FlopCounterMode
 
 from parity.trainer import distributed, optim
-from parity.trainer.loss import global_loss
+from parity.trainer.loss import global_loss, sparc_loss
 from parity.trainer.model import SPARC, init_weights
 from sparc_ref.model import PRESETS
 
@@ -81,6 +82,27 @@ def memory() -> None:
         print(f"{batch:>8}" + "".join(f"{peak_of_global_loss(form, batch) / 2**20:12.1f}" for form in FORMS))
 
 
+def operations(batch: int = 4) -> None:
+    """By FlopCounterMode, forward and backward.  The model computes patch and token embeddings whatever the loss; a model that
+    has no use for them would not, which is the paper's comparison: +0.5 % at B/16 (Table 11)."""
+    print(f"\noperations of a step at batch {batch}, 55 tokens, T; what SPARC adds to the global loss alone")
+    print(f"{'':10}{'SPARC':>10}{'alone':>10}{'more':>9}{'more, if unused embeddings were left out':>45}")
+    for preset in ("vit_b_32", "vit_b_16", "vit_l_14"):
+        found = []
+        for weight in (1.0, 0.0):
+            c = replace(PRESETS[preset], lambda_f=weight)
+            with FakeTensorMode(), FlopCounterMode(display=False) as counter:
+                model = SPARC(c, attention="plain")
+                images = torch.empty(batch, 3, c.image_size, c.image_size)
+                mask = torch.ones(batch, c.max_tokens, dtype=torch.bool)
+                out = model(images, torch.zeros(batch, c.max_tokens, dtype=torch.long), mask)
+                sparc_loss(out, mask, model.theta, model.theta_fine, c)[0].backward()
+            found.append(counter.get_total_flops())
+        sparc, alone = found
+        bare = alone - 2 * batch * (c.grid[0] * c.grid[1] * c.vision_width + c.max_tokens * c.text_width) * c.embed_dim
+        print(f"{preset:10}{sparc / 1e12:10.3f}{alone / 1e12:10.3f}{sparc / alone - 1:9.2%}{sparc / bare - 1:45.2%}")
+
+
 def steps(preset: str, batch: int, rounds: int, compiled: bool) -> None:
     config = replace(PRESETS[preset], vocab_size=2048)
     rng = torch.Generator().manual_seed(0)
@@ -136,4 +158,5 @@ if __name__ == "__main__":
     parser.add_argument("--no-compile", action="store_true", help="leave the compiled way out")
     given = parser.parse_args()
     memory()
+    operations()
     steps(given.preset, given.batch, given.rounds, not given.no_compile)

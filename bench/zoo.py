@@ -70,7 +70,7 @@ def run(path: Path, label: dict) -> dict:
                 args = dict(label["args"])
             else:
                 return {"asked": asked, "verdict": "asks"}
-        except ValueError as error:                       # a fault of the checker itself, or of the label's args
+        except (ValueError, AssertionError) as error:  # a fault of the checker itself, or of the label's args
             return {"asked": asked, "verdict": "failed", "failed": traceback.format_exc(), "error": str(error)}
     else:
         return {"asked": asked, "verdict": "asks"}

@@ -20,6 +20,7 @@ class Ladder:
     rungs: tuple[str, ...] = ()     # only these, such as: losses gradients ranks; default: all that the device has
     out: Path = Path("runs/ladder")  # results.json, report.md, report.html, junit.xml
     seed: int = 0                   # of parameters, batches and scenes
+    keep_going: bool = False        # do not stop at the first tensor off its budget
     minutes: float = 0              # a rung that would not end within so many is not run, and said so; 0: no limit
     threads: int = 1                # of torch and BLAS: sums in one order, and small products are faster alone; 0: as it is
 

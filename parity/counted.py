@@ -65,7 +65,7 @@ def reference_loss(config: SPARCConfig, objective: ObjectiveConfig, batch: int) 
     params: dict[str, Any] = {"theta": torch.tensor(2.65)}
     params |= {name: torch.tensor(x) for name, x in init_own(objective, D, rng).items()}
     loss: Any = loss_of(objective) or sparc
-    chunk = {"chunk": batch} if objective.objective in ("filip", "clip_filip", "gloria", "pacl") else {}
+    chunk = {"chunk": batch} if objective.objective in ("filip", "clip_filip", "flair", "gloria", "pacl") else {}
     with FlopCounterMode(display=False) as counter:
         mask = torch.ones(B, L, dtype=torch.bool)
         _, _, back = loss(params, draw(B, P, D), draw(B, L, D), mask, draw(B, D), draw(B, D), **chunk)
@@ -79,7 +79,8 @@ def main(options: Any) -> int:
     """Print what is counted beside what is predicted; 1 where they differ by more than 5 %."""
     config = PRESETS[options.preset]
     found = [trainer_step(replace(config, lambda_f=weight), options.batch) for weight in (0.0, config.lambda_f)]
-    found += [reference_loss(config, ObjectiveConfig(name), options.batch) for name in NAMES if name != "clip"]  # too small
+    found += [reference_loss(config, ObjectiveConfig(name), options.batch) for name in NAMES
+              if name not in ("clip", "siglip")]           # too small: lengths count as much as products
     print(f"GFLOP of products, {options.preset}, one device\n  {'':34}  {'counted':>11}  {'predicted':>11}")
     for each in found:
         print(each)

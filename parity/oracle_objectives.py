@@ -128,6 +128,35 @@ def mgca(p, v, t, mask, v_bar, t_bar, lambda_ita=1.0, lambda_cta=1.0, lambda_cpa
     return loss, {"loss_ita": ita, "loss_cta": cta, "loss_cpa": cpa}
 
 
+def siglip(p, v, t, mask, v_bar, t_bar):
+    """Every pair by itself."""
+    loss = 0.0
+    for i in range(len(v_bar)):
+        for j in range(len(t_bar)):
+            z = torch.exp(p["theta"]) * (unit(v_bar[i]) @ unit(t_bar[j])) + p["logit_bias"]
+            loss = loss - torch.nn.functional.logsigmoid(z if i == j else -z) / len(v_bar)
+    return loss, {}
+
+
+def flair(p, v, t, mask, v_bar, t_bar):
+    """Every caption attends to every picture, pair by pair; then every pair by itself, twice."""
+    empty = torch.zeros_like(v[0, :1] @ p["flair.key.weight"].T)
+    rows = []
+    for i in range(len(v)):
+        k, u = (torch.cat([v[i] @ p[f"flair.{part}.weight"].T, empty]) for part in ("key", "value"))
+        row = []
+        for j in range(len(t_bar)):
+            q = p["flair.query.weight"] @ t_bar[j] + p["flair.query.bias"]
+            a = torch.softmax(k @ q / math.sqrt(len(q)), 0)
+            row.append(unit(p["flair.out.weight"] @ (a @ u) + p["flair.out.bias"]) @ unit(t_bar[j]))
+        rows.append(torch.stack(row))
+    phi = torch.stack(rows)
+    z = torch.exp(p["theta"]) * phi + p["logit_bias"]
+    local = sum(-torch.nn.functional.logsigmoid(z[i, j] if i == j else -z[i, j]) for i in range(len(z)) for j in range(len(z)))
+    local, whole = local / len(z), siglip(p, v, t, mask, v_bar, t_bar)[0]
+    return (local + whole) / 2, {"scores": phi, "loss_local": local, "loss_global": whole}
+
+
 def sinkhorn(scores, epsilon=0.05, iterations=3):
     """As the code has it: a matrix of prototypes x samples, its rows and its columns divided in turn.   (B,K) -> (B,K)"""
     q = torch.exp(scores / epsilon).T

@@ -152,6 +152,15 @@ def loss_terms(s: Sizes, objective: ObjectiveConfig) -> list[Term]:
                 return [*clip, *both, Term("attention, contexts", ways * 2 * pairs * L * P * D)]
             return [*clip, *both, Term("similarity", ways * pairs * L * P * D), Term("Gram matrices", grams, 4),
                     Term("lengths by Gram", ways * pairs * L * P * P, 4)]
+        case "siglip":
+            return [Term("pairs", pairs * D), *unused]
+        case "flair":
+            known = [Term("pairs", pairs * D), patches, *([] if paper else [tokens]),
+                     Term("query, keys, values, out", b * (1 + 2 * P + P + 1) * D * D)]
+            if paper:
+                return [*known, Term("attention, pooled vectors", 2 * pairs * (P + 1) * D)]
+            return [*known, Term("attention, products", 2 * pairs * (P + 1) * D),
+                    Term("Gram matrices", b * (P + 1) ** 2 * D, 4), Term("lengths by Gram", pairs * (P + 1) ** 2, 4)]
     keep = objective.filip_keep                           # filip, clip_filip
     asking = keep if objective.filip_drop_side == "both" else 1.0
     if keep < 1:
@@ -206,6 +215,10 @@ def loss_numbers(s: Sizes, objective: ObjectiveConfig) -> float:
             return clip + b * P * D + (ways * pairs * (P + D) if whole else b * P * P)
         case "gloria":
             return 2 * clip + local + (ways * pairs * (L * P + L * D) if whole else b * P * P)
+        case "siglip":
+            return 2 * pairs
+        case "flair":
+            return 4 * pairs + 3 * b * (P + 1) * D + (pairs * (P + D) if whole else b * (P + 1) ** 2)
     kept = ways * pairs * 2 * (P + L) if whole else 0     # maxima and their places; the reference finds them again
     return clip * (2 if objective.objective == "clip_filip" else 1) + local + kept
 
@@ -222,6 +235,8 @@ def payload(s: Sizes, objective: ObjectiveConfig) -> float:
             return (P + 1) * D
         case "gloria":
             return (L + P) * D + 2 * D
+        case "siglip" | "flair":
+            return D                                      # captions travel, pictures stay
     return 2 * D
 
 

@@ -150,6 +150,7 @@ def temperature(theta, like):
     else:
         if not is_array_api_obj(theta) or array_namespace(theta) != xp:
             raise ValueError(f"theta: expected a number or a 0-d array like the embeddings, got {type(theta)}")
+        check_arrays(theta=theta)
         if theta.ndim != 0:
             raise ValueError(f"theta: expected a number or a 0-d array, log(1/tau), got the shape {tuple(theta.shape)}")
         own = theta.dtype

@@ -172,6 +172,7 @@ def forward(
     trace: image_features f_v (B,P,C), text_features f_t (B,L,C), v (B,P,D), t (B,L,D), v_bar, t_bar (B,D), loss_global,
     loss_fine and both losses' own stages.  shards > 1 runs the towers on that many parts of the batch, in threads.
     """
+    check_arrays(images=images, tokens=tokens)
     images, tokens = check_inputs(params, images, tokens, mask, config)
     theta = params["theta"]
     theta_fine = params.get("theta_fine", theta)
@@ -215,6 +216,7 @@ def forward_with(
     params are the model's and the objective's own.  trace has the embeddings and the objective's parts; a parameter that the
     objective does not reach gets a gradient of zeros.
     """
+    check_arrays(images=images, tokens=tokens)
     own = own_params(params, config)
     images, tokens = check_inputs(own, images, tokens, mask, config)
     towers = in_shards(lambda *batch: _pair(own, config, *batch), shards, images, tokens, mask)
@@ -243,8 +245,10 @@ def encode_images(params: dict[str, Array], images: Array, config: SPARCConfig, 
 
     "segment" pushes every patch through h_v, then g_v, as zero-shot segmentation does (appendix D.7).
     """
+    check_arrays(images=images)
     images, _ = check_inputs(params, images, None, None, config)
     (f_v, v, v_bar), _ = in_shards(lambda x: _image(params, x, config), shards, images)
+    check_finite("v", v, images=images)
     return {"v": v, "v_bar": v_bar, "segment": _image_head(params, f_v, config)[0]}
 
 
@@ -252,6 +256,7 @@ def encode_texts(
     params: dict[str, Array], tokens: Array, mask: Array, config: SPARCConfig, shards: int = 1
 ) -> dict[str, Array]:
     """tokens (B,L) int, mask (B,L) bool -> {"t": token embeddings (B,L,D), "t_bar": (B,D)}"""
+    check_arrays(tokens=tokens)
     _, tokens = check_inputs(params, None, tokens, mask, config)
     (_, t, t_bar), _ = in_shards(lambda x, m: _text(params, x, m, config), shards, tokens, mask)
     return {"t": t, "t_bar": t_bar}

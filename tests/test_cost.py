@@ -95,6 +95,7 @@ def test_what_is_gathered():
     assert of("filip", 1024).gathered / clip.gathered == pytest.approx(0.2 * (P + L) / 2)
     assert of("pacl", 1024).gathered / clip.gathered == (P + 1) / 2
     assert of("gloria", 1024).gathered / clip.gathered == (P + L + 2) / 2
+    assert of("siglip", 1024).gathered / clip.gathered == of("flair", 1024).gathered / clip.gathered == 1 / 2
     assert of("gloria", 1024, 1).communication == 0
 
 

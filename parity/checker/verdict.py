@@ -213,7 +213,7 @@ def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":
     ask = Caller(worker, convention)
     try:
         diagnosis = diagnose(ask, edges)
-    except (ArithmeticError, ValueError, LookupError, TypeError) as error:
+    except (ArithmeticError, AssertionError, ValueError, LookupError, TypeError) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
         raise CheckerFault(
             f"the checker itself failed on {convention.name}, which is our fault and not yours: "

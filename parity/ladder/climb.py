@@ -21,7 +21,7 @@ from typing import Any
 import numpy as np
 
 from parity.ladder import sensitivity
-from parity.ladder.rungs import cuda, entry, ranks, replay, training, variants, whole
+from parity.ladder.rungs import cuda, entry, objectives, ranks, replay, training, variants, whole
 from parity.ladder.rungs.setup import NotRun, Row, Setup, Side, reference_side, trainer_side
 from parity.vectors import budgets
 
@@ -56,10 +56,10 @@ RUNGS = (
     Rung("compile", "torch.compile against eager: loss and every gradient.", variants.compiled, 20, 110),
     Rung("checkpointing", "Activation checkpointing against none: loss and every gradient.", variants.checkpointing, 1, 1),
     Rung("accumulation", "Gradient accumulation against one batch: loss and every gradient.", variants.accumulation, 1, 1),
-    Rung("objectives", "The frozen vectors of what SPARC is compared with, and of its ablations, through reference and torch "
-         "autograd.", replay.objectives, 1, 1, ("cpu",)),
+    Rung("objectives", "What SPARC is compared with, and its ablations: frozen vectors; loss and every gradient on one process "
+         "and on ranks; a few updates from the command line.", objectives.objectives, 100, 200),
     Rung("entry", "The trainer as it is started, on one process and on ranks by DDP and FSDP2: a few updates, to the export.",
-         entry.entry, 40, 150, ("cpu",)),
+         entry.entry, 40, 150),
     Rung("cupy", "CuPy and torch CUDA against NumPy on the CPU: SPARC's frozen vectors, every gradient of the small model.",
          cuda.backends, 60, 120, ("cuda",)),
     Rung("tf32", "Matrix products with TF32 off stay within the float32 budget; with TF32 on they must be seen leaving it.",
@@ -388,7 +388,7 @@ def main(command: Any) -> int:
     with few_threads(command.threads):
         print(announce(settings(setup, chosen), versions(command.device), command.out))
     results = run(command.preset, command.device, seed=command.seed, threads=command.threads, rungs=command.rungs, say=say,
-                  minutes=command.minutes)
+                  keep_going=command.keep_going, minutes=command.minutes)
     results["command"] = shlex.join(["python", "-m", "parity", *sys.argv[1:]])
     results["settings"]["output"] = str(command.out)
     report.terminal(results)

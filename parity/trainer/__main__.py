@@ -25,6 +25,7 @@ from parity.trainer.tokenizer import learn
 from parity.trainer.train import check_free, train
 from sparc_ref.data import load_tokenizer
 from sparc_ref.model import PRESETS, SPARCConfig
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run.inventory import TOKENIZER
 from sparc_ref.run.rundir import fingerprint, shorten
 from sparc_ref.run.sources import open_source, open_tokenizer, remembered, validation_of
@@ -36,6 +37,7 @@ if TYPE_CHECKING:
     ModelOptions: TypeAlias = SPARCConfig
     TrainingOptions: TypeAlias = Training
     MachineOptions: TypeAlias = Machine
+    ObjectiveOptions: TypeAlias = ObjectiveConfig
 else:
     Preset = Literal[tuple(PRESETS)]
 
@@ -53,6 +55,7 @@ else:
     ModelOptions.__doc__ = "What to change in the preset."
     TrainingOptions = optional(Training, "How to train; a run goes on with the same only.")
     MachineOptions = optional(Machine, "Where and how fast; a run may go on with another.")
+    ObjectiveOptions = optional(ObjectiveConfig, "Another loss on the same towers, and its settings (docs/objectives.md).")
 
 
 @dataclass(frozen=True)
@@ -76,6 +79,7 @@ class Options:
     lower: bool = True              # lower-case captions
     init: Path | None = None        # weights to start from, a safetensors file; what was taken is said by name
     resume: bool = False            # continue the run in --out; start it where there is none
+    compared: ObjectiveOptions = field(default_factory=ObjectiveOptions)
 
 
 def main(argv: Sequence[str] | None = None, say: Callable[[str], Any] = print) -> int:
@@ -120,6 +124,7 @@ def run(given: Options, place: Place, again: str, say: Callable[[str], Any]) -> 
     training, why_training = settings.choose_training(Training(**asdict(given.training)), given.preset)
     machine, why_machine = settings.choose_machine(Machine(**asdict(given.machine)), config, training.batch or 0, place.world,
                                                    place.local_world)
+    objective = ObjectiveConfig(**asdict(given.compared))
     settings.check(config, training, machine, place.world)
     gathered(None)                                        # nobody writes before all have looked
 
@@ -145,8 +150,10 @@ def run(given: Options, place: Place, again: str, say: Callable[[str], Any]) -> 
     tokenizer = the_tokenizer(given, config, sets, first_says)
     config = replace(config, vocab_size=tokenizer.vocab_size)
     record = on_first(lambda: recorded(given, config, training, machine, place, sets, checks, named, tokenizer, again))
+    record |= {"objective": asdict(objective)} if objective != ObjectiveConfig() else {}
     for line in [f"{place.world} ranks; everything goes to {given.out}/",
                  *settings.lines("model", config, {}, reasons(SPARCConfig)),
+                 *(settings.lines("objective", objective, {}, reasons(ObjectiveConfig)) if "objective" in record else []),
                  *settings.lines("training", training, why_training, reasons(Training)),
                  *settings.lines("machine", machine, why_machine, reasons(Machine)),
                  "pictures: resized to a square, bicubic (the paper's resize), then (x / 255 - 0.5) / 0.5",
@@ -154,7 +161,7 @@ def run(given: Options, place: Place, again: str, say: Callable[[str], Any]) -> 
         first_says(line)
     record["chosen"] = why_training | why_machine
     return train(config, training, machine, sets, tokenizer, given.out, place, validation=checks, record=record,
-                 resume=given.resume, init=given.init, again=again, say=say)
+                 resume=given.resume, init=given.init, again=again, say=say, objective=objective)
 
 
 def the_tokenizer(given: Options, config: SPARCConfig, sets: list[Any], say: Callable[[str], Any]) -> Any:

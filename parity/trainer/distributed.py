@@ -65,6 +65,19 @@ def total(x: Tensor, group=None) -> Tensor:
     return x
 
 
+def largest(x: Tensor, group=None) -> Tensor:
+    """The largest over all ranks, entry by entry, without a gradient."""
+    x = x.detach().clone()
+    if place(group)[1] > 1:
+        dist.all_reduce(x, op=dist.ReduceOp.MAX, group=group)
+    return x
+
+
+def longest(length: int, device: torch.device, group=None) -> int:
+    """The largest of all ranks' numbers."""
+    return length if place(group)[1] == 1 else int(largest(torch.tensor([length], device=device), group))
+
+
 @torch.no_grad()
 def mean_gradients(model: nn.Module, group=None) -> None:
     """Replace every gradient by its mean over ranks, as DistributedDataParallel does; one message for each dtype.

@@ -24,6 +24,7 @@ from sparc_ref.data import load_tokenizer
 from sparc_ref.model import SPARCConfig
 from sparc_ref.run import checkpoint
 from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, TOKENIZER
+from sparc_ref.run.rundir import objective_of
 
 
 def whole(x: Tensor) -> np.ndarray:
@@ -75,7 +76,8 @@ HF_LAYER = {                                              # Hugging Face's ViT, 
     "attention.attention.query": "attn.query", "self_attn.q_proj": "attn.query",
     "attention.attention.key": "attn.key", "self_attn.k_proj": "attn.key",
     "attention.attention.value": "attn.value", "self_attn.v_proj": "attn.value",
-    "attention.output.dense": "attn.out", "self_attn.out_proj": "attn.out",
+    "attention.output.dense": "attn.out", "self_attn.out_proj": "attn.out", "attention.o_proj": "attn.out",
+    "attention.q_proj": "attn.query", "attention.k_proj": "attn.key", "attention.v_proj": "attn.value",
     "intermediate.dense": "mlp.up", "mlp.fc1": "mlp.up", "output.dense": "mlp.down", "mlp.fc2": "mlp.down",
 }  # fmt: skip
 VISION = {
@@ -89,11 +91,14 @@ TEXT = {
 }  # fmt: skip
 
 
-def renamed(name: str) -> str:
-    """Our name for a tensor of a ViT or CLIP file in Hugging Face's layout; its own where it is none of theirs."""
+def renamed(name: str, alone: str = "vision") -> str:
+    """Our name for a tensor of a ViT or CLIP file in Hugging Face's layout; its own where it is none of theirs.
+
+    alone: whose tower a file is that does not say so in its names, as newer ones do not
+    """
     short = re.sub(r"^(vit|vision_model|text_model)\.", "", name)
-    tower = "text" if name.startswith("text_model.") else "vision"
-    if match := re.fullmatch(r"encoder\.layers?\.(\d+)\.(.+)\.(weight|bias)", short):
+    tower = "text" if name.startswith("text_model.") or (short == name and alone == "text") else "vision"
+    if match := re.fullmatch(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias)", short):
         inside = HF_LAYER.get(match[2])
         return f"{tower}.blocks.{match[1]}.{inside}.{match[3]}" if inside else name
     table = TEXT if tower == "text" else VISION
@@ -119,8 +124,9 @@ def take_weights(model: SPARC, file: str | Path, only: tuple[str, ...] = ()) -> 
     except Exception as error:
         raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
     with handle as tensors:
+        alone = "text" if "embeddings.token_embedding.weight" in tensors.keys() else "vision"  # noqa: SIM118, no dict
         for name in list(tensors.keys()):
-            ours = renamed(name)
+            ours = renamed(name, alone)
             if ours not in own:
                 found.dropped[name] = "this model has none of that name"
                 continue
@@ -170,7 +176,7 @@ def run_export(given: Export) -> Path:
     record = json.loads((given.run / CONFIG).read_text("utf-8"))
     config = checkpoint.from_json(SPARCConfig, record["model"], given.run / CONFIG)
     with ranks("cpu"):
-        model = SPARC(config)
+        model = SPARC(config, objective=objective_of(record, given.run / CONFIG))
         optimizer = optim.make_adamw(model, 1e-3, fused=False)
         sharded.load(named[-1], about, model, optimizer)
         if given.out is not None:

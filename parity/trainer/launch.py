@@ -17,7 +17,7 @@ from torch.distributed.fsdp import fully_shard
 from torch.nn.parallel import DistributedDataParallel
 
 from parity.trainer.model import SPARC
-from parity.trainer.optim import thetas
+from parity.trainer.optim import loss_params
 from parity.trainer.settings import Machine
 
 PATIENCE = timedelta(minutes=30)                          # how long ranks wait for one another
@@ -80,7 +80,7 @@ def on_device(model: SPARC, machine: Machine, place: Place) -> tuple[nn.Module, 
         mesh = init_device_mesh(device.type, (place.world,))
         for block in [*model.vision.blocks, *model.text.blocks]:
             fully_shard(block, mesh=mesh)
-        fully_shard(model, mesh=mesh, ignored_params=set(thetas(model)))  # a single number cannot be sharded
+        fully_shard(model, mesh=mesh, ignored_params=set(loss_params(model).values()))  # used outside of the model's forward
     elif machine.strategy == "ddp":
         wrapped = DistributedDataParallel(model, device_ids=[place.local_rank] if machine.device == "cuda" else None)
     return wrapped, device

@@ -15,6 +15,8 @@ What a rank returns
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import cache
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -49,11 +51,12 @@ def sparc_loss(
     group=None,
     chunk: int = 1024,
     fine_chunk: int | None = None,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 7: lambda_g L_g + lambda_f L_f of a model's output.      -> loss (), stages of both, loss_global, loss_fine
 
     embeddings: v (b,P,D), t (b,L,D), v_bar, t_bar (b,D); mask (b,L) bool; theta_fine None: theta serves both.
-    form, chunk: global_loss's; fine_chunk: fine_grained_loss's chunk.  Over ranks, see the head of this file.
+    form, chunk: global_loss's; fine_chunk, compiled: fine_grained_loss's.  Over ranks, see the head of this file.
     """
     loss, stages = global_loss(embeddings["v_bar"], embeddings["t_bar"], theta, form=form, group=group, chunk=chunk)
     stages = {"loss_global": loss} | stages
@@ -62,7 +65,7 @@ def sparc_loss(
         options = {name: getattr(config, name) for name in ("sigma", "similarity", "align", "threshold_on", "flat", "ties")}
         fine, more = fine_grained_loss(
             embeddings["v"], embeddings["t"], mask, theta if theta_fine is None else theta_fine,
-            reduction=config.reduction, chunk=fine_chunk, group=group, **options,
+            reduction=config.reduction, chunk=fine_chunk, group=group, compiled=compiled, **options,
         )  # fmt: skip
         loss = loss + config.lambda_f * fine
         stages |= {"loss_fine": fine} | more
@@ -91,8 +94,8 @@ def global_loss(
     if form == "chunked" and chunk < 1:
         raise ValueError(f"chunk: expected a positive number of columns, got {chunk}")
     with torch.autocast(v_bar.device.type, enabled=False):
-        v_hat, t_hat = (F.normalize(_wide(x), dim=-1, eps=1e-12) for x in (v_bar, t_bar))
-        theta = _wide(theta)
+        v_hat, t_hat = (unit(wide(x)) for x in (v_bar, t_bar))
+        theta = wide(theta)
         sizes = distributed.batch_sizes(len(v_hat), v_hat.device, group)
         v_all, t_all = (distributed.gather(x, sizes, group) for x in (v_hat, t_hat))
         if form == "plain":
@@ -175,6 +178,7 @@ def fine_grained_loss(
     ties: str = "share",
     chunk: int | None = None,
     group=None,
+    compiled: bool = False,
 ) -> tuple[Tensor, dict[str, Tensor]]:
     """Eq. 6: every token finds its own group of patches among its caption's, and every group its token.
 
@@ -182,6 +186,7 @@ def fine_grained_loss(
     reference's: reduction "sample" | "token", sigma (None: 1/P), similarity "dot" | "cosine", align "minmax" |
     "no_threshold" | "softmax", threshold_on "minmax" | "weights", flat "uniform" | "zero" | "nan", ties "share" | "first".
     chunk: so many samples at a time, computed again in backward, so that memory is that of one chunk.
+    compiled: by torch.compile, a few kernels for some hundred.
     Returns loss (), stages: similarity, minmax, sparse, weights (b,L,P), grouped (b,L,D), logits_vt, logits_tv (b,L,L) unless
     chunked; loss_vt, loss_tv (b,L).  Over ranks, see the head of this file; "token" counts the tokens of all ranks.
     Raises ValueError on wrong shapes or options.
@@ -199,12 +204,13 @@ def fine_grained_loss(
     options: dict[str, Any] = {"sigma": sigma, "similarity": similarity, "align": align, "threshold_on": threshold_on}
     options |= {"flat": flat, "ties": ties}
     with torch.autocast(v.device.type, enabled=False):
-        theta = _wide(theta)
+        theta = wide(theta)
+        compute = compiled_token_losses() if compiled else token_losses
         if chunk is None:
-            stages = token_losses(v, t, mask, theta, **options)
+            stages = compute(v, t, mask, theta, **options)
         else:
             def of_chunk(*inputs):
-                stages = token_losses(*inputs, theta, **options)
+                stages = compute(*inputs, theta, **options)
                 return stages["loss_vt"], stages["loss_tv"]
 
             parts = zip(v.split(chunk), t.split(chunk), mask.split(chunk))
@@ -221,14 +227,19 @@ def fine_grained_loss(
         return loss, stages
 
 
+@cache
+def compiled_token_losses() -> Callable[..., dict[str, Tensor]]:
+    return torch.compile(token_losses)
+
+
 def token_losses(
     v: Tensor, t: Tensor, mask: Tensor, theta: Tensor, *, sigma: float, similarity: str, align: str, threshold_on: str,
     flat: str, ties: str,
 ) -> dict[str, Tensor]:  # fmt: skip
     """Eqs. 2-6 as far as each token's two losses.      v (b,P,D), t (b,L,D), mask (b,L), theta () -> stages"""
-    v, t = _wide(v), torch.where(mask[..., None], _wide(t), 0)
+    v, t = wide(v), torch.where(mask[..., None], wide(t), 0)
     real, some = mask[..., None], mask.any(1)[:, None, None]
-    key_t, key_v = (F.normalize(t, dim=-1), F.normalize(v, dim=-1)) if similarity == "cosine" else (t, v)
+    key_t, key_v = (unit(t), unit(v)) if similarity == "cosine" else (t, v)
     s = key_t @ key_v.mT                                  # (b,L,P)
     stages = {"similarity": s}
     if align == "softmax":
@@ -250,7 +261,7 @@ def token_losses(
         stages |= {"minmax": s_hat, "sparse": torch.where(level, 1, s_til) if threshold_on == "weights" else s_til}
     a = torch.where(real, a, 0)
     c = a @ v                                             # (b,L,D)
-    logits = theta.exp() * (F.normalize(c, dim=-1) @ F.normalize(t, dim=-1).mT)  # (b,L,L)
+    logits = theta.exp() * (unit(c) @ unit(t).mT)  # (b,L,L)
     columns = mask[:, None, :] | ~some                    # an empty caption's rows are finite, then thrown away
 
     def own(z):
@@ -261,7 +272,17 @@ def token_losses(
     return stages | named | {"loss_vt": own(named["logits_vt"]), "loss_tv": own(named["logits_tv"])}
 
 
-def _wide(x):
+def unit(x: Tensor) -> Tensor:
+    """x / |x| over the last axis, without an epsilon, however short or long.  A vector of zeros has no direction: it stays as
+    it is and gets no gradient."""
+    top = x.detach().abs().amax(-1, keepdim=True)
+    none = top == 0
+    y = x / torch.where(none, 1, top)                     # |x| = top |x/top|: no square leaves the range
+    return torch.where(none, 0, y / torch.where(none, 1, torch.linalg.vector_norm(y, dim=-1, keepdim=True)))
+
+
+def wide(x: Tensor) -> Tensor:
+    """At least float32."""
     return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x
 
 

@@ -12,7 +12,9 @@ from torch.utils.flop_counter import FlopCounterMode
 from parity.trainer.distributed import total
 from parity.trainer.model import SPARC
 from parity.trainer.optim import total_norm
+from sparc_ref import cost
 from sparc_ref.model import SPARCConfig
+from sparc_ref.objectives.chosen import ObjectiveConfig
 
 PEAKS = {                                                 # dense operations a second by the maker's data sheets: bf16, float32
     "H200": (989e12, 67e12), "H100 PCIe": (756e12, 51e12), "H100": (989e12, 67e12), "A100": (312e12, 19.5e12),
@@ -29,12 +31,12 @@ def peak_operations(device: torch.device, precision: str) -> float | None:
     return known[precision != "bf16"] if known else None
 
 
-def operations(config: SPARCConfig, batch: int, world: int) -> float:
+def operations(config: SPARCConfig, batch: int, world: int, objective: ObjectiveConfig | None = None) -> float:
     """Operations of one update on one rank that holds batch/world samples, backward counted, recomputation not.
 
     The towers by FlopCounterMode, for one sample with the longest caption on the meta device, times the samples; the losses by
     hand: global, two products of (b,D) with (D,B); fine-grained, two of L x P x D and one of L x L x D for a sample; each is
-    twice that in backward.
+    twice that in backward; other objectives' losses by sparc_ref.cost.
     """
     c, own = config, batch / world
     with torch.device("meta"), FlopCounterMode(display=False) as counter:
@@ -42,6 +44,8 @@ def operations(config: SPARCConfig, batch: int, world: int) -> float:
         mask = torch.ones(1, c.max_tokens, dtype=torch.bool)
         out = model(torch.zeros(1, 3, c.image_size, c.image_size), torch.zeros(1, c.max_tokens, dtype=torch.int64), mask)
         sum(out[name].sum() for name in ("v", "t", "v_bar", "t_bar")).backward()
+    if objective is not None and objective.objective != "sparc":
+        return counter.get_total_flops() * own + cost.step_cost(c, objective, batch, world, form="reference").loss_flops
     patches = c.grid[0] * c.grid[1]
     fine = 2 * c.max_tokens * patches * c.embed_dim + c.max_tokens**2 * c.embed_dim if c.lambda_f else 0
     return counter.get_total_flops() * own + 3 * 2 * own * (2 * batch * c.embed_dim * bool(c.lambda_g) + fine)

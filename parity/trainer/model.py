@@ -23,7 +23,10 @@ if TYPE_CHECKING:
 ORDER = (  # in which data meets them; torch would put a module's own parameters before those of its parts
     "vision.patch", "vision.positions", "vision.blocks", "vision.norm",
     "text.embedding", "text.positions", "text.blocks", "text.norm", "h_v", "g_v", "g_t", "theta", "theta_fine",
+    "theta_filip", "theta_local", "theta_attention", "theta_words", "theta_cross", "pacl", "theta_pool", "mgca", "flair",
+    "logit_bias",
 )  # fmt: skip
+STARTS = {"theta_filip": 1 / 0.07, "theta_local": 10.0, "theta_attention": 4.0, "theta_words": 5.0, "theta_cross": 10.0}
 
 
 class SPARC(nn.Module):
@@ -32,9 +35,13 @@ class SPARC(nn.Module):
     attention  "sdpa": torch's fused kernels | "plain": scores, softmax, product, each in memory
     fused_qkv  queries, keys and values in one product | three
     checkpoint keep each block's input alone and compute the block again in backward
+    objective  settings with ObjectiveConfig's attributes, whose own parameters are then the model's; None: SPARC's
     """
 
-    def __init__(self, config: SPARCConfig, *, attention: str = "sdpa", fused_qkv: bool = True, checkpoint: bool = False):
+    def __init__(
+        self, config: SPARCConfig, *, attention: str = "sdpa", fused_qkv: bool = True, checkpoint: bool = False,
+        objective: Any = None,
+    ):
         super().__init__()
         if attention not in ("sdpa", "plain"):
             raise ValueError(f"attention: expected sdpa or plain; got {attention!r}")
@@ -47,6 +54,9 @@ class SPARC(nn.Module):
         self.g_t = nn.Linear(c.text_width, c.embed_dim)
         self.theta = nn.Parameter(torch.tensor(math.log(1 / c.temperature_init)))
         self.theta_fine = nn.Parameter(self.theta.detach().clone()) if c.temperature == "separate" else None
+        self.objective = objective
+        if objective is not None:
+            add_own(self, objective, c.embed_dim)
         self.register_state_dict_post_hook(_in_forward_order)
 
     def forward(self, images: Tensor, tokens: Tensor, mask: Tensor) -> dict[str, Tensor]:
@@ -78,6 +88,31 @@ class SPARC(nn.Module):
         else:
             pooled = f_t.mean(1)
         return {"text_features": f_t, "t": self.g_t(f_t), "t_bar": self.g_t(pooled)}
+
+
+def add_own(model: SPARC, o: Any, width: int) -> None:
+    """The parameters that an objective adds (parity.trainer.objectives), under the reference's names."""
+    scales = {"clip_filip": ("theta_filip",), "mgca": ("theta_cross",) * bool(o.mgca_lambda_cta),
+              "gloria": ("theta_local", *("theta_attention", "theta_words") * (o.gloria_learn == "all"))}
+    starts = {name: STARTS[name] for name in scales.get(o.objective, ())}
+    if o.objective == "pacl":
+        if o.pacl_embedder == "residual":
+            model.pacl = nn.ModuleDict({"up": nn.Linear(width, width), "down": nn.Linear(width, width)})
+        starts |= {"theta_pool": max(o.pacl_weight_scale, 1.0)} if o.pacl_learn_scale else {}
+    if o.objective == "mgca":
+        inside = o.mgca_width
+        model.mgca = nn.ModuleDict({side: nn.ModuleDict({
+            "query": nn.Linear(width, inside), "key": nn.Linear(width, inside, bias=False), "value": nn.Linear(width, inside),
+            "out": nn.Linear(inside, width)}) for side in ("word", "patch") if o.mgca_attention == "mha" and o.mgca_lambda_cta})
+        if o.mgca_lambda_cpa:
+            model.mgca.register_parameter("prototypes", nn.Parameter(torch.zeros(o.mgca_prototypes, width)))
+    if o.objective == "flair":
+        model.flair = nn.ModuleDict({"query": nn.Linear(width, width), "key": nn.Linear(width, width, bias=False),
+                                     "value": nn.Linear(width, width, bias=False), "out": nn.Linear(width, width)})
+    if o.objective in ("siglip", "flair"):
+        model.register_parameter("logit_bias", nn.Parameter(torch.tensor(-10.0)))
+    for name, start in starts.items():
+        model.register_parameter(name, nn.Parameter(torch.tensor(math.log(start))))
 
 
 class VisionTower(nn.Module):
@@ -219,11 +254,16 @@ def gelu(x: Tensor, kind: str) -> Tensor:
 @torch.no_grad()
 def init_weights(model: SPARC, seed: int) -> SPARC:
     """Draw initial weights, the usual ViT scheme: Glorot-uniform matrices, zero biases, normal(0, 0.02) positions and
-    embeddings, theta = log(1/temperature_init).  Drawn on the host in forward order: the same on every device."""
+    embeddings, theta = log(1/temperature_init), prototypes of length one.  Drawn on the host in forward order, an objective's
+    own last: the same on every device, and the same towers under every objective."""
     rng = torch.Generator().manual_seed(seed)
     for name, p in model.state_dict().items():
-        if name.startswith("theta"):
+        if name in ("theta", "theta_fine"):
             p.fill_(math.log(1 / model.config.temperature_init))
+        elif name.startswith("theta") or name == "logit_bias":
+            pass                                          # as it was made
+        elif name == "mgca.prototypes":
+            p.copy_(F.normalize(torch.randn(p.shape, generator=rng), dim=-1))
         elif name.endswith("positions") or "embedding" in name:
             p.copy_(torch.randn(p.shape, generator=rng) * 0.02)
         elif name.endswith("bias"):

@@ -12,8 +12,9 @@ from torch.distributed.tensor import DTensor
 from torch.nn.parallel import DistributedDataParallel
 
 from parity.trainer import distributed
-from parity.trainer.loss import reported, sparc_loss
+from parity.trainer.loss import reported
 from parity.trainer.model import bare
+from parity.trainer.objectives import objective_loss, unit
 
 USED = ("v", "t", "v_bar", "t_bar")  # what the losses take of the model's output
 
@@ -51,8 +52,12 @@ def clip(model: nn.Module, limit: float) -> Tensor:
     norm = total_norm(grads)
     if limit < math.inf:
         factor = torch.where(norm > limit, limit / norm, 1.0)
+        whole = [g for g in grads if not isinstance(g, DTensor)]
+        if whole:
+            torch._foreach_mul_(whole, factor)            # a few kernels for all of them
         for g in grads:
-            g.mul_(factor)
+            if isinstance(g, DTensor):
+                g.mul_(factor)
     return norm
 
 
@@ -75,9 +80,24 @@ def clamp_theta(model: nn.Module) -> None:
         theta.clamp_(0.0, math.log(100))
 
 
+@torch.no_grad()
+def after_update(model: nn.Module) -> None:
+    """What is done to parameters after each update, outside of the gradient: thetas in range, prototypes of length one."""
+    clamp_theta(model)
+    for name, p in loss_params(model).items():
+        if name == "mgca.prototypes":
+            p.copy_(unit(p))
+
+
 def thetas(model: nn.Module) -> list[nn.Parameter]:
-    """theta, and theta_fine where there is one."""
-    return [theta for theta in (bare(model).theta, bare(model).theta_fine) if theta is not None]
+    """theta, theta_fine where there is one, and the temperatures of an objective."""
+    return [p for name, p in bare(model).named_parameters() if name.startswith("theta")]
+
+
+def loss_params(model: nn.Module) -> dict[str, nn.Parameter]:
+    """The parameters that the losses use, by name; never in shards."""
+    own = ("theta", "pacl.", "mgca.", "flair.", "logit_bias")
+    return {name: p for name, p in bare(model).named_parameters() if name.startswith(own)}
 
 
 def warmup_cosine(step: int, *, peak: float, warmup: int, steps: int, final: float = 0.0) -> float:
@@ -111,7 +131,7 @@ def train_step(
     loss = backward(model, batch, accumulate=accumulate, autocast=autocast, group=group, **options)
     norm = _clip(model, math.inf if clip is None else clip)
     optimizer.step()
-    clamp_theta(model)
+    after_update(model)
     return {"loss": loss, "norm": norm}
 
 
@@ -136,9 +156,11 @@ def backward(
     accumulate: into how many parts the batch is cut, so that the activations of one are in memory at a time.  Exact, though
     the global loss compares every picture with every caption (GradCache, arXiv 2101.06983): embed all parts without a
     graph, take the loss and its gradient on the embeddings, then embed each part again and send its gradient through.
-    autocast: torch.bfloat16, say; None: as the parameters are.  options: sparc_loss's form, chunk, fine_chunk.
+    autocast: torch.bfloat16, say; None: as the parameters are.  options: form, chunk, fine_chunk, pair_chunk, step of
+    objectives.objective_loss.
     """
-    config, device = bare(model).config, batch[0].device.type
+    config, objective, device = bare(model).config, bare(model).objective, batch[0].device.type
+    params = loss_params(model)
     no_sync = model.no_sync if isinstance(model, DistributedDataParallel) else nullcontext
     if not 1 <= accumulate <= len(batch[0]):
         raise ValueError(f"accumulate: expected 1 to {len(batch[0])} parts, one sample each at least, got {accumulate}")
@@ -148,23 +170,23 @@ def backward(
             out = model(*part)
         return {name: out[name] for name in USED}
 
-    def loss_of(embeddings, theta, theta_fine=None):
-        loss, stages = sparc_loss(embeddings, batch[2], theta, theta_fine, config, group=group, **options)
+    def loss_of(embeddings, params):
+        loss, stages = objective_loss(embeddings, batch[2], params, config, objective, group=group, **options)
         if seen is not None:
             seen.update({name: x.detach() for name, x in stages.items()})
         return loss
 
     if accumulate == 1:
         with nullcontext() if last else no_sync():
-            loss = loss_of(embed(batch), *thetas(model))
+            loss = loss_of(embed(batch), params)
             scaled(loss, scale).backward()
     else:
         parts = list(zip(*(x.tensor_split(accumulate) for x in batch)))
         with torch.no_grad():
             embedded = [embed(part) for part in parts]
         leaves = {name: torch.cat([e[name] for e in embedded]).requires_grad_() for name in USED}
-        scales = [theta.detach().clone().requires_grad_() for theta in thetas(model)]
-        loss = loss_of(leaves, *scales)
+        copies = {name: p.detach().clone().requires_grad_() for name, p in params.items()}
+        loss = loss_of(leaves, copies)
         scaled(loss, scale).backward()
         given = {name: leaf.grad.tensor_split(accumulate) for name, leaf in leaves.items() if leaf.grad is not None}
         for i, part in enumerate(parts):
@@ -173,8 +195,8 @@ def backward(
                 out = embed(part)
                 roots, grads = [out[name] for name in given], [given[name][i] for name in given]
                 if final:                                 # in the pass after which DistributedDataParallel takes its mean
-                    used = [(theta, scale.grad) for theta, scale in zip(thetas(model), scales) if scale.grad is not None]
-                    roots, grads = roots + [theta for theta, _ in used], grads + [grad for _, grad in used]
+                    used = [(params[name], copy.grad) for name, copy in copies.items() if copy.grad is not None]
+                    roots, grads = roots + [p for p, _ in used], grads + [grad for _, grad in used]
                 torch.autograd.backward(roots, grads)
     if no_sync is nullcontext and last:
         distributed.mean_gradients(model, group)

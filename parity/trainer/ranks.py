@@ -100,13 +100,14 @@ def cases_over_ranks(
     *,
     target: str = "parity.trainer.ranks:losses",
     timeout: float = 300,
+    agree: bool = True,
 ) -> dict[str, tuple[float, Arrays]]:
     """Many cases in the same processes: label -> (loss, gradients by name), in the parameters' dtype.
 
     cases: label -> options; any of form, chunk, fine_chunk, accumulate; ddp: average by DistributedDataParallel instead of
-    by hand; model: SPARC's keywords; any field of the config, such as reduction; and
+    by hand; model: SPARC's keywords; objective: an ObjectiveConfig's fields; any field of the config, such as reduction; and
     sizes: how many samples each rank holds, one after the other, as equal as can be if not given.
-    target: what the children run.  Raises RuntimeError if ranks disagree about the loss.
+    target: what the children run.  Raises RuntimeError if ranks disagree about the loss, unless `agree` is False.
     """
     count = len(images)
     equal = [len(part) for part in np.array_split(np.arange(count), world_size)]
@@ -121,10 +122,11 @@ def cases_over_ranks(
     out = {}
     for label in cases:
         losses = [float(result[f"{label}.loss"]) for result in results]
-        if len(set(losses)) != 1:
+        if agree and len(set(losses)) != 1:
             raise RuntimeError(f"{label}: the ranks report different losses, {losses}")
         start = f"{label}.grad."
-        out[label] = losses[0], {name.removeprefix(start): results[0][name] for name in map(start.__add__, params)}
+        out[label] = losses[0], {name.removeprefix(start): results[0][name] for name in map(start.__add__, params)
+                              if name in results[0]}
     return out
 
 
@@ -147,7 +149,9 @@ def losses(arrays: Arrays, options: dict) -> Arrays:
         images, tokens, mask = (torch.from_numpy(arrays[name][part].copy()) for name in ("images", "tokens", "mask"))
         fields = {name: case.pop(name, default) for name, default in options["config"].items()}
         config: Any = SimpleNamespace(**fields)
-        model: Any = load_params(SPARC(config, **case.pop("model", {})).to(dtype), params)
+        objective: Any = SimpleNamespace(**case.pop("objective")) if "objective" in case else None
+        model: Any = SPARC(config, objective=objective, **case.pop("model", {})).to(dtype)
+        load_params(model, {name: params[name] for name in model.state_dict() if name in params} if objective else params)
         if case.pop("ddp", False):
             model = DistributedDataParallel(model)
         loss = optim.backward(model, (images.to(dtype), tokens, mask), **case)

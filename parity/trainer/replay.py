@@ -14,11 +14,12 @@ from safetensors.torch import load_file
 from parity.trainer import checkpoint as sharded
 from parity.trainer import optim
 from parity.trainer.evaluate import normalized
-from parity.trainer.loss import sparc_loss
 from parity.trainer.model import SPARC
+from parity.trainer.objectives import objective_loss
 from sparc_ref.model import SPARCConfig
 from sparc_ref.run import checkpoint
 from sparc_ref.run.inventory import CONFIG
+from sparc_ref.run.rundir import objective_of
 
 
 @dataclass(frozen=True)
@@ -33,16 +34,17 @@ def replay(run: Path, file: Path) -> str:
     """What is not finite, in words."""
     from parity.trainer.launch import ranks
 
-    config = checkpoint.from_json(SPARCConfig, json.loads((run / CONFIG).read_text("utf-8"))["model"], run / CONFIG)
+    record = json.loads((run / CONFIG).read_text("utf-8"))
+    config = checkpoint.from_json(SPARCConfig, record["model"], run / CONFIG)
     saved = load_file(file)
     with ranks("cpu"):
-        model = SPARC(config)
+        model = SPARC(config, objective=objective_of(record, run / CONFIG))
         optimizer = optim.make_adamw(model, 1e-3, fused=False)
         if not (found := sharded.steps(run / sharded.FOLDER)):
             raise ValueError(f"{run}: holds no checkpoint to replay with")
         sharded.load(found[-1], sharded.read_about(found[-1]), model, optimizer)
         out = model(normalized(saved["images"]), saved["tokens"], saved["mask"])
-        loss, stages = sparc_loss(out, saved["mask"], model.theta, model.theta_fine, config)
+        loss, stages = objective_loss(out, saved["mask"], optim.loss_params(model), config, model.objective)
         loss.backward()
     gradients = {f"gradient of {name}": p.grad for name, p in model.named_parameters() if p.grad is not None}
     for name, x in {**out, **stages, "loss": loss, **gradients}.items():

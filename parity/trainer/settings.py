@@ -63,13 +63,14 @@ class Machine:
     device: Device | None = None    # what the model runs on
     strategy: Strategy | None = None  # every rank holds the model, by DistributedDataParallel, or shards of it, by FSDP2
     precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "float64": for proofs
-    compile: bool = False           # torch.compile every block; costs minutes at the start
+    compile: bool = False           # torch.compile every block and the fine-grained loss; costs minutes at the start
     checkpoint_activations: bool = False  # keep each block's input alone, compute the block again in backward
     accumulate: int = 1             # parts that a rank's batch is cut into, exact for the global loss (GradCache)
     fused: bool | None = None       # AdamW in one kernel
     form: Form | None = None        # of the global loss: all logits, a rank's own rows and columns, or those in chunks
     chunk: int = 1024               # columns of a chunk of the global loss
     fine_chunk: int | None = None   # samples of a chunk of the fine-grained loss, whose figures are then not measured
+    pair_chunk: int | None = None   # other samples in a block of FILIP, PACL, GLoRIA; none: about 16 million numbers
     workers: int | None = None      # processes per rank that decode pictures
     log_every: int = 10             # updates between two rows of metrics
     eval_every: int = 0             # updates between two evaluations; 0: at the end only
@@ -83,7 +84,7 @@ class Machine:
     deterministic: bool = False     # torch.use_deterministic_algorithms; on CPUs nothing random is used anyway
 
     def __post_init__(self):
-        for name in ("accumulate", "chunk", "fine_chunk", "log_every", "checkpoint_every", "keep", "skips"):
+        for name in ("accumulate", "chunk", "fine_chunk", "pair_chunk", "log_every", "checkpoint_every", "keep", "skips"):
             if (value := getattr(self, name)) is not None and value < 1:
                 raise ValueError(f"{name}: expected at least 1, got {value}")
         for name in ("workers", "eval_every", "export_every"):

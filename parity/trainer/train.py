@@ -28,16 +28,18 @@ from parity.trainer.export import export, take_weights
 from parity.trainer.launch import Place, everywhere, gathered, largest, on_device, on_first
 from parity.trainer.loss import reported
 from parity.trainer.model import SPARC, bare, init_weights
-from parity.trainer.optim import clip, thetas
+from parity.trainer.optim import clip
 from parity.trainer.settings import Machine, Training
 from sparc_ref.data import Joined
 from sparc_ref.model import SPARCConfig
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run.files import write_whole
 from sparc_ref.run.inventory import CONFIG, METRICS, TOKENIZER, trained
 from sparc_ref.run.rundir import Metrics, differences, lock, settings, stored_record
 from sparc_ref.run.telling import brief, progress
 from sparc_ref.run.train import Interrupted, NonFiniteLoss, stop_signals
 
+SPARC_ALONE = ObjectiveConfig()
 COUNTED = ("examples", "tokens_truncated", "captions_truncated", "skipped_updates")  # over a whole run, kept in checkpoints
 
 
@@ -45,6 +47,7 @@ def train(
     config: SPARCConfig, training: Training, machine: Machine, datasets: Sequence[Any], tokenizer: Any, out: Path, place: Place,
     *, validation: Mapping[str, Any] | None = None, record: Mapping[str, Any] | None = None, resume: bool = False,
     init: Path | None = None, again: str = "", say: Callable[[str], Any] = print,
+    objective: ObjectiveConfig = SPARC_ALONE,
 ) -> SPARC:
     """Train, and return the model (its parameters in shards with strategy "fsdp").      all ranks call it
 
@@ -52,6 +55,7 @@ def train(
     datasets    every update takes a batch from each, or from one in turn, or from all as one (training.mixing)
     record      what the run keeps in config.json: model, train, tokenizer, data, validation, perhaps sources
     init        a safetensors file to start from, see export.take_weights
+    objective   the loss and its settings, SPARC's unless another is named
     Raises ValueError where `out` holds another run, or more updates in a row than machine.skips are not finite
     (NonFiniteLoss, with the batch saved), and Interrupted after a signal, when everything is saved.
     """
@@ -59,7 +63,7 @@ def train(
         on_first(lambda: [stack.enter_context(lock(out)), None][1])
         stop = stack.enter_context(stop_signals())
         run = Run(config, training, machine, datasets, tokenizer, Path(out), place, validation or {}, dict(record or {}), again,
-                  say)
+                  say, objective)
         run.begin(resume, init)
         stack.enter_context(run.metrics_open())
         run.go(stop)
@@ -86,14 +90,15 @@ def check_free(out: Path, resume: bool) -> dict | None:
 class Run:
     """One pass through the loop: what does not change during training, and the steps of the loop as methods."""
 
-    def __init__(self, config, training, machine, datasets, tokenizer, out, place, validation, record, again, say):
+    def __init__(self, config, training, machine, datasets, tokenizer, out, place, validation, record, again, say, objective):
+        self.objective = objective
         self.config, self.training, self.machine, self.tokenizer = config, training, machine, tokenizer
         self.out, self.place, self.validation, self.record, self.again = out, place, validation, record, again
         self.say = say if place.first else lambda text: None
         self.then = f", then go on with:\n  {again or '--resume'}"
         torch.use_deterministic_algorithms(machine.deterministic)
         self.autocast = torch.bfloat16 if machine.precision == "bf16" else None
-        model = init_weights(SPARC(config, checkpoint=machine.checkpoint_activations), training.seed)
+        model = init_weights(SPARC(config, checkpoint=machine.checkpoint_activations, objective=objective), training.seed)
         self.dtype = torch.float64 if machine.precision == "float64" else torch.float32
         self.initial = model.to(self.dtype)
         if training.mixing == "merged" and len(datasets) > 1:
@@ -103,8 +108,9 @@ class Run:
                    training.batch // place.world, image_size=config.image_size, max_tokens=config.max_tokens, rank=place.rank,
                    world=place.world, workers=machine.workers, pad=machine.compile, strict=machine.strict)
             for i, d in enumerate(datasets)])
-        self.options = {"form": machine.form, "chunk": machine.chunk, "fine_chunk": machine.fine_chunk,
-                        "accumulate": machine.accumulate, "autocast": self.autocast}
+        same = ("form", "chunk", "fine_chunk", "pair_chunk", "accumulate")
+        self.options = {name: getattr(machine, name) for name in same} | {
+            "compiled": machine.compile, "autocast": self.autocast}
         self.step, self.seen, self.in_a_row, self.saved = 0, dict.fromkeys(COUNTED, 0), 0, -1
         self.metrics = Metrics(out / METRICS, self.then)
 
@@ -132,7 +138,7 @@ class Run:
             self.saved = self.step
             ranks = f", which {about['world']} ranks wrote; the rest of the epoch is dealt anew"
             self.say(f"resuming after update {self.step} from {path}{ranks if about['world'] != self.place.world else ''}")
-        self.operations = meters.operations(self.config, t.batch, self.place.world)
+        self.operations = meters.operations(self.config, t.batch, self.place.world, self.objective)
         self.peak = meters.peak_operations(self.device, self.machine.precision)
 
     def open(self, resume: bool) -> bool:
@@ -236,7 +242,7 @@ class Run:
             tensors = self.tensors(batch)
             stages: dict[str, torch.Tensor] = {}
             losses.append(optim.backward(self.model, tensors, scale=1 / len(batches), last=i == len(batches) - 1,
-                                         seen=stages if said else None, **self.options))
+                                         seen=stages if said else None, step=self.step, **self.options))
             rows.append(self.figures(stages, tensors[2]) if said else {})
         norm = clip(self.model, t.clip)
         loss, norm_is = torch.stack([torch.stack(losses).mean().double(), norm.double()]).tolist()
@@ -248,7 +254,7 @@ class Run:
         self.in_a_row = 0
         before = [p.detach().clone() for p in self.model.parameters()] if said else []
         self.optimizer.step()
-        optim.clamp_theta(self.model)
+        optim.after_update(self.model)
         if said:
             self.log(loss, norm_is, lr, losses, rows, before, len(batches))
         return loss
@@ -261,7 +267,7 @@ class Run:
         return normalized(parts[0]).to(self.dtype), parts[1], parts[2]
 
     def figures(self, stages, mask) -> dict[str, float]:
-        found = {name: float(reported(stages[name])) for name in ("loss_global", "loss_fine") if name in stages}
+        found = {name: float(reported(x)) for name, x in stages.items() if name.startswith("loss_") and not x.ndim}
         return found | meters.alignment_figures(stages, mask)
 
     def log(self, loss, norm, lr, losses, rows, before, count) -> None:
@@ -269,11 +275,10 @@ class Run:
         if len(losses) > 1:
             row |= {f"loss/{i}:{s.dataset.name}": float(x) for i, (s, x) in enumerate(zip(self.streams, losses))}
         seconds, waited = self.clock.read(self.step)
-        theta = [float(x.detach()) for x in thetas(self.model)]
+        theta = {name: float(x.detach()) for name, x in optim.loss_params(self.model).items() if name.startswith("theta")}
         row |= {"grad_norm": norm, "param_norm": meters.parameters_norm(self.model),
-                "update_norm": meters.difference_norm(self.model, before), "lr": lr, "theta": theta[0],
-                "temperature": float(np.exp(-theta[0])), **self.seen}
-        row |= {"theta_fine": theta[1]} if theta[1:] else {}
+                "update_norm": meters.difference_norm(self.model, before), "lr": lr, **theta,
+                "temperature": float(np.exp(-theta["theta"])), **self.seen}
         timing = {"seconds": round(seconds, 4), "examples_per_second": round(self.training.batch * count / seconds, 1),
                   "data_wait": round(waited, 4), "peak_memory": meters.peak_memory(self.device)}
         if self.peak:

@@ -4,7 +4,10 @@ Another package adds a command by an entry point of the group "sparc_ref.command
 `needs`, the extra that brings what it imports.  parity adds `check` so; this package imports nothing of it.
 """
 
+import codecs
+import io
 import json
+import os
 import re
 import shlex
 import sys
@@ -22,8 +25,8 @@ from sparc_ref.commands.cost import CostCommand
 from sparc_ref.commands.demo import DemoConfig, demo
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.objectives.chosen import ObjectiveConfig
-from sparc_ref.run.files import check_output, write_output
-from sparc_ref.run.telling import reasons
+from sparc_ref.run.files import REMEDIES, check_output, write_output
+from sparc_ref.run.telling import as_word, reasons
 from sparc_ref.run.train import Interrupted, TrainConfig, train
 
 if TYPE_CHECKING:
@@ -152,8 +155,9 @@ def run(argv: list[str]) -> int:
 
     tyro itself ends wrong options with status 2 and the nearest name.
     """
-    if hasattr(sys.stdout, "reconfigure"):
-        sys.stdout.reconfigure(line_buffering=True)       # progress shows in a log file too
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):          # progress shows in a log file too, and names as they can be pasted
+            stream.reconfigure(line_buffering=True, errors="surrogateescape" if is_utf8(stream) else "backslashreplace")
     if argv in (["--version"], ["-V"]):
         print(f"sparc_ref {__version__}")
         return 0
@@ -208,9 +212,20 @@ def run(argv: list[str]) -> int:
               file=sys.stderr)
         return 2
     except (ValueError, OSError, MemoryError, ArithmeticError) as error:
-        print(f"sparc-ref: {as_options(str(error), command) or type(error).__name__}", file=sys.stderr)
+        print(f"sparc-ref: {as_options(told(error), command) or type(error).__name__}", file=sys.stderr)
         return 2
     return 0
+
+
+def is_utf8(stream: io.TextIOWrapper) -> bool:
+    return codecs.lookup(stream.encoding).name == "utf-8"
+
+
+def told(error: BaseException) -> str:
+    """The message of an error; the system's own get the file first and the remedy last, as ours have."""
+    if type(error).__module__ == "builtins" and isinstance(error, OSError) and error.filename and error.strerror:
+        return f"{os.fspath(error.filename)}: {error.strerror}; {REMEDIES.get(error.errno or 0, 'mend that')}"
+    return str(error)
 
 
 def to_continue(argv: list[str]) -> str:
@@ -273,12 +288,16 @@ def run_train(command, again):
         tokenizer = open_tokenizer(command.tokenizer, command.eos, command.lower)
     elif command.resume and (command.out / TOKENIZER / "tokenizer.json").exists():
         tokenizer = open_tokenizer(command.out / TOKENIZER)
+        for name in ("eos", "lower"):
+            if (there := getattr(tokenizer, name)) != (here := getattr(command, name)):
+                raise ValueError(f"--resume: {command.out} was started with other settings; "
+                                 f"--{name}: {there} there, {here} here")
     else:
         tokenizer = make_tokenizer(sets, config.vocab_size, command.eos, command.lower)
     train(replace(config, vocab_size=tokenizer.vocab_size), training, sets, tokenizer, command.out,
           validation=checks, resume=command.resume, overwrite=command.overwrite, again=again, objective=objective,
           sources=remembered(command.data, command.validation, opened=named) | {"command": started(again)})
-    print(f"Measure it, and see it on a page:\n  {shlex.join(['sparc-ref', 'report', str(command.out)])}")
+    print(f"Measure it, and see it on a page:\n  {shlex.join(['sparc-ref', 'report', as_word(command.out)])}")
 
 
 def started(again: str) -> str:
@@ -291,7 +310,6 @@ def started(again: str) -> str:
 def run_evaluate(command):
     """The command `evaluate`: one table per data set; JSON where asked for."""
     from sparc_ref.commands.report import measure
-    from sparc_ref.objectives.chosen import scores_of
     from sparc_ref.run.rundir import load_run, objective_of, sources_of
     from sparc_ref.run.sources import check_split, has_splits, open_source, trained_on, with_options
     from sparc_ref.show.results import grounding, numbers_table
@@ -312,7 +330,7 @@ def run_evaluate(command):
         if hasattr(dataset, "report"):
             print(f"{spec}: {dataset.report}")
         numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards,
-                          scores_of(objective_of(found.record["config"], found.path)))
+                          objective_of(found.record["config"], found.path))
         results[f"{spec} {dataset.name}"] = numbers
         own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
         print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")

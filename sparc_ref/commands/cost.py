@@ -15,9 +15,9 @@ if TYPE_CHECKING:
     Preset: TypeAlias = str
 else:
     Preset = Literal[tuple(PRESETS)]
-ORDER = ("clip", "sparc", "mgca", "pacl", "filip", "clip_filip", "gloria")
+ORDER = ("clip", "sparc", "mgca", "pacl", "filip", "clip_filip", "gloria", "siglip", "flair")
 LABELS = {"clip": "CLIP", "sparc": "SPARC", "mgca": "MGCA", "pacl": "PACL", "filip": "FILIP", "gloria": "GLoRIA",
-          "clip_filip": "CLIP+FILIP"}
+          "clip_filip": "CLIP+FILIP", "siglip": "SigLIP", "flair": "FLAIR"}
 assert set(ORDER) == set(NAMES)
 
 

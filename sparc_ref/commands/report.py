@@ -16,10 +16,10 @@ from typing import Any
 import numpy as np
 
 from sparc_ref import __version__
-from sparc_ref.objectives.chosen import scores_of
 from sparc_ref.run import checkpoint
 from sparc_ref.run.rundir import CHECKPOINTS, METRICS, load_run, objective_of, read_metrics, sources_of
 from sparc_ref.run.sources import has_splits, open_source, trained_on
+from sparc_ref.run.telling import as_word
 from sparc_ref.run.train import one_blas_thread
 
 MODELS: dict[str, tuple[str, dict]] = {"sparc": ("SPARC", {}), "global": ("global loss only", {"lambda_f": 0.0})}
@@ -49,7 +49,7 @@ def report(
     if not path.parent.is_dir():
         raise ValueError(f"out: expected a file in an existing folder, got {path}")
     measured = {str(i) if i else "": spec for i, spec in enumerate(data)}
-    command = shlex.join(["sparc-ref", "report", *map(str, runs), *(["--data", *data] if data else [])])
+    command = shlex.join(["sparc-ref", "report", *map(as_word, runs), *(["--data", *data] if data else [])])
     write_page(path, folders, measured, limit=limit, command=command, say=say)
     say(f"Open {path}")
     return path
@@ -110,7 +110,7 @@ def write_page(
             numbers = {"seconds": training_seconds(metrics)} if metrics else {}
             for k, spec in measured.items():
                 got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit,
-                              scores=scores_of(objective_of(record, found.path)))
+                              objective=objective_of(record, found.path))
                 numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
         chosen = chosen or worth_showing(params, config, dataset, tokenizer)
         spread = {}
@@ -129,7 +129,7 @@ def write_page(
     if "sources" in record and trained_on(measured[key], record["sources"]):
         notes = [*notes, "The model was trained on them: the numbers say what it memorised, not what others would give."]
     began = record.get("sources", {}).get("command", "")
-    began += f" --out {shlex.quote(str(home(first.path)))}" if began else ""
+    began += f" --out {shlex.quote(as_word(home(first.path)))}" if began else ""
     further = [Number(f"{k}_{n.key}", n.label, GROUPS.get(k, measured[k]), n.kind, n.better, n.chance)
                for k in others for n in NUMBERS if n.key in ("t2i_r1", "i2t_r1", "pointing", "grounding_gap")]
     page = DemoReport(
@@ -143,13 +143,13 @@ def write_page(
     print_results(page)
 
 
-def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4, scores=None) -> dict[str, float]:
+def measure(params, config, tokenizer, spec, dataset, limit=None, batch=64, shards=4, objective=None) -> dict[str, float]:
     """measure.evaluate on a data set that a command line named.      limit [1000 of scenes, all of captioned pictures]"""
     from sparc_ref.run.measure import evaluate
 
     limit = min(len(dataset), 1000 if has_splits(spec) else len(dataset)) if limit is None else limit
     with one_blas_thread(shards > 1):
-        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards, scores=scores)
+        return evaluate(params, config, dataset, tokenizer, limit, batch, shards=shards, objective=objective)
 
 
 def without_repeats(numbers, runs):

@@ -7,6 +7,7 @@ at once and training never stops at it; they are kept as resized uint8 up to a m
 
 import hashlib
 import json
+import math
 import os
 import warnings
 from collections import Counter
@@ -250,15 +251,22 @@ def _side(pictures: list[Picture], split: str, share: float, report: LoadReport,
     report.kept["images of the other split"] = len(pictures) - len(mine)
     report.notes.append(f"split by a hash of each picture's name, {share:.1%} to validation; read: {split}")
     if pictures and not mine:
+        lowest = math.floor(100 * min(drawn(picture.name) for picture in pictures) + 1) / 100
+        other = f"some do with &share={lowest:.2g}" if split == "validation" and lowest < 1 else "choose another share"
         raise ValueError(f"{source}: split={split}: none of its {len(pictures)} pictures falls there at share={share}; "
-                         f"choose another share. See {PAGE}")
+                         f"{other}, or leave split= out, which keeps none apart. See {PAGE}")
     return mine
 
 
 def in_validation(name: str, share: float) -> bool:
     """Whether a picture belongs to validation, by its name below the folder alone."""
+    return drawn(name) < share
+
+
+def drawn(name: str) -> float:
+    """A number in [0, 1) that is the name's hash."""
     digest = hashlib.sha256(same_name(name).encode("utf-8", "surrogatepass")).digest()
-    return int.from_bytes(digest[:8], "big") / 2**64 < share
+    return int.from_bytes(digest[:8], "big") / 2**64
 
 
 def _decode(files: list[Path], size: int, how: str, max_pixels: int, progress: bool) -> Iterator[tuple]:

@@ -74,7 +74,8 @@ def read_image(source: Path | bytes, size: int, how: str = "squash",
     except Image.UnidentifiedImageError as error:
         raise unreadable(data, formats()) from error
     except Exception as error:                                    # decoders raise nearly anything on damaged files
-        reason = "image truncated" if "truncated" in str(error).lower() else "image corrupt"
+        words = {"truncated": "image truncated", "data too large": "image too large"}
+        reason = next((words[w] for w in words if w in str(error).lower()), "image corrupt")
         raise Unusable(reason, f"{type(error).__name__}: {error}") from error
 
 
@@ -141,6 +142,8 @@ def to_rgb(image, data: bytes):
     turned = _orientation(image)                                  # before load: there Pillow turns a TIFF and forgets it
     deep = data[24:25] == b"\x10" if image.format == "PNG" else _bits(image) > 8
     image.load()
+    if image.mode == "P" and image.palette is None:               # Pillow would make one up
+        raise Unusable("image corrupt", "its palette is missing")
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
     if deep or mode[0] in "IF":
         changes.append(f"{'16' if image.format == 'PNG' else 'more than 8'} bits per channel reduced to 8")

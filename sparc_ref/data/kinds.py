@@ -8,7 +8,8 @@ BRANDS = {                                                        # of an ISO me
     b"msf1": "HEIC", b"avif": "AVIF", b"avis": "AVIF", b"crx ": "Canon raw",
 }
 PICTURES = {b"\0\0\0\x0cjP  \r\n\x87\n": "JPEG 2000", b"\xff\x4f\xff\x51": "JPEG 2000", b"\0\0\0\x0cJXL \r\n\x87\n": "JPEG XL",
-            b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop", b"\0\0\1\0": "Windows icon", b"<svg": "SVG"}
+            b"\xff\x0a": "JPEG XL", b"8BPS": "Photoshop", b"\0\0\1\0": "Windows icon", b"<svg": "SVG", b"qoif": "QOI",
+            b"DDS ": "DDS", b"\x76\x2f\x31\x01": "OpenEXR", b"#?RADIANCE": "Radiance HDR", b"gimp xcf": "GIMP"}
 READ = {b"\x89PNG\r\n\x1a\n": "PNG", b"\xff\xd8\xff": "JPEG", b"GIF87a": "GIF", b"GIF89a": "GIF", b"RIFF": "WebP",
         b"II*\0": "TIFF", b"MM\0*": "TIFF"}
 OTHERS = {b"version https://git-lfs": "a Git LFS pointer; git lfs pull fetches the picture", b"%!PS": "PostScript",
@@ -27,7 +28,8 @@ def unreadable(data: bytes, formats: tuple[str, ...]) -> Unusable:
     for magic, name in READ.items():
         if data.startswith(magic) and (magic != b"RIFF" or data[8:12] == b"WEBP"):
             return Unusable("image corrupt", f"{name}, its header is damaged")
-    start = data[:256].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = data[:1000].lstrip(b"\xef\xbb\xbf \t\r\n").lower()
+    start = start[start.find(b"<svg"):] if start.startswith(b"<?xml") and b"<svg" in start else start
     for magic, name in (PICTURES | OTHERS).items():
         if data.startswith(magic) or (magic[:1] == b"<" and start.startswith(magic)):
             return Unusable(f"{name}, not read", SAVE) if magic in PICTURES else Unusable("not an image", name)

@@ -89,7 +89,10 @@ class Tree:
         return found._replace(change="absolute path, found by its end", sure=False)
 
     def _by_url(self, name: str) -> Found:
-        base = unquote(urlsplit(name).path).split("/")[-1]
+        try:
+            base = unquote(urlsplit(name).path).split("/")[-1]
+        except ValueError:                                        # "http://[x" has no host that could be one
+            base = ""
         if base not in ("", "..") and is_picture(base):
             try:
                 return self.find(base)._replace(change="URL, the local file of its name taken", sure=False)

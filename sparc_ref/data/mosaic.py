@@ -5,6 +5,7 @@ Drawn scenes show things on a ground that no caption names. Here the share of th
 no caption names. Nothing is downloaded; a mosaic is a function of (seed, split, index) and the options.
 """
 
+import hashlib
 from dataclasses import asdict, dataclass
 
 import numpy as np
@@ -83,6 +84,10 @@ class MosaicScenes:
         """The options, JSON-able."""
         return {"name": self.name, "kind": "mosaics", **asdict(self), "regions": list(self.regions),
                 "classes": len(self.classes)}
+
+    def digest(self) -> str:
+        """sha256 of the options, of which every mosaic is a function."""
+        return hashlib.sha256(repr(self).encode()).hexdigest()
 
     def vocabulary(self) -> list[str]:
         """Every word that a caption of any split can hold, in a fixed order."""

@@ -192,6 +192,8 @@ def _files(source: Path, report: LoadReport) -> Iterator[tuple]:
             else:
                 yield file.name, lambda file=file: _from_folder(file, total)
         return
+    if not source.exists():
+        raise ValueError(f"{source}: expected a folder or a zip file, found nothing there. See docs/data.md")
     try:
         archive = zipfile.ZipFile(source)
     except (OSError, ValueError, NotImplementedError, zipfile.BadZipFile) as error:

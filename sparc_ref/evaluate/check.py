@@ -35,6 +35,8 @@ def booleans(name, x, shape):
 
 def sized(name, x, shape):
     """x as an array of the shape asked for; letters stand for any size. ValueError: another rank or size."""
+    if isinstance(x, np.ma.MaskedArray):
+        raise ValueError(f"{name}: expected a plain array, got NumPy's MaskedArray; its .data, or .filled(), is one")
     x = np.asarray(x)
     if x.ndim != len(shape) or any(isinstance(n, int) and n != m for n, m in zip(shape, x.shape)):
         raise ValueError(f"{name}: expected ({','.join(map(str, shape))}), got {x.shape}")

@@ -90,7 +90,7 @@ def retrieval_of_scores(
 
 def retrieval_chance(image_of_text: np.ndarray, images: int, ks: Sequence[int] = KS) -> dict[str, float]:
     """What a constant embedding scores: recall at K of a random order.      image_of_text (M,) -> dict as retrieval"""
-    M = np.shape(image_of_text)[0]
+    M = len(integers("image_of_text", image_of_text, ("M",)))
     image_of_text = owners(image_of_text, images, M)
     ks = positive(ks)
     texts = np.bincount(image_of_text, minlength=images)

@@ -111,6 +111,8 @@ def intersections(
 def mean_iou(overlap: np.ndarray, union: np.ndarray, area: np.ndarray, *, average: str = "per_image") -> float:
     """The mean of intersection / union where the truth has the class.           each (N,K) -> float, NaN if none has"""
     chosen("average", average, ("per_image", "dataset"))
+    area = integers("area", area, ("N", "K"))
+    overlap, union = integers("overlap", overlap, area.shape), integers("union", union, area.shape)
     if average == "dataset":
         overlap, union, area = (np.sum(x, axis=0, keepdims=True) for x in (overlap, union, area))
     present = area > 0

@@ -9,9 +9,11 @@ log(1/tau) and whatever else the objective has.  docs/objectives.md sets them si
 
 from sparc_ref.objectives.clip import clip
 from sparc_ref.objectives.filip import clip_filip, filip
+from sparc_ref.objectives.flair import flair
 from sparc_ref.objectives.gloria import gloria
 from sparc_ref.objectives.mgca import mgca
 from sparc_ref.objectives.pacl import pacl
+from sparc_ref.objectives.siglip import siglip
 from sparc_ref.objectives.sparc import sparc
 
-__all__ = ["clip", "clip_filip", "filip", "gloria", "mgca", "pacl", "sparc"]
+__all__ = ["clip", "clip_filip", "filip", "flair", "gloria", "mgca", "pacl", "siglip", "sparc"]

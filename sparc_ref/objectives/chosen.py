@@ -15,15 +15,17 @@ from sparc_ref.backend import Array
 from sparc_ref.objectives.clip import clip
 from sparc_ref.objectives.filip import CHOICES as FILIP
 from sparc_ref.objectives.filip import clip_filip, filip, filip_scores
+from sparc_ref.objectives.flair import ATTENTION, flair, flair_scores
 from sparc_ref.objectives.gloria import CHOICES as GLORIA
 from sparc_ref.objectives.gloria import gloria, gloria_scores
 from sparc_ref.objectives.mgca import CHOICES as MGCA
 from sparc_ref.objectives.mgca import PROTOTYPES, attention_names, mgca, unit_prototypes
 from sparc_ref.objectives.pacl import CHOICES as PACL
-from sparc_ref.objectives.pacl import EMBEDDER, pacl, pacl_scores
+from sparc_ref.objectives.pacl import EMBEDDER, embed, pacl, pacl_scores
 from sparc_ref.objectives.shared import is_temperature
+from sparc_ref.objectives.siglip import BIAS, siglip
 
-NAMES = ("sparc", "clip", "filip", "clip_filip", "pacl", "gloria", "mgca")
+NAMES = ("sparc", "clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair")
 LEARNED = {"theta_filip": 1 / 0.07, "theta_local": 10.0, "theta_attention": 4.0, "theta_words": 5.0, "theta_cross": 10.0}
 
 
@@ -31,7 +33,8 @@ LEARNED = {"theta_filip": 1 / 0.07, "theta_local": 10.0, "theta_attention": 4.0,
 class ObjectiveConfig:
     """The objective and its settings.  What SPARC's paper leaves open has the default of docs/objectives.md."""
 
-    objective: str = "sparc"        # "sparc": eq. 7 | "clip" | "filip" | "clip_filip": both | "pacl" | "gloria" | "mgca"
+    objective: str = "sparc"        # "sparc": eq. 7 | "clip" | "filip" | "clip_filip": both | "pacl" | "gloria" | "mgca" |
+    #                                 "siglip" | "flair"
     weight_clip: float = 0.5        # of clip_filip: weight of CLIP's loss; Tables 9 and 10 do not state it
     weight_filip: float = 0.5       # of clip_filip: weight of FILIP's loss
     filip_keep: float = 0.2         # share of tokens that others see; "20 % token dropping" (D.4), Table 11 fits 0.2
@@ -106,12 +109,16 @@ def loss_of(config: ObjectiveConfig, step: int = 0) -> Callable | None:
         case "mgca":
             settings = c.of("mgca", "attention", "normalize", "lambda_ita", "lambda_cta", "lambda_cpa")
             return partial(mgca, freeze_prototypes=step < c.mgca_freeze, **settings)
+        case "siglip":
+            return siglip
+        case "flair":
+            return flair
     return None
 
 
 def scores_of(config: ObjectiveConfig) -> Callable | None:
     """The objective's own scoring rule, f(params, v, t, mask, v_bar, t_bar) -> pictures x captions for pictures that ask and
-    for captions that ask; None where it is the cosine of the global embeddings: CLIP, MGCA, SPARC."""
+    for captions that ask; None where it is the cosine of the global embeddings: CLIP, MGCA, SigLIP, SPARC."""
     match config.objective:
         case "filip" | "clip_filip":
             return filip_scores
@@ -119,7 +126,14 @@ def scores_of(config: ObjectiveConfig) -> Callable | None:
             return partial(pacl_scores, **config.of("pacl", "values", "weight_scale"))
         case "gloria":
             return partial(gloria_scores, **config.of("gloria", "similarity", "double_softmax", "agg"))
+        case "flair":
+            return flair_scores
     return None
+
+
+def patches_of(config: ObjectiveConfig) -> Callable | None:
+    """What the objective makes of g_v's patches before it compares them, f(params, v) -> v; None where that is nothing."""
+    return (lambda params, v: embed(params, v)[0]) if config.objective == "pacl" else None
 
 
 def own_shapes(config: ObjectiveConfig, embed_dim: int) -> dict[str, tuple[int, ...]]:
@@ -143,17 +157,24 @@ def own_shapes(config: ObjectiveConfig, embed_dim: int) -> dict[str, tuple[int, 
             shapes: dict[str, tuple[int, ...]] = {"theta_cross": ()} if c.mgca_lambda_cta else {}
             shapes |= {name: shape(name) for name in heads if c.mgca_lambda_cta}
             return shapes | ({PROTOTYPES: (c.mgca_prototypes, D)} if c.mgca_lambda_cpa else {})
+        case "siglip":
+            return {BIAS: ()}
+        case "flair":
+            return {BIAS: ()} | {name: (D, D) if name.endswith("weight") else (D,) for name in ATTENTION}
     return {}
 
 
 def init_own(
     config: ObjectiveConfig, embed_dim: int, rng: np.random.Generator, dtype: str = "float32"
 ) -> dict[str, np.ndarray]:
-    """Draw them: Glorot-uniform matrices, zero biases, prototypes of length one, temperatures where their papers have them."""
+    """Draw them: Glorot-uniform matrices, zero biases, prototypes of length one, temperatures and SigLIP's bias where
+    their papers have them."""
     params = {}
     for name, shape in own_shapes(config, embed_dim).items():
         if is_temperature(name):
             value = np.full(shape, math.log(LEARNED.get(name) or max(config.pacl_weight_scale, 1.0)))
+        elif name == BIAS:
+            value = np.full(shape, -10.0)
         elif name == PROTOTYPES:
             value = rng.standard_normal(shape)
             value = value / np.linalg.norm(value, axis=1, keepdims=True)

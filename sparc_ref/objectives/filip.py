@@ -12,7 +12,7 @@ from sparc_ref import ops
 from sparc_ref.alignment import check_finite, share
 from sparc_ref.backend import Array
 from sparc_ref.objectives.clip import clip
-from sparc_ref.objectives.shared import blocks, both_ways, by_columns, check_choice, open_inputs, rows_of, scaled
+from sparc_ref.objectives.shared import blocks, both_ways, by_columns, check_choice, open_inputs, open_scores, rows_of, scaled
 
 CHOICES = {"drop_side": ("gathered", "both"), "select": ("batch", "pair"), "ties": ("share", "first")}
 
@@ -141,8 +141,9 @@ def filip_scores(
 
     v (N,P,D), t (M,L,D), mask (M,L); params, v_bar and t_bar are not used -> (N,M) pictures x captions, (N,M)
     """
+    v, t = open_scores(v=v, t=t, mask=mask)
     xp = array_namespace(v, t)
-    patches, words = ops.l2_normalize(v)[0], ops.l2_normalize(xp.where(mask[..., None], t, 0.0))[0]
+    patches, words = ops.l2_normalize(v)[0], ops.l2_normalize(t)[0]
     every = xp.ones_like(patches[..., 0], dtype=xp.bool)
     s_image = late_interaction(patches, every, words, mask, chunk=chunk)[0]
     return s_image, late_interaction(words, mask, patches, every, chunk=chunk)[0].T

@@ -12,7 +12,7 @@ from sparc_ref import ops
 from sparc_ref.alignment import check_finite
 from sparc_ref.backend import Array
 from sparc_ref.losses import global_loss
-from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, open_inputs, scaled
+from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, open_inputs, open_scores, scaled
 
 CHOICES = {"similarity": ("scaled", "dot"), "agg": ("sum", "mean"), "double_softmax": (False, True)}
 LEARNED = ("theta_local", "theta_words", "theta_attention")
@@ -169,10 +169,12 @@ def gloria_scores(
     Its paper combines both for retrieval (second-hand); how they are weighed is not known, so the local score is brought to
     a cosine's size.  v (N,P,D), t (M,L,D), mask (M,L), v_bar (N,D), t_bar (M,D) -> (N,M), (N,M)
     """
+    v, t, v_bar, t_bar = open_scores(v=v, t=t, mask=mask, v_bar=v_bar, t_bar=t_bar)
     xp = array_namespace(v, t)
     temp1, temp2 = (xp.astype(xp.exp(params[name]), v.dtype) if name in params else xp.ones_like(v[0, 0, 0]) * temp
                     for name, temp in (("theta_attention", temp1), ("theta_words", temp2)))
-    Z = word_scores(v, xp.where(mask[..., None], t, 0.0), mask, temp1, temp2, similarity=similarity,
+    Z = word_scores(v, t, mask, temp1, temp2, similarity=similarity,
                     double_softmax=double_softmax, agg=agg, chunk=chunk)[0]
     s = ops.l2_normalize(v_bar)[0] @ ops.l2_normalize(t_bar)[0].T + Z / temp2
+    check_finite("scores", s, v=v, t=t, v_bar=v_bar, t_bar=t_bar)
     return s, s

@@ -10,7 +10,7 @@ from array_api_compat import array_namespace
 from sparc_ref import ops
 from sparc_ref.alignment import check_finite
 from sparc_ref.backend import Array
-from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, open_inputs, scaled
+from sparc_ref.objectives.shared import both_ways, by_columns, check_choice, cosine_of_mean, open_inputs, open_scores, scaled
 
 CHOICES = {"pairs": ("all", "matched"), "values": ("plain", "unit")}
 EMBEDDER = ("pacl.up.weight", "pacl.up.bias", "pacl.down.weight", "pacl.down.bias")
@@ -101,20 +101,12 @@ def pooled_cosine(
         s = t_hat[part, :] @ T(e_hat)                     # (N,m,P)
         w = s * length[:, None, :]                        # <e_p, t>, or of unit patches
         a, back_a = ops.softmax(k * s)
-        ag = a @ gram
-        square = xp.vecdot(a, ag)                         # |u|^2 (N,m)
-        none = square <= 0                                # u has no direction
-        square = xp.where(none, 1.0, square)
-        phi = xp.where(none, 0.0, xp.vecdot(a, w) / xp.sqrt(square))
+        phi, back_phi = cosine_of_mean(a, w, gram)
 
         def back_block(dphi):                             # (N,m)
-            dphi = xp.where(none, 0.0, dphi)
-            dnum = (dphi / xp.sqrt(square))[..., None]
-            dsquare = (-dphi * phi / (2 * square))[..., None]
-            dw = dnum * a
-            dks = back_a(dnum * w + 2 * dsquare * ag)
+            da, dw, dgram = back_phi(dphi)
+            dks = back_a(da)
             ds = k * dks + dw * length[:, None, :]
-            dgram = T(a * dsquare) @ a                    # (N,P,P), symmetric
             m = ds.shape[1]
             flat = xp.reshape(xp.permute_dims(ds, (1, 0, 2)), (m, N * P))
             whole = (T(ds) @ t_hat[part, :], xp.sum(dw * s, axis=1), dgram, xp.sum(dks * s))
@@ -164,10 +156,12 @@ def pacl_scores(
 
     v (N,P,D), t_bar (M,D); t, mask and v_bar are not used -> (N,M), (N,M)
     """
+    v, t_bar = open_scores(v=v, t_bar=t_bar)
     xp = array_namespace(v, t_bar)
     theta = params.get("theta_pool")
     k = xp.ones_like(t_bar[0, 0]) * weight_scale if theta is None else xp.astype(xp.exp(theta), v.dtype, copy=False)
     phi = pooled_cosine(embed(params, v)[0], ops.l2_normalize(t_bar)[0], k, values, chunk)[0]
+    check_finite("scores", phi, v=v, t_bar=t_bar)
     return phi, phi
 
 

@@ -9,7 +9,7 @@ from typing import Any
 from array_api_compat import array_namespace, device, is_array_api_obj
 
 from sparc_ref.alignment import check_finite, check_shapes
-from sparc_ref.backend import Array, in_one_dtype, narrow, scatter_add
+from sparc_ref.backend import Array, check_arrays, in_one_dtype, narrow, scatter_add
 from sparc_ref.losses import diagonal_cross_entropy, temperature
 
 BLOCK = 1 << 22                                           # numbers in a block of scores, unless a chunk is given: 16 MB
@@ -33,6 +33,7 @@ def open_inputs(
         if not is_array_api_obj(bar) or tuple(bar.shape) != (v.shape[0], v.shape[2]):
             got = tuple(bar.shape) if is_array_api_obj(bar) else type(bar).__name__
             raise ValueError(f"{name}: expected (B,D) with B={v.shape[0]}, D={v.shape[2]}, got {got}")
+    check_arrays(v_bar=v_bar, t_bar=t_bar)
     if missing := [name for name in uses if name not in params]:
         raise ValueError(f"params: expected {', '.join(uses)}; {missing[0]} is missing")
     xp = array_namespace(v, t)
@@ -60,6 +61,34 @@ def open_inputs(
         return {name: back_to[name](d) for name, d in grads.items()}
 
     return x, close
+
+
+SCORED = {"v": "NPD", "t": "MLD", "mask": "ML", "v_bar": "ND", "t_bar": "MD"}
+
+
+def open_scores(**given: Array) -> tuple[Array, ...]:
+    """Check what a scoring rule is given, of v, t, mask, v_bar and t_bar, and widen all but the mask to one dtype.
+
+    -> all but the mask, in order, t with zeros at padding.  ValueError names the first of another shape or dtype,
+    ArithmeticError one that is not finite.
+    """
+    check_arrays(**given)
+    sizes: dict[str, int] = {}
+    for name, x in given.items():
+        if x.ndim != len(SCORED[name]) or 0 in x.shape or any(
+                sizes.setdefault(n, size) != size for n, size in zip(SCORED[name], x.shape)):
+            known = "".join(f", {n}={sizes[n]}" for n in SCORED[name] if n in sizes)
+            raise ValueError(f"{name}: expected ({','.join(SCORED[name])}), at least one of each{known}; got {tuple(x.shape)}")
+    mask = given.pop("mask", None)
+    if mask is not None:
+        xp = array_namespace(mask)
+        if mask.dtype != xp.bool:
+            raise ValueError(f"mask: expected bool, got {mask.dtype}")
+        given["t"] = xp.where(mask[..., None], given["t"], xp.zeros_like(given["t"]))
+    arrays, _ = in_one_dtype(**given)
+    for name, x in zip(given, arrays):
+        check_finite(name, x, **{name: x})
+    return arrays
 
 
 def is_temperature(name: str) -> bool:
@@ -104,6 +133,28 @@ def blocks(columns: int, row: int, chunk: int | None) -> list[slice]:
         raise ValueError(f"chunk: expected at least 1 sample in a block, got {chunk}")
     step = max(1, BLOCK // row) if chunk is None else chunk
     return [slice(a, min(a + step, columns)) for a in range(0, columns, step)]
+
+
+def cosine_of_mean(a: Array, w: Array, gram: Array) -> tuple[Array, Callable]:
+    """The cosine of a weighted sum with a unit vector, without the sum: <u, t> = a.w, |u|^2 = a' G a.
+
+    a (N,m,P) weights, w (N,m,P) products with the unit vectors, gram (N,P,P) -> (N,m), 0 where the sum has no direction;
+    back(dphi) -> da, dw, dgram (symmetric)
+    """
+    xp = array_namespace(a)
+    ag = a @ gram
+    square = xp.vecdot(a, ag)                             # |u|^2 (N,m)
+    none = square <= 0
+    square = xp.where(none, 1.0, square)
+    phi = xp.where(none, 0.0, xp.vecdot(a, w) / xp.sqrt(square))
+
+    def back(dphi):
+        dphi = xp.where(none, 0.0, dphi)
+        dnum = (dphi / xp.sqrt(square))[..., None]
+        dsquare = (-dphi * phi / (2 * square))[..., None]
+        return dnum * w + 2 * dsquare * ag, dnum * a, xp.matrix_transpose(a * dsquare) @ a
+
+    return phi, back
 
 
 def both_ways(z_image: Array, z_text: Array, real: Array) -> tuple[Array, dict[str, Array], Callable]:

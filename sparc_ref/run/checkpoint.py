@@ -333,6 +333,8 @@ def read_index(path):
              and all(isinstance(e, dict) and set(e) == {"bytes", "sha256"} for e in files.values()))
     if not sound:
         raise refuse(path, f"{INDEX} does not have the expected structure")
+    if (named := STEP_NAME.fullmatch(path.name)) and int(named[1]) != index["step"]:
+        raise refuse(path, f"{INDEX} says step {str(index['step'])[:20]}, its folder says another")
     for name in files:
         if not FILE_NAME.fullmatch(name):
             raise refuse(path, f"{INDEX} names the file {name!r}, which no checkpoint has")

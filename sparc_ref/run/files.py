@@ -11,8 +11,8 @@ NO_FOLLOW = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_BINARY", 0)
 REMEDIES = {
     errno.ENOSPC: "the disk is full: free some space", errno.EDQUOT: "the quota is used up: free some space",
     errno.EIO: "the disk does not answer: check it, or write to another one",
-    errno.EROFS: "the disk is read-only: write to another one", errno.EACCES: "you may not write there: choose another place",
-    errno.EPERM: "you may not write there: choose another place", errno.EMFILE: "too many open files: raise ulimit -n",
+    errno.EROFS: "the disk is read-only: write to another one", errno.EACCES: "you have no access there: choose another place",
+    errno.EPERM: "you have no access there: choose another place", errno.EMFILE: "too many open files: raise ulimit -n",
 }
 
 

@@ -12,6 +12,7 @@ import re
 from contextlib import suppress
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from sparc_ref.run import checkpoint
 from sparc_ref.run.files import kind, read_bytes
@@ -99,7 +100,18 @@ def is_record(path: Path) -> bool:
         content = json.loads(read_bytes(path))
     except (ValueError, RecursionError):
         return False
-    return isinstance(content, dict) and content.keys() >= RECORD
+    return is_run(content)
+
+
+def is_run(content: Any) -> bool:
+    """Whether a JSON value is a run's configuration: more than five common words, as other programs use them too."""
+    if not isinstance(content, dict) or not content.keys() >= RECORD or not isinstance(content["tokenizer"], str):
+        return False
+    sources = content.get("sources", {})
+    return (isinstance(sources, dict) and isinstance(sources.get("command", ""), str)
+            and all(isinstance(content[key], dict) for key in RECORD - {"tokenizer"})
+            and content["model"].keys() >= {"patch_size", "lambda_g", "lambda_f"} and "checkpoint_every" in content["train"]
+            and all(isinstance(x, dict) for key in ("data", "validation") for x in content[key].values()))
 
 
 def is_checkpoint(folder: Path) -> bool:

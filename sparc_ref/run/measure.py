@@ -10,8 +10,6 @@ Protocols, fixed here because they move the numbers:
     grounding     the first caption of the first `grounding` pictures
 """
 
-from collections.abc import Callable
-
 import numpy as np
 from array_api_compat import array_namespace
 
@@ -23,13 +21,14 @@ from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_
 from sparc_ref.evaluate.segmentation import IGNORE, intersections, mean_iou, segment
 from sparc_ref.losses import fine_grained_loss
 from sparc_ref.model import SPARCConfig, encode_images, encode_texts, own_params
+from sparc_ref.objectives.chosen import ObjectiveConfig, patches_of, scores_of
 
 
 def evaluate(
     params: dict, config: SPARCConfig, dataset, tokenizer, limit: int | None = None, batch: int = 64, *,
     captions: int | None = None, prompts: tuple[str, ...] = ("name", "caption"), upsample: str = "nearest",
     average: str = "per_image", background: str = "in_union", on: str = "cover", head: str = "paper", grounding: int = 512,
-    shuffles: int = 4, seed: int = 0, shards: int = 1, scores: Callable | None = None,
+    shuffles: int = 4, seed: int = 0, shards: int = 1, objective: ObjectiveConfig | None = None,
 ) -> dict[str, float]:
     """All numbers that the data set supports, as a flat dict of floats; what cannot be measured has no key.
 
@@ -41,7 +40,8 @@ def evaluate(
     "g_v" or "h_v": that one for both.  A path that was never trained says nothing: compare models under their best heads.
     With regions and classes: for each of `prompts` miou or miou_caption, with _chance (a random class per patch) and
     _foreground (background pixels left out); see segmentation.py for upsample, average and background.
-    scores: an objective's own scoring rule (objectives.chosen.scores_of): the six recalls once more under native_i2t_r1, ...
+    objective: what the model was trained with. Where it has a scoring rule of its own, the six recalls come once more under
+    native_i2t_r1, ...; where it embeds g_v's patches once more (PACL), localisation through g_v reads what comes of them.
     seed draws the shuffles and the random classes. params may live on any device. ValueError: nothing to evaluate.
     """
     for prompt in prompts:
@@ -55,9 +55,11 @@ def evaluate(
     named = class_embeddings(params, config, dataset, tokenizer, indices, prompts, batch, shards)
     classes = tuple(dataset.classes)
     K = len(classes)
+    scores, embedded = (scores_of(objective), patches_of(objective)) if objective else (None, None)
+    own = {name: to_numpy(p) for name, p in params.items() if name not in own_params(params, config)}
 
     v_bar, t_bar, owners = [], [], []
-    patches_of, words_of = [], []                                 # v, (t, mask) of everything, for `scores`
+    patch_rows, words_of = [], []                                 # v, (t, mask) of everything, for `scores`
     grouped: list[dict] = []
     counts: dict[tuple[str, str], list] = {}
     fine = []                                                     # (v, t, mask) of the pictures for the grounding gap
@@ -71,12 +73,13 @@ def evaluate(
         t_bar.append(text["t_bar"])
         owners.append(a + of)
         if scores:
-            patches_of.append(image["v"])
+            patch_rows.append(image["v"])
             words_of.append((text["t"], mask))
         if a < grounding:
             first = np.searchsorted(of, np.arange(min(len(examples), grounding - a)))
             fine.append((image["v"][:len(first)], text["t"][first], mask[first]))
 
+        image["v"] = embedded(own, image["v"]) if embedded else image["v"]
         grid = grid_of(config, examples)
         region = regions_of(config, tokenizer, examples, texts, of, mask)
         if np.any(region >= 0):
@@ -100,7 +103,7 @@ def evaluate(
     out |= {f"{k}_chance": x for k, x in retrieval_chance(owner, len(indices)).items()}
     if scores:
         i2t, t2i = scored(
-            scores, params, config, np.concatenate(patches_of), words_of, np.concatenate(v_bar), np.concatenate(t_bar))
+            scores, own, np.concatenate(patch_rows), words_of, np.concatenate(v_bar), np.concatenate(t_bar))
         out |= {f"native_{k}": x for k, x in retrieval_of_scores(i2t, t2i, owner).items()}
         out |= {f"native_{k}_chance": x for k, x in retrieval_chance(owner, len(indices)).items()}
     out |= gap_of(params, config, fine, rng, shuffles, batch)
@@ -133,13 +136,12 @@ def texts_of(params, config, tokens, mask, shards=1):
     return {k: to_numpy(x) for k, x in encode_texts(own_params(params, config), tokens, mask, config, shards).items()}
 
 
-def scored(scores, params, config, v, words, v_bar, t_bar, pictures=64):
+def scored(scores, own, v, words, v_bar, t_bar, pictures=64):
     """An objective's scores of every picture and caption, some pictures at a time.      -> (N,M), (N,M) as NumPy"""
     longest = max(t.shape[1] for t, _ in words)
     t = np.concatenate([np.pad(t, ((0, 0), (0, longest - t.shape[1]), (0, 0))) for t, _ in words])
     mask = np.concatenate([np.pad(m, ((0, 0), (0, longest - m.shape[1]))) for _, m in words])
-    host = {name: to_numpy(p) for name, p in params.items() if name not in own_params(params, config)}
-    rows = [scores(host, v[a:a + pictures], t, mask, v_bar[a:a + pictures], t_bar) for a in range(0, len(v), pictures)]
+    rows = [scores(own, v[a:a + pictures], t, mask, v_bar[a:a + pictures], t_bar) for a in range(0, len(v), pictures)]
     i2t, t2i = (np.concatenate(each) for each in zip(*rows))
     return i2t, t2i
 

@@ -33,6 +33,7 @@ from sparc_ref.run.inventory import (
     TOKENIZER,
     Inventory,
     inventory,
+    is_run,
     refuse_links,
     remove,
     trained,
@@ -52,10 +53,20 @@ def check_out(out: str | os.PathLike, resume: bool, overwrite: bool) -> Inventor
     if not os.fspath(out):
         raise ValueError("--out: expected the name of a folder, got an empty one")
     out = Path(out)
-    if not out.is_dir():
-        if out.exists() or out.is_symlink():
-            raise ValueError(f"--out {out}: expected a folder, or a name that is still free, got a file or a broken link")
+    try:
+        os.stat(out)
+    except (FileNotFoundError, NotADirectoryError):
+        there = next((path for path in (out, *out.parents) if os.path.lexists(path)), out.parent)
+        if not there.is_dir():
+            where = f" at {there}" if there != out else ""
+            raise ValueError(f"--out {out}: expected a folder, or a name that is still free, got a file or a broken link{where}"
+                             ) from None
         return Inventory()
+    except (OSError, ValueError) as error:                # too long, a zero byte, a loop of links, no permission
+        reason = getattr(error, "strerror", None) or str(error)
+        raise ValueError(f"--out {shorten(str(out))}: no run can be there ({reason}); choose another name") from error
+    if not out.is_dir():
+        raise ValueError(f"--out {out}: expected a folder, or a name that is still free, got a file or a broken link")
     found = inventory(out)
     if found.state == "foreign":
         names = ", ".join(sorted(p.name for p in [*found.others, *found.known, *found.in_the_way])[:3]) or CHECKPOINTS
@@ -96,7 +107,7 @@ def open_run(out, record, tokenizer, resume, overwrite):
         with writing(out):
             remove(out, found)
         write_whole(out / CONFIG, json.dumps(record, indent=1))
-    if not start and not (out / TOKENIZER / "tokenizer.json").exists():
+    if not (out / TOKENIZER / "tokenizer.json").exists():  # its hash is among the settings
         with writing(out / TOKENIZER):
             tokenizer.save(out / TOKENIZER)
     saved = load_tokenizer(out / TOKENIZER)
@@ -201,11 +212,26 @@ def read_metrics(path: str | os.PathLike) -> list[dict]:
     rows = []
     for n, line in enumerate(lines, 1):
         try:
-            rows.append(json.loads(line))
-        except json.JSONDecodeError as error:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
             if n < len(lines):
                 raise ValueError(f"{path}, line {n}: not JSON ({error}); delete that line") from error
+            continue
+        if not is_row(row):
+            raise ValueError(f"{path}, line {n}: expected an object with kind, step, seconds and numbers, as a run writes, got "
+                             f"{shorten(line)}; delete that line")
+        rows.append(row)
     return rows
+
+
+def is_row(row: Any) -> bool:
+    """Whether a JSON value is what a run writes into its metrics."""
+    def numeric(x: Any) -> bool:
+        return type(x) in (int, float)
+
+    return (isinstance(row, dict) and row.get("kind") in ("train", "eval") and type(row.get("step")) is int
+            and numeric(row.get("seconds")) and isinstance(row.get("split", ""), str)
+            and all(numeric(x) for name, x in row.items() if name not in ("kind", "split")))
 
 
 @contextmanager
@@ -303,7 +329,9 @@ def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoin
     CheckpointError (a ValueError) for anything that is wrong with it.
     """
     def check(found, index):
-        config = checkpoint.from_json(SPARCConfig, (index["record"].get("config") or {}).get("model"), found)
+        if not is_run(index["record"].get("config")):
+            raise checkpoint.refuse(found, "its configuration is not one that sparc_ref wrote")
+        config = checkpoint.from_json(SPARCConfig, index["record"]["config"]["model"], found)
         tensors = index["tensors"][checkpoint.PARAMETERS]
         if (blocks := config.vision_depth + config.text_depth) > len(tensors):
             raise checkpoint.refuse(found, f"its configuration has {blocks} blocks, but it holds {len(tensors)} tensors")

@@ -89,6 +89,11 @@ def brief(numbers):
     return ", ".join(f"{label} {numbers[k]:.3f}" for k, (label, _) in SHOWN.items() if k in numbers)
 
 
+def as_word(path):
+    """A path as a word of a command, which is no option even where it begins with a dash."""
+    return f"./{path}" if str(path).startswith("-") else str(path)
+
+
 def remedy(out):
     """What is left of a run that diverged, and what to do."""
     found = checkpoint.steps(out / CHECKPOINTS)

@@ -26,7 +26,7 @@ from sparc_ref import optim
 from sparc_ref.backend import get_device, keep_memory, to_device, to_numpy
 from sparc_ref.data import Batches
 from sparc_ref.model import SPARCConfig, forward, forward_with, init_params
-from sparc_ref.objectives.chosen import ObjectiveConfig, after_update, init_own, loss_of, scores_of
+from sparc_ref.objectives.chosen import ObjectiveConfig, after_update, init_own, loss_of
 from sparc_ref.run import checkpoint, remarks
 from sparc_ref.run.files import WriteFailed
 from sparc_ref.run.inventory import CHECKPOINTS, CONFIG, METRICS
@@ -238,7 +238,7 @@ class Run:
             began = time.perf_counter()
             try:
                 numbers = evaluate(params, self.config, dataset, self.tokenizer, self.options.eval_limit, self.options.batch,
-                                   seed=self.options.seed, shards=self.options.shards, scores=scores_of(self.objective))
+                                   seed=self.options.seed, shards=self.options.shards, objective=self.objective)
             except ArithmeticError as error:
                 raise self.diverged(step, f"evaluation on {split}: {error}") from error
             self.metrics.write({"kind": "eval", "step": step, "split": split, **numbers,

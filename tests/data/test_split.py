@@ -56,3 +56,13 @@ def test_the_share_is_what_is_asked_for():
 def test_wrong_splits_are_clear_errors(hundred, options, words):
     with pytest.raises(ValueError, match=words):
         open_captions(hundred, size=2, **options)
+
+
+def test_the_share_that_the_error_names_gives_some(hundred):
+    """A folder of 24 pictures has none at the usual 5 %, and whoever wrote split=train is told what to write."""
+    (hundred / "captions.csv").write_text("".join(f"{n:03}.png,{n}\n" for n in range(2, 12)))
+    with pytest.raises(ValueError, match=r"none of its 10 pictures .* share=0.01; some do with &share=([0-9.]+), or "
+                                         "leave split= out") as error:
+        open_captions(hundred, size=2, split="validation", share=0.01)
+    share = float(str(error.value).partition("&share=")[2].partition(",")[0])
+    assert len(open_captions(hundred, size=2, split="validation", share=share)) >= 1

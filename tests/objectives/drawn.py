@@ -6,7 +6,7 @@ B, L, P, D, WIDTH, K = 4, 5, 6, 7, 3, 9
 LENGTHS = (5, 2, 4, 1)
 EMBEDDINGS = ("v", "t", "v_bar", "t_bar")
 THETAS = {"theta": 1.3, "theta_filip": 1.1, "theta_pool": 0.7, "theta_local": 0.9, "theta_words": 0.8, "theta_attention": 0.6,
-          "theta_cross": 1.2, "theta_fine": 1.4}
+          "theta_cross": 1.2, "theta_fine": 1.4, "logit_bias": -1.7}
 
 
 def embeddings(rng, lengths=LENGTHS, tokens=L, patches=P):
@@ -22,6 +22,8 @@ def parameters(rng, *names):
     """Random parameters by name, or by the first part of a name: "theta", "pacl", "mgca"."""
     shapes = {"pacl.up.weight": (D, D), "pacl.up.bias": (D,), "pacl.down.weight": (D, D), "pacl.down.bias": (D,),
               "mgca.prototypes": (K, D)}
+    shapes |= {f"flair.{part}.weight": (WIDTH, D) for part in ("query", "key", "value")}
+    shapes |= {"flair.query.bias": (WIDTH,), "flair.out.weight": (D, WIDTH), "flair.out.bias": (D,)}
     for side in ("word", "patch"):
         shapes |= {f"mgca.{side}.{part}.weight": (WIDTH, D) for part in ("query", "key", "value")}
         shapes |= {f"mgca.{side}.{part}.bias": (WIDTH,) for part in ("query", "value")}

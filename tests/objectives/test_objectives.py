@@ -37,13 +37,15 @@ CASES = {  # name: objective, parameters, options
     "mgca paramfree": ("mgca", ("theta", "theta_cross", "mgca.prototypes"), {"attention": "paramfree", "attention_tau": 0.3}),
     "mgca both": ("mgca", MGCA, {"normalize": "both", "lambda_ita": 0.4, "lambda_cta": 1.6, "lambda_cpa": 0.7}),
     "mgca no cta": ("mgca", ("theta", "mgca.prototypes"), {"lambda_cta": 0.0, "iterations": 5, "epsilon": 0.2}),
+    "siglip": ("siglip", ("theta", "logit_bias"), {}),
+    "flair": ("flair", ("theta", "logit_bias", "flair"), {}),
     "sparc": ("sparc", ("theta",), {}),
     "sparc separate": ("sparc", ("theta", "theta_fine"), {"lambda_g": 1.2, "lambda_f": 0.4, "reduction": "token"}),
     "sparc no threshold": ("sparc", ("theta",), {"align": "no_threshold"}),
     "sparc softmax": ("sparc", ("theta",), {"align": "softmax"}),
     "sparc weights": ("sparc", ("theta",), {"threshold_on": "weights"}),
 }
-CHUNKED = [name for name, (objective, *_) in CASES.items() if objective in ("filip", "clip_filip", "gloria")
+CHUNKED = [name for name, (objective, *_) in CASES.items() if objective in ("filip", "clip_filip", "gloria", "flair")
            or (objective == "pacl" and "matched" not in name)]
 BATCHES = {"padded": (5, 2, 4, 1), "full": (5, 5, 5, 5), "one without a word": (3, 0, 5, 2)}
 
@@ -127,7 +129,7 @@ def test_backends(name, dtype, array, rng):
 
 
 @pytest.mark.parametrize("kind", ["float16", "bfloat16"])
-@pytest.mark.parametrize("name", ["clip", "filip", "pacl", "gloria", "mgca", "sparc"])
+@pytest.mark.parametrize("name", ["clip", "filip", "pacl", "gloria", "mgca", "siglip", "flair", "sparc"])
 def test_half_precision_is_computed_in_float32(name, kind, rng):
     x, mask = draw(name, rng)
     half = {n: torch.tensor(p).to(getattr(torch, kind)) for n, p in x.items()}
@@ -177,7 +179,7 @@ BAD = [
 ]
 
 
-@pytest.mark.parametrize("name", ["clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "sparc"])
+@pytest.mark.parametrize("name", ["clip", "filip", "clip_filip", "pacl", "gloria", "mgca", "siglip", "flair", "sparc"])
 @pytest.mark.parametrize(("change", "message"), BAD, ids=[next(iter(c)) + f" {i}" for i, (c, _) in enumerate(BAD)])
 def test_bad_input_is_refused_by_name(name, change, message, rng):
     x, mask = draw(name, rng)
@@ -190,7 +192,8 @@ def test_bad_input_is_refused_by_name(name, change, message, rng):
 
 @pytest.mark.parametrize(("name", "missing"), [
     ("clip", "theta"), ("filip", "theta"), ("pacl", "pacl.down.weight"), ("gloria", "theta"), ("mgca", "theta_cross"),
-    ("mgca", "mgca.prototypes"), ("mgca", "mgca.word.key.weight"), ("sparc", "theta")])
+    ("mgca", "mgca.prototypes"), ("mgca", "mgca.word.key.weight"), ("siglip", "logit_bias"),
+    ("flair", "flair.out.bias"), ("sparc", "theta")])
 def test_a_missing_parameter_is_named(name, missing, rng):
     x, mask = draw(name, rng)
     del x[missing]
@@ -226,7 +229,7 @@ def test_unknown_options_are_named(name, options, message, rng):
 
 
 @pytest.mark.filterwarnings("ignore::RuntimeWarning")
-@pytest.mark.parametrize("name", ["clip", "filip", "pacl", "gloria", "mgca", "sparc"])
+@pytest.mark.parametrize("name", ["clip", "filip", "pacl", "gloria", "mgca", "siglip", "flair", "sparc"])
 def test_nan_is_never_silent(name, rng):
     x, mask = draw(name, rng)
     for n in EMBEDDINGS:

@@ -7,8 +7,10 @@ import pytest
 import torch
 from drawn import EMBEDDINGS
 from test_faults import planted
-from test_objectives import CASES, draw, theirs
+from test_objectives import CASES, draw, ours, theirs
 from witness import close
+
+from sparc_ref.objectives import shared
 
 FAULTS = [  # a case, the file, right, wrong
     ("filip", "filip", "back_v(dkept_v) if gathered", "0 * back_v(dkept_v) if gathered"),
@@ -24,7 +26,6 @@ FAULTS = [  # a case, the file, right, wrong
     ("pacl", "pacl", "xp.where(on, dh, 0.0)", "dh"),
     ("pacl", "pacl", "+ dlength[..., None] * e_hat + dbase", "+ dbase"),
     ("pacl", "pacl", "dbase = 2 * (dgram @ base)", "dbase = dgram @ base"),
-    ("pacl", "pacl", "dnum * w + 2 * dsquare * ag", "dnum * w"),
     ("pacl learned", "pacl", "\"theta_pool\": dk * k", "\"theta_pool\": dk"),
     ("pacl matched", "pacl", "dphi.T @ u_hat + xp.sum(ds * e_hat, axis=1)", "dphi.T @ u_hat"),
     ("gloria", "gloria", "dnum * r + 2 * dsquare * ag", "dnum * r"),
@@ -40,6 +41,14 @@ FAULTS = [  # a case, the file, right, wrong
     ("mgca", "mgca", "do_v = back_log_v(-q_t", "do_v = back_log_v(-q_v"),
     ("mgca", "mgca", "do_v.T @ v_hat + do_t.T @ t_hat", "do_v.T @ v_hat"),
     ("mgca paramfree", "mgca", "T(ds) @ asking + T(a) @ dy, {}", "T(a) @ dy, {}"),
+    ("siglip", "siglip", "xp.sum(each) / B", "xp.mean(each)"),
+    ("siglip", "siglip", "return dscores, dtheta, xp.sum(dz)", "return dscores, dtheta, 0 * xp.sum(dz)"),
+    ("siglip", "siglip", "xp.where(wrong > 0, 1.0, e) / (1 + e)", "e / (1 + e)"),
+    ("flair", "flair", "dv + dv_k, dt_bar, dt_hat, g", "dv, dt_bar, dt_hat, g"),
+    ("flair", "flair", "dt_bar + back_t(dt_hat + dcosine.T @ v_hat)", "back_t(dt_hat + dcosine.T @ v_hat)"),
+    ("flair", "flair", "dy + 2 * (dgram @ y)", "dy + dgram @ y"),
+    ("flair", "flair", "scale * back_a(da)", "back_a(da)"),
+    ("flair", "flair", "with_empty(k), q", "xp.concat([k, k[:, :1, :]], axis=1), q"),
     ("sparc separate", "sparc", "back_fine(lambda_f * float(dloss))", "back_fine(lambda_g * float(dloss))"),
 ]
 
@@ -49,14 +58,23 @@ def test_a_fault_is_seen(name, file, right, wrong, rng):
     faulty = planted(importlib.import_module(f"sparc_ref.objectives.{file}"), right, wrong)
     objective, _, options = CASES[name]
 
-    def ours(mask, **x):
+    def from_faulty(mask, **x):
         params = {n: p for n, p in x.items() if n not in EMBEDDINGS}
         loss, _, back = getattr(faulty, objective)(params, x["v"], x["t"], mask, x["v_bar"], x["t_bar"], **options)
         return loss, back
 
     x, mask = draw(name, rng)
     with pytest.raises(AssertionError):
-        compare_with_oracle(ours, x, mask, theirs(name))
+        compare_with_oracle(from_faulty, x, mask, theirs(name))
+
+
+@pytest.mark.parametrize("name", ["pacl", "flair"])
+def test_a_fault_in_what_they_share_is_seen(name, rng, monkeypatch):
+    faulty = planted(shared, "dnum * w + 2 * dsquare * ag", "dnum * w")
+    monkeypatch.setattr(importlib.import_module(f"sparc_ref.objectives.{name}"), "cosine_of_mean", faulty.cosine_of_mean)
+    x, mask = draw(name, rng)
+    with pytest.raises(AssertionError):
+        compare_with_oracle(ours(name), x, mask, theirs(name))
 
 
 def compare_with_oracle(ours, x, mask, oracle):

@@ -220,7 +220,7 @@ def test_long_captions_are_favoured_by_the_sum_and_not_by_the_mean():
     assert log_sum_exp(q, np.zeros((1, 3), bool))[0] == 0
 
 
-@pytest.mark.parametrize("name", ["filip", "pacl", "gloria"])
+@pytest.mark.parametrize("name", ["filip", "pacl", "gloria", "flair"])
 def test_scores_of_a_batch_are_those_of_any_pictures_and_captions(name, rng):
     """The scoring rules take other numbers of captions than of pictures, and one pair at a time says the same."""
     x, mask = draw(name, rng)

@@ -27,7 +27,8 @@ def test_the_trainers_step_of_vit_b_16(weight):
     ObjectiveConfig("sparc"), ObjectiveConfig("filip"), ObjectiveConfig("filip", filip_keep=1.0), ObjectiveConfig("clip_filip"),
     ObjectiveConfig("filip", filip_keep=0.25, filip_drop_side="both"), ObjectiveConfig("pacl"), ObjectiveConfig("gloria"),
     ObjectiveConfig("pacl", pacl_embedder="none"), ObjectiveConfig("mgca"), ObjectiveConfig("mgca", mgca_attention="paramfree"),
-    ObjectiveConfig("mgca", mgca_lambda_cpa=0.0)], ids=lambda o: o.objective)
+    ObjectiveConfig("mgca", mgca_lambda_cpa=0.0), ObjectiveConfig("flair")],
+    ids=lambda o: o.objective)
 def test_the_references_loss(objective):
     assert abs(reference_loss(TINY, objective, 4).off) < 0.05
 

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "bench"))
+import family_page
 import small_world
 import small_world_page
 from small_world_losses import eq_6, instead, merged_pairs, other_pictures
@@ -96,6 +97,12 @@ def test_the_page_shows_what_is_stored():
     assert all((small_world_page.PAGE.parent / f"small-world-{name}.svg").exists() for name in small_world_page.FIGURES)
 
 
+def test_the_familys_page_shows_what_is_stored():
+    text, records = family_page.PAGE.read_text(), small_world.read("family")
+    assert small_world_page.filled(text, records, family_page.TABLES) == text, "python bench/small_world.py draw"
+    assert len(records) > 100 and all(f"<!-- {name} -->" in text for name in family_page.TABLES)
+
+
 def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
     rows = {(g, r.name): r for g, group in small_world.groups().items() for r in group}
     for record in small_world.read():
@@ -103,6 +110,7 @@ def test_every_stored_number_belongs_to_the_recipe_of_the_runner():
             continue
         row = rows[record["group"], record["row"]]
         assert (row.world, row.model, row.train, row.loss) == tuple(record[k] for k in ("world", "model", "train", "loss"))
+        assert row.objective == record.get("objective", {})
         assert record["recipe"] == [small_world.MODEL, small_world.TRAIN]
         assert (record["split"] == "validation") == (record["seed"] >= 100), "the protocol's splits"
 
@@ -117,6 +125,19 @@ def test_the_head_is_chosen_on_validation_scenes_alone():
     assert small_world_page.values(records, "g", "r", "pointing") == {0: 0.5}, "worse on test scenes, and still the one chosen"
     assert small_world_page.values(records, "g", "r", "miou") == {0: 0.4}
     assert small_world_page.heads(records, "g", "r") == "h_v; words g_v"
+
+
+def test_the_learning_rate_is_chosen_on_validation_scenes_alone():
+    def record(row, split, pointing, native, plain=0.0):
+        return {"row": row, "split": split, "seed": 100 if split == "validation" else 0, "numbers": {
+            "pointing": pointing, "i2t_r1": plain, "t2i_r1": plain, "native_i2t_r1": native, "native_t2i_r1": native}}
+
+    records = [record("scenes/filip/lr 1", "validation", 0.5, 0.4),
+               record("scenes/filip/lr 2", "validation", 0.3, 0.5, plain=1.0),
+               record("scenes/filip/lr 2", "test", 1.0, 1.0)]
+    assert family_page.best(records) == {("scenes", "filip"): "scenes/filip/lr 1"}
+    with pytest.raises(ValueError, match=r"expected validation seeds of every row .* none of scenes/filip/lr 2"):
+        family_page.best([records[0], records[2]])
 
 
 def test_intervals_are_students():

@@ -1,5 +1,6 @@
 """The loop: accumulation, metrics, interruption at any moment, refusal of what does not fit."""
 
+import json
 import os
 import random
 import re
@@ -169,10 +170,11 @@ def test_ctrl_c_saves_and_resuming_gives_the_same_run(tmp_path, monkeypatch, at)
 
 def test_rows_past_the_checkpoint_and_a_torn_line_are_dropped(tmp_path):
     file = tmp_path / "metrics.jsonl"
-    file.write_text('{"step": 1}\n{"step": 2}\n{"step": 3}\n{"st')
+    one, two, three = ({"kind": "eval", "step": step, "seconds": 1.0} for step in (1, 2, 3))
+    file.write_text(f'{json.dumps(one)}\n{json.dumps(two)}\n{json.dumps(three)}\n{{"st')
     Metrics(file).cut(2)
-    assert read_metrics(file) == [{"step": 1}, {"step": 2}]
-    file.write_text('{"step": 1}\n{"st\n{"step": 3}\n')
+    assert read_metrics(file) == [one, two]
+    file.write_text(f'{json.dumps(one)}\n{{"st\n{json.dumps(three)}\n')
     with pytest.raises(ValueError, match="line 2: not JSON"):
         Metrics(file).cut(2)
 

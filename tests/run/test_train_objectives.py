@@ -13,7 +13,9 @@ from sparc_ref.data import DrawnScenes, WordTokenizer
 from sparc_ref.evaluate.retrieval import retrieval, retrieval_of_scores
 from sparc_ref.model import PRESETS, SPARCConfig, forward, forward_with, init_params, parameter_shapes
 from sparc_ref.objectives import sparc
-from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes, scores_of
+from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes
+from sparc_ref.objectives.pacl import embed
+from sparc_ref.run import measure
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, objective_of, read_metrics
 from sparc_ref.run.train import TrainConfig, train
@@ -45,12 +47,32 @@ def test_a_run_is_trained_remembered_and_measured(tmp_path, objective):
     loaded, config, tokenizer, found = load_run(tmp_path)
     assert config == CONFIG and objective_of(found.record["config"]) == objective
     assert all(np.array_equal(loaded[n], params[n]) for n in params)
-    numbers = evaluate(loaded, config, DATA, tokenizer, 8, scores=scores_of(objective))
-    native = objective.objective in ("filip", "clip_filip", "pacl", "gloria")
+    numbers = evaluate(loaded, config, DATA, tokenizer, 8, objective=objective)
+    native = objective.objective in ("filip", "clip_filip", "pacl", "gloria", "flair")
     assert ("native_i2t_r1" in numbers) == native and "i2t_r1" in numbers
     rows = [row for row in read_metrics(tmp_path / "metrics.jsonl") if row["kind"] == "train"]
     assert len(rows) == 4 and all(np.isfinite(row["loss"]) for row in rows)
     assert (f"objective         {objective.objective}" in said) and "filip_keep" in said
+
+
+def test_localisation_reads_the_patches_that_pacl_compares(tmp_path, monkeypatch):
+    objective = ObjectiveConfig("pacl")
+    params, _ = go(tmp_path, objective, steps=2)
+    rng = np.random.default_rng(3)
+    params = params | {n: rng.normal(size=params[n].shape).astype("float32") for n in own_shapes(objective, CONFIG.embed_dim)}
+    got = evaluate(params, CONFIG, DATA, TOKENIZER, 8, objective=objective, head="g_v")
+    plain = evaluate(params, CONFIG, DATA, TOKENIZER, 8, head="g_v")
+    real = measure.images_of
+
+    def embedded(*args):
+        image = real(*args)
+        return image | {"v": embed(params, image["v"])[0]}
+
+    monkeypatch.setattr(measure, "images_of", embedded)
+    by_hand = evaluate(params, CONFIG, DATA, TOKENIZER, 8, head="g_v")
+    local = {"mass", "pointing", "iou", "choice", "miou", "miou_caption"}
+    assert {k: got[k] for k in local} == {k: by_hand[k] for k in local} != {k: plain[k] for k in local}
+    assert {k: got[k] for k in ("i2t_r1", "grounding_gap")} == {k: plain[k] for k in ("i2t_r1", "grounding_gap")}
 
 
 def test_every_parameter_of_an_objective_moves(tmp_path):
@@ -160,7 +182,7 @@ def test_recall_of_scores_is_recall_of_cosines(rng):
 
 
 @pytest.mark.parametrize(("settings", "message"), [
-    ({"objective": "siglip"}, "objective: expected one of sparc, clip, .*; got 'siglip'"),
+    ({"objective": "coca"}, "objective: expected one of sparc, clip, .*; got 'coca'"),
     ({"objective": "filip", "filip_keep": 0.0}, r"filip_keep: expected a share of tokens in \(0, 1\]"),
     ({"objective": "clip", "filip_keep": 0.5}, "filip_keep: belongs to objective filip or clip_filip, got clip"),
     ({"mgca_width": 64}, "mgca_width: belongs to objective mgca, got sparc"),

@@ -33,12 +33,21 @@ def argument(spec, leaves, fw, arrays, dtype):
     if layout == "pbd_cls":
         return fw.permute(argument(spec | {"layout": "cls"}, leaves, fw, arrays, dtype), (1, 0, 2))
     batch, _, width = arrays["v"].shape
+    if layout == "list":
+        return [one[np.flatnonzero(real)] for one, real in zip(x, real_of(spec, arrays))]
+    if layout == "packed":
+        return fw.reshape(x, (-1, width))[np.flatnonzero(arrays["mask"])]
     if layout == "cls":                                   # slot 0 holds the pooled embedding
         return fw.join([fw.reshape(leaves["v_bar"], (batch, 1, width)), x], 1)
     if layout == "bhwd":
         return fw.reshape(x, (batch, *grid(arrays), width))
     x = fw.permute(x, (0, 2, 1))
     return x if layout in ("bdp", "bdl") else fw.reshape(x, (batch, width, *grid(arrays)))
+
+
+def real_of(spec, arrays):
+    """Which rows of each sample a list holds: all patches, real tokens."""
+    return arrays["mask"] if spec["leaf"] == "t" else np.ones(arrays["v"].shape[:2], bool)
 
 
 def mask_argument(spec, fw, arrays, dtype):
@@ -52,8 +61,16 @@ def mask_argument(spec, fw, arrays, dtype):
     match spec["mask"]:
         case "lengths":
             return fw.array(mask.sum(1), "int64")
-        case "additive":                                  # 0 at real tokens, very negative at padding, as in BERT
-            return fw.array(np.where(mask, 0.0, np.finfo("float32").min if dtype != "float16" else -6e4), dtype)
+        case "owner":
+            return fw.array(np.nonzero(mask)[0], "int64")
+        case "cu_seqlens":
+            return fw.array(np.concatenate([[0], np.cumsum(mask.sum(1))]), "int64")
+    if spec.get("axes") == "bll":
+        mask = mask[:, :, None] & mask[:, None, :]
+    elif axes := spec.get("axes"):
+        mask = mask.reshape(len(mask), *(1,) * axes.count("1"), -1)
+    if spec["mask"] == "additive":                        # 0 at real tokens, very negative at padding, as in BERT
+        return fw.array(np.where(mask, 0.0, np.finfo("float32").min if dtype != "float16" else -6e4), dtype)
     mask = mask ^ bool(spec.get("invert"))
     return fw.array(mask, dtype if spec["mask"] == "float" else spec["mask"])
 
@@ -157,7 +174,7 @@ def own_grads(request, flat, arrays):
         if leaf := spec.get("leaf"):
             shape = tuple(arrays[leaf].shape)
             slots.append((leaf, layout_shape(spec, arrays) if leaf in ("v", "t") else shape))
-            roles[str(name)] = leaf
+            roles[str(name).removesuffix("']").split("['")[-1].split(".")[-1]] = leaf
     return bridges.own_gradients(flat, slots, roles)
 
 
@@ -172,7 +189,8 @@ def layout_shape(spec, arrays):
         "bld": (batch, tokens, width), "bdl": (batch, width, tokens), "lbd": (tokens, batch, width),
         "pbd": (patches, batch, width), "pbd_cls": (patches + 1, batch, width), "bpd": (batch, patches, width),
         "bdp": (batch, width, patches), "bdhw": (batch, width, *grid(arrays)),
-        "bhwd": (batch, *grid(arrays), width), "cls": (batch, patches + 1, width),
+        "bhwd": (batch, *grid(arrays), width), "cls": (batch, patches + 1, width), "list": (),
+        "packed": (int(arrays["mask"].sum()), width),
     }[spec.get("layout", "bpd" if spec["leaf"] == "v" else "bld")]
 
 
@@ -189,6 +207,10 @@ def chain(leaf, g, request, arrays, own):
     layout = next((s.get("layout", "") for s in specs if s.get("leaf") == leaf), "")
     if layout in ("pbd", "lbd", "pbd_cls"):
         return np.ascontiguousarray(g.transpose(1, 0, 2)[:, layout == "pbd_cls" :])
+    if layout == "packed":
+        whole = np.zeros(arrays["t"].shape)
+        whole[arrays["mask"]] = g
+        return whole
     if layout in ("bdp", "bdhw", "bdl"):
         return np.ascontiguousarray(g.reshape(g.shape[0], g.shape[1], -1).transpose(0, 2, 1))
     return g[:, 1:] if layout == "cls" else g.reshape(arrays[leaf].shape)

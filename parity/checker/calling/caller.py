@@ -16,16 +16,22 @@ from parity.checker.calling.worker import Stopped, Worker
 from parity.checker.probes import Answer, Probe
 
 LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls", "v_pbd": "pbd",
-           "v_pbd_cls": "pbd_cls"}
+           "v_pbd_cls": "pbd_cls", "v_list": "list"}
 CLS = {"v": "v_cls", "v_pbd": "v_pbd_cls"}                # the same layout with a [CLS] slot before the patches
-TEXTS = {"t": "bld", "t_bdl": "bdl", "t_lbd": "lbd"}
+TEXTS = {"t": "bld", "t_bdl": "bdl", "t_lbd": "lbd", "t_list": "list", "t_packed": "packed"}
 MASKS: dict[str, dict[str, Any]] = {
     "mask": {"mask": "bool"}, "mask_int": {"mask": "int64"}, "mask_float": {"mask": "float"}, "lengths": {"mask": "lengths"},
     "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
     "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
     "mask_lb": {"mask": "bool", "turned": True}, "mask_lb_float": {"mask": "float", "turned": True},
-    "padding_lb": {"mask": "bool", "invert": True, "turned": True},
+    "padding_lb": {"mask": "bool", "invert": True, "turned": True}, "owner": {"mask": "owner"},
+    "cu_seqlens": {"mask": "cu_seqlens"},
 }
+WIDE = {"b1l": "(B,1,L)", "b11l": "(B,1,1,L)"}
+MASKS |= {f"{word}_{axes}": MASKS[word] | {"axes": axes}
+          for axes in WIDE for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
+MASKS |= {"mask_bll": {"mask": "bool", "axes": "bll"}, "mask_bll_float": {"mask": "float", "axes": "bll"}}
+PACKED = ("owner", "cu_seqlens")                          # what says where the captions of packed tokens are
 PATCH_MASKS: dict[str, dict[str, Any]] = {
     "v_mask": {"patch_mask": "bool"}, "v_mask_int": {"patch_mask": "int64"}, "v_mask_float": {"patch_mask": "float"},
     "v_padding": {"patch_mask": "bool", "invert": True}, "v_padding_int": {"patch_mask": "int64", "invert": True},
@@ -47,8 +53,13 @@ SHOWN = {
     "v_mask_int": "mask of patches, 1 = valid; all are", "v_mask_float": "mask of patches, 1.0 = valid; all are",
     "v_padding": "mask of patches, true = padding; none is", "v_padding_int": "mask of patches, 1 = padding; none is",
     "v_padding_float": "mask of patches, 1.0 = padding; none is", "theta": "log(1/tau)",
-    "scale": "1/tau", "tau": "tau", "log_tau": "log tau",
+    "scale": "1/tau", "tau": "tau", "log_tau": "log tau", "v_list": "a list of patches (P,D)",
+    "t_list": "a list of captions (L_i,D), no padding", "t_packed": "all real tokens (N,D)",
+    "owner": "sample of each token (N,)", "cu_seqlens": "where captions begin and end (B+1,)",
 }
+SHOWN |= {"mask_bll": "mask (B,L,L), true = two real tokens", "mask_bll_float": "mask (B,L,L), 1.0 = two real tokens"}
+SHOWN |= {f"{word}_{axes}": SHOWN[word].replace("mask", f"mask {shape}", 1)
+          for axes, shape in WIDE.items() for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
 
 
 @dataclass(frozen=True)

@@ -12,12 +12,13 @@ ODD = (                                                   # layouts of patches a
     ("v_bdp", "t_bdl"), ("v_pbd", "t_lbd"), ("v", "t_bdl"), ("v_bdhw", "t_bdl"), ("v_bhwd", "t_bdl"), ("v_pbd", "t"),
     ("v", "t_lbd"), ("v_cls", "t_bdl"), ("v_bdp", "t_lbd"), ("v_pbd", "t_bdl"), ("v_bdhw", "t_lbd"), ("v_bhwd", "t_lbd"),
 )
+WAYS = ("usual", "odd", "wide", "packed", "lists")        # of layouts and masks, the later where none of the earlier runs
 
 
-def candidates(trial: Trial, about: dict, base: Convention, given: dict, odd: bool = False) -> Iterator[Convention]:
+def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: str = "usual") -> Iterator[Convention]:
     """Conventions that run on a first probe, by the score of their names; those far behind the best are left out.
 
-    odd: with the layouts of ODD alone.
+    way: "usual" | "odd", with the layouts of ODD alone | "wide", masks (B,1,L) | "packed" captions | "lists" of them
     """
     for framework in frameworks(about, given):
         best, calls, first = None, trial.worker.asked, None
@@ -27,7 +28,7 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict, odd: bo
                 break
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
-            better = next(runnable(trial, convention, about, given, odd), None)
+            better = next(runnable(trial, convention, about, given, way), None)
             if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
                 yield better
@@ -133,23 +134,26 @@ def written_call(text: str, names: list[str]) -> dict:
     return {"arguments": tuple(arguments), "keywords": frozenset(keywords)}
 
 
-def runnable(trial: Trial, convention: Convention, about: dict, given: dict, odd: bool = False) -> Iterator[Convention]:
+def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way: str = "usual") -> Iterator[Convention]:
     """The convention with the first layouts, mask forms and form of the temperature under which it runs."""
     names = dict(convention.arguments)
     layouts: list[dict[str, str]] = [{}]
     masks: list[dict[str, str]] = [{}]
     roles: tuple = (LAYOUTS, TEXTS, MASKS, PATCH_MASKS)
     v, t, mask, patch_mask = (next((n for n, w in names.items() if w in words), "") for words in roles)
+    if way == "lists" and convention.framework == "jax":  # compiled for arrays alone
+        return
     if "call" not in given:
-        if odd:
-            layouts = [{v: one, t: two} for one, two in ODD if v and t and given.get("patches", one) == one
+        pairs = {"odd": ODD, "packed": (("v", "t_packed"),), "lists": (("v_list", "t_list"), ("v", "t_list"))}.get(way)
+        if pairs is not None:
+            layouts = [{v: one, t: two} for one, two in pairs if v and t and given.get("patches", one) == one
                        and given.get("tokens", two) == two]
         elif v and "patches" not in given:
             layouts = [{v: w} for w in layout_order(v, about)]
         if mask and "mask" not in given:
-            forms = naming.mask_forms(mask)
-            turned = ["padding_lb", "mask_lb"] if forms[0] == "padding" else ["mask_lb", "mask_lb_float", "padding_lb"]
-            masks = [{mask: w} for w in (*forms, *(turned if odd else ()))]
+            masks = [{mask: w} for w in forms_of_mask(mask, way)]
+        elif way in ("wide", "packed"):
+            return
         if patch_mask:
             masks = [{**m, patch_mask: w} for m in masks for w in naming.patch_mask_forms(patch_mask)[:3]]
     plans = stub_plans(about, convention, given)
@@ -166,6 +170,19 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, odd
                             yield ready
                         if out is not None or "dtype" not in str(trial.last.get("message")):
                             break
+
+
+def forms_of_mask(name: str, way: str) -> list[str]:
+    forms = naming.mask_forms(name)
+    if way == "packed":
+        return naming.packed_forms(name)
+    if way == "wide":
+        forms = ["additive", *forms] if {"extended", "bias", "additive"} & set(naming.words(name)) else forms
+        pairs = ["mask_bll", "mask_bll_float"]
+        wide = [w for axes in ("b11l", "b1l") for form in dict.fromkeys(forms) if (w := f"{form}_{axes}") in MASKS]
+        return [*pairs, *wide] if "pair" in naming.words(name) else [*wide, *pairs]
+    turned = ["padding_lb", "mask_lb"] if forms[0] == "padding" else ["mask_lb", "mask_lb_float", "padding_lb"]
+    return [*forms, *(turned if way == "odd" else ())]
 
 
 def layout_order(name, about) -> list[str]:

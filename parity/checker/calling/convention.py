@@ -8,6 +8,7 @@ Facts about numbers that hold for faulty losses too:
 - a caption alone (B = 1) has no negatives in eq. 1, a token alone (L = 1) none in eq. 6: both losses are then 0.
 """
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -15,12 +16,12 @@ import numpy as np
 
 from parity.checker.calling import naming
 from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, arrays_of, spec, told
-from parity.checker.calling.candidates import candidates
+from parity.checker.calling.candidates import WAYS, candidates, runnable
 from parity.checker.calling.items import argument_items, framework_item, sigma_item
 from parity.checker.calling.masks import decide_mask, decide_patch_mask
 from parity.checker.calling.outputs import decide_outputs
 from parity.checker.calling.reading import decide_cls
-from parity.checker.calling.temperature import decide_scale, log_notes, start_notes
+from parity.checker.calling.temperature import as_named, decide_scale, start_notes
 from parity.checker.calling.trial import PLAIN, CannotRun, Trial, Unclear, numeric, probe_of
 from parity.checker.calling.worker import Stopped, Worker
 
@@ -49,12 +50,14 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         needs = f"{about['name']} needs {', '.join(extra)}"
         raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
-    for odd in (False, True):
-        for convention in candidates(trial, about, base, given, odd):
+    for way in WAYS:
+        if ready and way in ("wide", "packed", "lists"):
+            break
+        for convention in candidates(trial, about, base, given, way):
             found = finish(trial, convention, about, given)
-            if verified(found[0]):
+            if verified(found[0]) or way in ("packed", "lists"):
                 return found
-            if not odd:
+            if way in ("usual", "wide"):
                 ready += found
             elif supported(found[0]):
                 return found
@@ -77,7 +80,29 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         )
     if not ready:
         raise CannotRun(trial.error or {}, trial.call, () if "call" in given else trial.notes)
-    return ready
+    return as_lists(trial, ready, about, given)
+
+
+def as_lists(trial, ready: list[Convention], about: dict, given: dict) -> list[Convention]:
+    """A loss without a mask that also takes a list of captions: padding is its fault, or it never gets any.
+
+    Raises Unclear where nothing of its own says list.
+    """
+    first = ready[0]
+    if first.word("t") != "t" or first.word("mask") or "call" in given or {"tokens", "mask"} & given.keys():
+        return ready
+    lists = next(runnable(trial, first, about, given, "lists"), None)
+    if lists is None:
+        return ready
+    name = next(n for n, w in first.arguments if w == "t")
+    annotation = next((p["annotation"] for p in about["parameters"] if p["name"] == name), "")
+    if re.search(r"list|sequence|iterable", annotation, re.I) or re.search(r"\blists? of\b|ragged|no padding|unpadded",
+                                                                          f"{about['doc']} {about['source']}", re.I):
+        return finish(trial, lists, about, given)
+    raise Unclear(
+        f"{about['name']} has no mask, and takes {name} as one padded tensor or as a list of captions (L_i,D), which has no "
+        "padding: add --tokens t or --tokens t_list"
+    )
 
 
 def verified(convention: Convention) -> bool:
@@ -149,14 +174,15 @@ def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> li
     if scale[0].sure == "assumed":                        # read the wrong way round, a mask without padding leaves no token
         convention, scale = decide_scale(trial, convention, outputs, given)
     convention, patch_mask = decide_patch_mask(trial, convention, outputs, given)
-    convention, cls = decide_cls(trial, convention, outputs, given)
+    convention, scale[0], log_notes = as_named(convention, scale[0], about)
+    convention, cls = decide_cls(trial, convention, outputs, given, about)
     ready, returns = decide_outputs(trial, convention, outputs, given, about)
     items = [framework_item(convention, about, given), *argument_items(trial, convention, given)]
     items = [item for item in items if not any(item.what == better.what for better in cls)]
     sigma = sigma_item(trial, convention, outputs, about)
     common = [*items, *cls, *mask, *patch_mask, *scale, *([sigma] if sigma else [])]
     notes = (*start_notes(convention, about), *(f"{x.what}: {x.why}; it is read as a [CLS] token's, which the paper has not"
-                                                for x in cls), *log_notes(convention, scale[0]))
+                                                for x in cls), *log_notes)
     return [replace(c, items=(*common, *said), notes=notes) for c, said in zip(ready, returns)]
 
 

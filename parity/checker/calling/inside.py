@@ -11,13 +11,16 @@ An argument is written as
 """
 
 import copy
+import functools
 import json
 import math
 import os
 import random
+import re
 import sys
 import traceback
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -109,7 +112,7 @@ def call(state, request, arrays):
             watched.extend((str(name), x, was) for name, x in pairs if (was := bridges.to_numpy(x)) is not None)
         try:
             with stubs(fn, request.get("stub"), leaves):
-                outputs = fn(*args, **named)
+                outputs = grouped(fn, named)(*args, **named)
         finally:
             undo()
         passed.update(x["leaf"] for x in specs_of(request) if "leaf" in x and x.get("form") != "float")
@@ -126,7 +129,7 @@ def call(state, request, arrays):
         from parity.checker.calling import bridge_jax
 
         arguments, named = jax_arguments(state, request, arrays, dtype)
-        stages = bridge_jax.stages(fn, arguments, named, source_files(state["target"]))
+        stages = bridge_jax.stages(grouped(fn, named), arguments, named, source_files(state["target"]))
         return {"stages": [where for where, _ in stages]}, {f"stage/{i}": x for i, (_, x) in enumerate(stages)}
     if request.get("trace"):
         from parity.checker.calling.trace import traced
@@ -158,7 +161,9 @@ def call(state, request, arrays):
             if value.size <= MOST and request.get("outputs"):
                 sent[f"out/{i}"] = value
         reply["outputs"].append(what)
-    own = own_grads(request, flat, arrays) if not any(grads.values()) and request.get("grads", True) else None
+    own = None
+    if not any(grads.values()) and request.get("grads", True):
+        own = own_grads(request, flat, arrays) or own_grads(request, backward_of(fn), arrays)
     if own and "upstream" in request:                     # it gave its gradient; nobody can scale the loss before that
         own = None
     reply["losses"], reply["paths"] = {}, {}
@@ -210,12 +215,52 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     floats = [x for x in (*arguments, *named.values()) if not hasattr(x, "dtype")]
     try:
         outputs, losses, grads = bridge_jax.call(
-            fn, arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
+            grouped(fn, named), arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
             request.get("grads", True), request.get("upstream", 1.0))
     finally:
         undo()
     by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}
     return outputs, losses, by_leaf
+
+
+TAKEN = re.compile(r"(\w+)(?:\['(.+)'\]|\.(\w+)|\[(\d+)\] \(\w+\))")
+
+
+def grouped(fn, named):
+    """A function that takes batch['v'] and batch.v as keywords of those names, where there are any: load.keys_of."""
+    if not any(TAKEN.fullmatch(name) for name in named):
+        return fn
+
+    @functools.wraps(fn)
+    def call(*args, **given):
+        whole: dict[str, Any] = {}
+        for name, x in given.items():
+            if (parts := TAKEN.fullmatch(name)) is None:
+                whole[name] = x
+            elif parts[4] is not None:
+                whole[parts[1]] = (*whole.get(parts[1], ()), x)
+            elif parts[2] is not None:
+                whole.setdefault(parts[1], {})[parts[2]] = x
+            else:
+                setattr(whole.setdefault(parts[1], SimpleNamespace()), parts[3], x)
+        return fn(*args, **whole)
+
+    return call
+
+
+def backward_of(fn):
+    """What the backward method beside a forward gives, taken apart; nothing where there is no such pair."""
+    owner = getattr(fn, "__self__", None)
+    back = getattr(owner, "backward", None)
+    if owner is None or not callable(back) or torch_module(fn) is not None or getattr(fn, "__name__", "") == "backward":
+        return []
+    for arguments in ((), (1.0,)):
+        try:
+            given = back(*arguments)
+        except TypeError:
+            continue
+        return [("", 0.0), *bridges.flatten(vars(owner) if given is None else given)]
+    return []
 
 
 def same(x, was):

@@ -30,6 +30,8 @@ def load(request: dict) -> tuple[Any, str | None] | list[str]:
     if request.get("name"):
         return with_method(*attribute(module, request["name"], where), f"{where}:{request['name']}")
     names = plausible(module)
+    if not names and len(made := factories(module)) == 1:
+        return with_method(next(iter(made.values())), None, f"{where}:{next(iter(made))}")
     if not names:
         raise NotFound(f"{where}: no function or class there that takes two arrays or more; name one as {where}:NAME")
     return with_method(*attribute(module, names[0], where), f"{where}:{names[0]}") if len(names) == 1 else names
@@ -121,6 +123,19 @@ def plausible(module: ModuleType) -> list[str]:
     return named if named else roots
 
 
+def factories(module: ModuleType) -> dict[str, Any]:
+    """What functions that need no argument make, where that takes two arrays or more: a name for each -> the product."""
+    found = {}
+    for name, x in vars(module).items():
+        if name.startswith("_") or not inspect.isfunction(x) or x.__module__ != module.__name__:
+            continue
+        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature(x)):
+            continue
+        if words_of(x) and callable(made := x()) and takes_two(made):
+            found[name] = made
+    return found
+
+
 def behind(x: Any) -> Any:
     """The class of an instance; anything else as it is."""
     return x if isinstance(x, type) or inspect.isroutine(x) or isinstance(x, functools.partial) else type(x)
@@ -139,19 +154,21 @@ def made_here(x: Any, module: ModuleType) -> bool:
 def takes_two(x: Any) -> bool:
     """Whether it needs two arguments or more."""
     try:
+        called = x
         if isinstance(x, type) or (not inspect.isroutine(x) and not isinstance(x, functools.partial) and calls(type(x))):
-            wanted = signature(method_of(x if isinstance(x, type) else type(x)))
-        else:
-            wanted = signature(x)
+            called = method_of(x if isinstance(x, type) else type(x))
+        wanted = signature(called)
     except (TypeError, ValueError):
         return False
-    return sum(p.default is p.empty and p.kind is not p.VAR_KEYWORD and p.name != "self" for p in wanted) >= 2
+    keys = keys_of(called)
+    return sum(len(keys.get(p.name, [p] if p.kind is not p.VAR_KEYWORD else [])) for p in wanted
+               if p.default is p.empty and p.name != "self") >= 2
 
 
 def calls(cls: type) -> bool:
-    """Whether instances of a class can be called as such."""
+    """Whether instances of a class can be called as such: a forward alone is a method as any other."""
     try:
-        return method_of(cls) is not None
+        return method_of(cls) is not None and any("__call__" in vars(base) for base in cls.__mro__)
     except TypeError:
         return False
 
@@ -224,7 +241,53 @@ def signature(x: Any) -> list[inspect.Parameter]:
     return list(inspect.signature(x).parameters.values())
 
 
+def keys_of(x: Any) -> dict[str, list[str]]:
+    """Arguments that are taken apart by keys or attributes, and what is taken: {"batch": ["batch['v']"]}, as in the code."""
+    import ast
+    import textwrap
+
+    try:
+        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrap(x))))
+    except (OSError, TypeError, SyntaxError):
+        return {}
+    kinds = [dict, list, str, *(getattr(sys.modules[m], k) for m, k in (("torch", "Tensor"), ("numpy", "ndarray"))
+                                if m in sys.modules)]
+    own = {name for kind in kinds for name in dir(kind)}
+    every = [p for p in signature(x) if p.default is p.empty and p.name != "self"]
+    loose = {p.name for p in every if p.kind is p.VAR_KEYWORD}
+    names = {p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD} | loose
+    found: dict[str, list[str]] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Name):
+            parts = node.targets[0].elts
+            if node.value.id in names - loose and len(parts) > 2 and all(isinstance(e, ast.Name) for e in parts):
+                found[node.value.id] = [f"{node.value.id}[{i}] ({e.id})" for i, e in enumerate(parts)]
+            continue
+        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
+            base, text = node.value, f"[{node.slice.value!r}]"
+        elif isinstance(node, ast.Attribute) and node.attr not in own:
+            base, text = node.value, f".{node.attr}"
+        else:
+            continue
+        if isinstance(base, ast.Name) and base.id in names:
+            key = node.slice.value if base.id in loose and isinstance(node, ast.Subscript) else f"{base.id}{text}"
+            found.setdefault(base.id, []).append(key)
+    return {name: list(dict.fromkeys(keys)) for name, keys in found.items()}
+
+
 def parameters(x: Any, skip_self: bool = False) -> list[dict]:
+    """Arguments; of a dict that is passed, the arrays that the code takes from it, each an argument of that name."""
+    plain_ones, keys = own_parameters(x, skip_self), keys_of(x)
+    if not keys:
+        return plain_ones
+    found = []
+    for p in plain_ones:
+        named = p | ({"kind": "KEYWORD_ONLY"} if p["kind"] == "POSITIONAL_OR_KEYWORD" or p["name"] in keys else {})
+        found += [named | {"name": key, "annotation": ""} for key in keys[p["name"]]] if p["name"] in keys else [named]
+    return found
+
+
+def own_parameters(x: Any, skip_self: bool = False) -> list[dict]:
     found = []
     for p in signature(x)[1 if skip_self else 0 :]:
         default: dict[str, Any] = {}
@@ -261,7 +324,7 @@ def describe(x: Any, method: str | None = None) -> dict:
         "kind": "class" if cls else "instance" if instance else "function",
         "file": (source_files(x) or [""])[0], "line": start, "source": "".join(lines)[:40_000],
         "parameters": parameters(call, skip_self=cls and (bool(method) or inspect.isfunction(call))),
-        "constructor": parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
+        "constructor": own_parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
         "module": False, "doc": (inspect.getdoc(source) or "")[:2000],
     }
     if method:

@@ -11,13 +11,19 @@ import numpy as np
 from parity.checker.calling import naming
 from parity.checker.calling.caller import MASKS, PATCH_MASKS, SHOWN, Convention, Item
 from parity.checker.calling.measuring import amount, distance, full, same, uneven, values
-from parity.checker.calling.trial import probe_of
+from parity.checker.calling.trial import PLAIN, probe_of
 
 
 def decide_mask(trial, convention, outputs, given, about) -> tuple[Convention, list[Item]]:
     name, word = next(((n, w) for n, w in convention.arguments if w in MASKS), ("", ""))
     if not name and convention.word("t") is None:
         return convention, []
+    if convention.word("t") in ("t_list", "t_packed"):
+        if not name:
+            return convention, [Item("mask", "needs none: captions come without padding", "likely", "no argument of that kind")]
+        ran = other_forms(trial, convention, name, word)
+        why = f"its name; it also runs with {', '.join(ran)}" if ran else "two other ways of saying it do not run"
+        return convention, [Item(name, SHOWN[word], "likely", why)]
     if not name:
         taken = {n for n, _ in convention.arguments}
         left = [p["name"] for p in about["parameters"] if p["name"] not in taken and p.get("default", 0) in (None, "None")]
@@ -59,6 +65,14 @@ def decide_mask(trial, convention, outputs, given, about) -> tuple[Convention, l
             f"read so, padding matters least: {1 / least.max():.2g} of what as many real tokens do, on four batches")
         item = Item(name, SHOWN[best[1]], "likely", why)
     return with_form(convention, name, best[1]), [item]
+
+
+def other_forms(trial, convention, name, word) -> list[str]:
+    """Other words for where packed captions are, under which it gives a number too."""
+    kept = trial.error, trial.call, trial.odd, trial.stops
+    ran = [SHOWN[w] for w in naming.packed_forms(name) if w != word and trial.run(with_form(convention, name, w), PLAIN)]
+    trial.error, trial.call, trial.odd, trial.stops = kept
+    return ran
 
 
 def inert_item(trial, convention, outputs, name, batch, seen, inert) -> Item:
@@ -118,6 +132,8 @@ def readings(trial, convention, outputs, name, batch, seed=0, mask=None) -> list
     seen: list[tuple[list[float], str, float, float]] = []
     word = dict(convention.arguments)[name]
     turned = ["mask_lb", "padding_lb", "mask_lb_float"] if MASKS[word].get("turned") else []
+    if MASKS[word].get("axes"):
+        turned = [w for w in MASKS if MASKS[w].get("axes")]
     for form in turned or naming.mask_forms(name):        # which axis comes first is known: it ran
         changed = with_form(convention, name, form)
         first = values(trial, changed, full(seed, batch, mask=real), outputs)

@@ -17,6 +17,7 @@ TOKEN = {"token", "tokens", "word", "words", "seq", "sequence", "local", "dense"
 GLOBAL = {"global", "pooled", "pool", "cls", "bar", "mean", "avg", "glob", "g", "class", "sentence"}
 MASK = {"mask", "masks", "valid", "keep", "real", "pad", "padding", "padded", "attn", "attention", "is"}
 LENGTH = {"length", "lengths", "lens", "len", "counts", "count", "nwords", "ntokens", "sizes"}
+PACKING = {"owner", "owners", "cu", "seqlens", "segment", "segments", "ptr", "offsets"}  # where packed captions are
 SCALE = {"scale", "logit", "temp", "temperature", "tau", "inv", "inverse", "theta", "log", "temps", "kappa"}
 SIGMA = {"sigma", "threshold", "thresh", "thr", "cutoff", "sparsity", "sim"}
 LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff"}
@@ -38,6 +39,8 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     found: dict[str, float] = {}
     patch, vision = len(said & PATCH), len(said & VISION)
     text, token, pooled = len(said & TEXT), len(said & TOKEN), len(said & GLOBAL)
+    if said & PACKING:
+        return {"mask": 3.0}
     if said & {"id", "ids", "label", "labels", "target", "targets", "index", "idx"}:
         return {}
     if size_of(name) in ("P", "L", "B"):                  # n_words: one number, or one per caption
@@ -113,6 +116,13 @@ def mask_forms(name: str, annotation: str = "") -> list[str]:
     if said & {"pad", "padding", "padded", "ignore"}:
         return ["padding", *plain, "padding_float", "padding_int", "lengths"]
     return [*plain, "padding", "padding_float", "lengths", "additive"]
+
+
+def packed_forms(name: str) -> list[str]:
+    """Words for what says where packed captions are, most likely first."""
+    said = set(words(name))
+    first = "lengths" if said & LENGTH else "cu_seqlens" if said & {"cu", "seqlens", "ptr", "offsets"} else "owner"
+    return [first, *(w for w in ("owner", "cu_seqlens", "lengths") if w != first)]
 
 
 def patch_mask_forms(name: str) -> list[str]:

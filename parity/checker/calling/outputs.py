@@ -73,6 +73,8 @@ def decide_outputs(trial, convention, outputs, given, about) -> tuple[list[Conve
     second = f"read as {KINDS[order[0]]} it is explained less well"
     both = [Item("returns", shown_losses({order[0]: path}), sure, why),
             Item("returns", shown_losses({order[1]: path}), "likely", second)]
+    if whole and sure == "certain":                       # pooled embeddings move it: it is no fine-grained loss
+        return [replace(convention, losses={"total": path})], [[*items, both[0]]]
     return [replace(convention, losses={kind: path}) for kind in order], [[*items, item] for item in both]
 
 

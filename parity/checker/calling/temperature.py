@@ -10,6 +10,7 @@ from dataclasses import replace
 from parity.checker.calling import naming
 from parity.checker.calling.caller import SCALES, SHOWN, Convention, Item
 from parity.checker.calling.measuring import amount, close, distance, either, full, uneven, values
+from parity.checker.calling.trial import Unclear
 
 COLD = -80.0                                              # theta: 1/tau = 2e-35
 USUAL = (0.07, 0.01, 0.02, 0.05, 0.1, 0.2)                # temperatures that people start with
@@ -132,11 +133,25 @@ def start_notes(convention: Convention, about: dict) -> list[str]:
     return notes[:1]
 
 
-def log_notes(convention: Convention, item: Item) -> list[str]:
-    """Where a name says a logarithm and numbers say that none is undone."""
+def as_named(convention: Convention, item: Item, about: dict) -> tuple[Convention, Item, list[str]]:
+    """Where a name says a logarithm and numbers say that none is undone.      -> convention, item, notes
+
+    A start that is such a logarithm decides: an exp() is missing.  Raises Unclear for an argument, of which nobody knows what
+    is passed.
+    """
     name = item.what.removeprefix("parameter ")
     word = next((w for n, w in [*convention.arguments, *convention.attributes.items()] if n == name), "")
-    if word in ("scale", "tau") and "log" in naming.words(name) and item.sure in ("certain", "likely"):
-        return [f"{name}: its name says a logarithm, and it acts as {SHOWN[word]} itself: if it holds log({SHOWN[word]}), "
-                "an exp() is missing"]
-    return []
+    if word not in ("scale", "tau") or "log" not in naming.words(name) or item.sure not in ("certain", "likely"):
+        return convention, item, []
+    kind, argument = {"scale": "theta", "tau": "log_tau"}[word], name in dict(convention.arguments)
+    x = {a["name"]: a["value"] for a in about["attributes"]} | {p["name"]: p.get("default") for p in about["parameters"]}
+    start, sign = x.get(name), 1 if word == "scale" else -1
+    if isinstance(start, int | float) and any(abs(sign * start - math.log(1 / tau)) < 2e-3 for tau in USUAL):
+        why = f"its name says so, and its start of {start:.4g}; it acts as {SHOWN[word]} itself"
+        note = f"{name}: its name and its start say {SHOWN[kind]}, and it acts as {SHOWN[word]} itself: an exp() is missing"
+        return with_kind(convention, name, kind, argument), replace(item, value=SHOWN[kind], sure="likely", why=why), [note]
+    if argument and item.sure == "certain":
+        raise Unclear(f"{name} acts as {SHOWN[word]} itself, and its name says a logarithm: add --scale {word} if "
+                      f"{SHOWN[word]} is passed, --scale {kind} if {SHOWN[kind]} is (then an exp() is missing)")
+    return convention, item, [f"{name}: its name says a logarithm, and it acts as {SHOWN[word]} itself: if it holds "
+                              f"{SHOWN[kind]}, an exp() is missing"]

@@ -82,7 +82,8 @@ class Box:
     def blind(self) -> bool:
         """Whether embeddings that differ by 1e-12 of themselves give the same losses to the last bit."""
         one = PROBES["unpadded"]
-        two = replace(one, v=one.v * (1 + 1e-12), t=one.t + 1e-12 * one.t[..., ::-1], name="unpadded_moved")
+        two = replace(one, v=one.v * (1 + 1e-12), t=one.t + 1e-12 * one.t[..., ::-1], name="unpadded_moved",
+                      v_bar=one.v_bar + 1e-12 * one.v_bar[..., ::-1], t_bar=one.t_bar + 1e-12 * one.t_bar[..., ::-1])
         first, second = self(one), self(two)
         values = [x for x in first.losses.values() if math.isfinite(x) and x]
         return bool(values) and not second.error and first.losses == second.losses

@@ -312,7 +312,7 @@ def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding
             if not math.isfinite(value):
                 continue
             if answer.error:
-                notes.append(f"{dtype}: it raises {answer.error}")
+                notes.append(f"{dtype}, on one batch: it raises {answer.error}")
                 errors[dtype] = None
                 break
             off = relative(answer.losses.get(loss, math.nan), value)
@@ -323,9 +323,9 @@ def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding
                 findings.append(Finding(Found("edge.low_precision", dtype, f"the {bad} is not finite"),
                                         f"in {dtype} the {bad} is not finite"))
             elif bad:
-                notes.append(f"{dtype}: the {bad} is not finite")
+                notes.append(f"{dtype}, on one batch: the {bad} is not finite")
             else:
-                notes.append(f"{dtype}: the {loss} loss is off by {off:.1e} of it")
+                notes.append(f"{dtype}, on one batch: the {loss} loss is off by {off:.1e} of it")
             break
     return errors, findings, notes
 
@@ -355,14 +355,17 @@ def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
     expected = {name: law(cost(**(base | {name: 2 * base[name]})) / cost(**base)) for name in base}
     rows_alone = 8 * base["B"] * (base["L"] + base["P"]) * 2 * base["D"]  # bytes of the embeddings themselves
     notes = []
-    if powers["B"] > 1.5:
+    if "fine" not in ask.convention.losses:               # eq. 1 takes B x B
+        return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, []
+    if powers["B"] > 1.5 and "global" not in ask.convention.losses:
         why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives"
                                                                for f in diagnosis.deviations) else ""
-        notes.append(f"memory grows with the square of the batch (B^{powers['B']:.1f}){why}; eq. 6 needs B (LP + LD + LL)")
+        notes.append(f"from B 16 to 32 peak memory grows like B^{powers['B']:.1f}{why}; eq. 6 needs B (LP + LD + LL)")
     elif powers["D"] > expected["D"] + 0.45 and measured["D"] > 5 * rows_alone:
-        notes.append(f"memory grows with the width (D^{powers['D']:.1f}): a product is written out that need not be")
+        notes.append(f"from D 4 to 8 peak memory grows like D^{powers['D']:.1f}, more than B (LP + LD + LL)")
     elif powers["L"] > 2.3 or powers["P"] > 1.5:
-        notes.append(f"memory grows like L^{powers['L']:.1f} P^{powers['P']:.1f}, more than B (LP + LD + LL)")
+        notes.append(f"from L and P 12 to 24 peak memory grows like L^{powers['L']:.1f} P^{powers['P']:.1f}, more than "
+                     "B (LP + LD + LL)")
     return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, notes
 
 

@@ -180,6 +180,12 @@ def gap_is(read, gap, factor) -> bool:
     return all(near(read, value(read, p), factor * entropy(p.t.shape[1], gap)) for p in fresh("pairs"))
 
 
+def two_gaps(read, gap) -> bool:
+    """One direction with the paper's logits, the other with one difference of them, whatever the number of tokens."""
+    return all(near(read, value(read, p), (entropy(p.t.shape[1], math.exp(p.theta)) + entropy(p.t.shape[1], gap)) / 2)
+               for p in fresh("pairs"))
+
+
 def gap_in_scale(read, gap) -> bool:
     """Two temperatures give one difference of cosines."""
     cosines = []
@@ -281,8 +287,8 @@ TEMPLATES = {
     "raises on one": Template("A batch of one sample raises {error}.", raises, "A batch of one sample gave no answer."),
     "never finite": Template("Even one sample without padding gives no finite loss.", never_finite),
     "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
-    "threshold": Template("With {many} patches, those of min-max similarity below {low:.4g} get no gradient, those above "
-                          "{high:.4g} do.", no_gradient_below),
+    "threshold": Template("With {many} patches and two tokens, patches of min-max similarity below {low:.4g} get no "
+                          "gradient, those above {high:.4g} do.", no_gradient_below),
     "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("What it makes is the paper's up to {where}.", follows),
@@ -308,6 +314,8 @@ TEMPLATES = {
                     lambda read, gap, factor, scale: gap_is(read, gap, factor)),
     "gap in scale": Template("With tokens that are one patch each it is cross-entropy of cosines that differ by {gap:.4g}, "
                              "where those of the tokens differ by 1.", gap_in_scale),
+    "two gaps": Template("Logits of pairs of cosine 1 and 0 differ by {scale:.4g} in one direction and by {gap:.4g} in the "
+                         "other.", lambda read, gap, scale: two_gaps(read, gap)),
     "no gap": Template("No one difference of logits, times any factor, makes cross-entropy of it where cosines are 0 and 1.",
                        no_gap),
     "unit alone": Template("It agrees where all patches have length 1.", unit_alone),
@@ -335,6 +343,8 @@ TEMPLATES = {
                        explained_by(confirm.equals), "{what} equals {equation} in all that was tried with {conditions}."),
     "except": Template("{what} equals {equation}, except that {clauses}.", explained_by(confirm.equals_but_for),
                        "{what} differs from {equation}: {clauses}; that does not explain every batch."),
+    "partly": Template("{what} differs from {equation}: {clauses}; and in more, which other batches did not show again.",
+                       explained_by(confirm.differs), "{what} differs from {equation}."),
     "inside except": Template("With {sizes} {what_inside} equals {equation}, except that {clauses}.",
                               explained_by(confirm.equals_but_for),
                               "{what} differs from {equation}: {clauses}; that does not explain every batch."),
@@ -342,8 +352,8 @@ TEMPLATES = {
                                explained_by(confirm.equals_but_for),
                                "{what} differs from {equation}: {clauses}; that does not explain every batch."),
     "value except": Template("The value of {what_inside} is that of {equation}, except that {clauses}; its gradient is "
-                             "another, and nothing known explains that.", explained_by(confirm.value_but_for)),
-    "gradient": Template("{what} differs from {equation} in its gradient, and nothing known explains that.",
+                             "another.", explained_by(confirm.value_but_for)),
+    "gradient": Template("{what} differs from {equation} in its gradient.",
                          explained_by(confirm.value_but_for),
                          "{what} differs from {equation}, and no known deviation explains it."),
     "differs": Template("{what} differs from {equation}, and no known deviation explains it.", explained_by(confirm.differs),

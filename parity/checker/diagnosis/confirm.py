@@ -39,7 +39,8 @@ def gives(part, probe, tol: Tolerances, leaf: str = "") -> bool:
     reading = part.read(probe)
     if leaf:
         reading = Reading(reading.value, {k: g for k, g in reading.grads.items() if k == leaf})
-    return part.excused(probe, reading) or any(close(reading, model, tol) for model in part.models(probe))
+    models = [(value, {k: g for k, g in grads.items() if k == leaf or not leaf}) for value, grads in part.models(probe)]
+    return part.excused(probe, reading) or any(close(reading, model, tol) for model in models)
 
 
 def paper_gives(part, probe, base: str, tol: Tolerances) -> bool:
@@ -51,6 +52,8 @@ def paper_gives(part, probe, base: str, tol: Tolerances) -> bool:
 
 def supported(read, part, found: Found, tol: Tolerances) -> bool:
     """Whether fresh batches show what a line of the survey says."""
+    if part.how.fine is None and part.how.pairs is None:  # nothing explains it, so that nothing can be taken out
+        return False
     if found.id in SPECIAL:
         return SPECIAL[found.id](part, found, tol)
     asked = batches(part)

@@ -92,6 +92,7 @@ def judge(box, part, count_edges=False) -> Diagnosis:
                       tol=(tol, grad_tol) if d.id.startswith("gradient.") else loose)
                for d in (*deviations, *harmless, *edges)}
     clauses = {d: text for d, text in clauses.items() if text}
+    dropped = any(d not in clauses and d.id not in ("edge.all_padding", "edge.zero_padding") for d in deviations)
     deviations, harmless, edges = (tuple(d for d in some if d in clauses) for some in (deviations, harmless, edges))
     off = tuple(Off(name, *o) for name, (o, _) in offs[base if base and verdict != "unexplained" else part.bases[0]].items())
     return Diagnosis(
@@ -104,6 +105,7 @@ def judge(box, part, count_edges=False) -> Diagnosis:
         edges=edges if verdict != "unexplained" and not strict else (),
         base="eq1" if part.name == "global" else base if base and verdict in ("listing1", "conditional") else "eq6",
         clauses=clauses, stage_seen=place is None or bool(place.words) or place.stage in ("gradient", "global"),
+        dropped=dropped,
     )
 
 
@@ -249,6 +251,8 @@ def place_of(box, part, failing) -> Place:
         return as_seen()
     place = locate(part.read, part.how)
     if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) <= STAGES.index("logits"):
+        if place.stage == "logits":                       # cross-entropy, of what was made of them: capped, say
+            return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
         return as_seen()                                  # its logits are the paper's: values misled about earlier stages
     return place
 

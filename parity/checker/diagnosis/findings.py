@@ -76,6 +76,7 @@ class Diagnosis:
     clauses: dict[Found, str] = field(default_factory=dict)
     sentences: dict[str, int] = field(default_factory=dict)
     stage_seen: bool = True
+    dropped: bool = False                                 # something was found that fresh batches did not show again
 
 
 NAMES = {"eq6": "eq. 6", "listing1": "Listing 1", "eq1": "eq. 1"}
@@ -107,7 +108,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
         text = out("inside")
     elif part.explained and clauses:
         sharp = all(x.sharp for x in d.limits)            # else no sizes say where it ends
-        text = out(("inside except" if sharp else "smaller except") if sizes else "except")
+        text = out("partly" if d.dropped else ("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
         text = out("value except")
     elif part.one_token:

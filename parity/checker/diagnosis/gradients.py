@@ -82,6 +82,12 @@ class Wrong:
     def explained(self) -> bool:
         return bool(self.found) and not self.place
 
+    def with_flat(self, how: str) -> "Wrong":
+        """The same where rows without a range are otherwise."""
+        slopes = {leaf: replace(x, terms=tuple((share, replace(o, flat=how)) for share, o in x.terms))
+                  for leaf, x in self.slopes.items()}
+        return replace(self, slopes=slopes)
+
     def applied(self, probe: Probe, grads: dict, given: dict) -> dict:
         """A setting's gradients as the box has them."""
         if self.flat and probe.flat:                      # it is known to be wrong there
@@ -124,6 +130,7 @@ def of_pairs(part, probes, tol: float) -> Wrong:
     for leaf in INPUTS:
         pairs = [(part.read(p).grads.get(leaf), part.own_gradients(p).get(leaf)) for p in probes]
         pairs = [(np.ravel(a), np.ravel(b)) for a, b in pairs if a is not None and b is not None]
+        shares = by_direction(part, probes, leaf, tol)
         top = max((np.abs(b).max(initial=0.0) for _, b in pairs), default=0.0)
         if not pairs or top < 1e-12:                      # no part of this loss
             continue
@@ -134,10 +141,45 @@ def of_pairs(part, probes, tol: float) -> Wrong:
         elif all(np.abs(a - k * b).max() <= 10 * tol * top for a, b in pairs):
             how = "zero" if abs(k) < tol else f"{k:.6g} times what it should be"
             out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is {how}."))
+        elif shares is not None:
+            out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is {said_shares(shares)}."))
         else:
             off = max(float(np.abs(a - b).max()) for a, b in pairs) / top
             out.places.append((leaf, f"The gradient for {INPUTS[leaf]} is off by up to {off:.3g} of its largest entry."))
     return out
+
+
+DIRECTIONS = {"vt": "in which images pick texts", "tv": "in which texts pick images"}
+
+
+def by_direction(part, probes, leaf: str, tol: float) -> tuple[float, float] | None:
+    """The shares of the two directions' gradients that make up what is read; None where none do, or one direction is all."""
+    o = part.how.pairs
+    if o is None or o.direction != "both":
+        return None
+    rows = []
+    for p in probes:
+        given = part.read(p).grads.get(leaf)
+        made = [search.evaluated(p, replace(o, direction=way)).grads["global"].get(leaf) for way in DIRECTIONS]
+        if given is not None and all(g is not None for g in made):
+            rows.append(np.stack([np.ravel(given), *(part.scale * 0.5 * np.ravel(g) for g in made)]))
+    if not rows or (leaf == "theta" and len(rows) < 3):
+        return None
+    given, *made = np.concatenate(rows, 1)
+    basis = np.stack(made, 1)
+    shares, *_ = np.linalg.lstsq(basis, given, rcond=None)
+    if np.linalg.cond(basis) > 1e6 or np.abs(basis @ shares - given).max() > 10 * tol * np.abs(basis).max():
+        return None
+    a, b = (float(simplest(x - 1e-6, x + 1e-6)) if abs(x) > 1e-6 else 0.0 for x in shares)
+    return a, b
+
+
+def said_shares(shares: tuple[float, float]) -> str:
+    ways = list(DIRECTIONS.values())
+    for i, share in enumerate(shares):
+        if share == 0 and shares[1 - i] == 1:
+            return f"that of the direction {ways[1 - i]} alone"
+    return " and ".join(f"{share:.6g} times that of the direction {way}" for share, way in zip(shares, ways))
 
 
 def explain(read, o: Variant, tol: float, lacking=()) -> Wrong:

@@ -131,6 +131,10 @@ def after_logits(read, tol) -> Place:
     if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
         stage = "grouping" if no_turn else "norm"
         return Place(stage, middle.name, say(read, "gap in scale", gap=gaps[middle.name]))
+    scale = math.exp(THETA)
+    others = [gap_of(p.t.shape[1], 2 * y[p.name] - of(p.t.shape[1], scale)) for p in (small, middle, large)]
+    if max(others) - min(others) < 1e4 * tol * scale:     # NaN is no number of one size
+        return Place("logits", middle.name, say(read, "two gaps", gap=others[0], scale=scale))
     return Place("loss", middle.name, say(read, "no gap"))
 
 

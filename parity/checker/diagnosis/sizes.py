@@ -136,10 +136,14 @@ class Limit:
         if self.key == "float32":
             return f"In float32 the same batch gives something else: {far}."
         ends = "on" if self.up else "down"
+        near = plain(self.fails) == plain(self.holds)     # no whole numbers: a thousandth apart
         start = f"From {said(self.key, self.fails)} {ends}{with_} it differs"
+        if near:
+            start = f"{'Above' if self.up else 'Below'} {said(self.key, self.holds)}{with_} it differs"
         if not self.sharp:
-            start = (f"With {said(self.key, self.fails)}{with_} it differs, with {said(self.key, self.holds)} it does not, and "
-                     "other sizes do not agree with one limit")
+            less = f"a little {'less' if self.up else 'more'}" if near else said(self.key, self.holds)
+            start = (f"With {said(self.key, self.fails)}{with_} it differs, with {less} it does not, and other sizes do not "
+                     "agree with one limit")
         return f"{start}: {far} with {said(self.key, self.worst)}."
 
 

@@ -4,7 +4,7 @@ One sample has no global loss, one token per caption no fine-grained one: each i
 taken off the total.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 
 import numpy as np
@@ -32,6 +32,7 @@ from parity.checker.diagnosis.switches import EPSILONS, GlobalVariant, Variant, 
 from parity.checker.probes import HELD_OUT, PROBES, Probe, draw
 
 PAIRS = ("padded", "padded_again", "unpadded", "equal_lengths", "unit_padded", "all_padding")
+SINGLES = tuple(p for p in PROBES.values() if len(p.v) == 1)
 ONE_TOKEN = {
     name: draw(name, (1,) * batch, 1, patches, shows="one token per caption: the global loss alone")
     for name, batch, patches in (("one_token", 4, 9), ("one_token_again", 3, 12), ("one_token_more", 5, 9))
@@ -158,19 +159,20 @@ class Part:
 
         empty: and, without min-max, what may be made of a row of which no patch passes.
         """
-        for value, grads in self._readings(probe, empty):
-            if self.how.wrong is not None:
-                grads = self.how.wrong.applied(probe, grads, self.read(probe).grads)
+        for part in (self, *self._others(probe, empty)):
+            value, grads = part.model(probe)
+            if part.how.wrong is not None:
+                grads = part.how.wrong.applied(probe, grads, self.read(probe).grads)
             yield value, grads
 
-    def _readings(self, probe, empty):
-        yield self.model(probe)
+    def _others(self, probe, empty) -> Iterator["Part"]:
         fine = self.how.fine
-        if empty and fine is not None and not fine.minmax and self.name != "global":
-            for how in ("zero", "nan"):
-                yield self._scaled(evaluated(probe, replace(fine, flat=how)), "fine")
-        if probe.name in ZERO and fine is not None and fine.flat != "uniform":
-            yield self._scaled(evaluated(probe, replace(fine, flat="uniform")), "fine")
+        if fine is None or self.name == "global":
+            return
+        ways = ("zero", "nan") if empty and not fine.minmax else ()
+        for how in (*ways, *("uniform",) * (probe.name in ZERO and fine.flat != "uniform")):
+            wrong = self.how.wrong.with_flat(how) if self.how.wrong is not None else None
+            yield replace(self, how=replace(self.how, fine=replace(fine, flat=how), wrong=wrong))
 
     def _scaled(self, result, name):
         return self.scale * result.losses[name], {k: self.scale * g for k, g in result.grads[name].items()}
@@ -274,7 +276,26 @@ def explain_total(box: Box) -> list[Part]:
         if fine.reached == "one sample":
             best, weight = joint(total, fine)
             fine = explain_fine(less(box, best, weight)) if best is not None else fine
+    if best is not None and fine.reached == "all" and fine.gradient is False and right_alone(total, fine):
+        return other_gradient(box, total, fine, best, weight)
     return parts_of(box, total, fine, best, weight)
+
+
+def right_alone(total, fine) -> bool:
+    """Whether gradients are the fine-grained loss's where one sample is alone, which silences the global loss."""
+    _, tol = total.box.tolerances()
+    alone = [p for p in named(("single", "single_again", "unit_single", "single_padded")) if total(p).finite]
+    offs = [gradient_off(total(p).grads, evaluated(p, fine.fine).grads["fine"]) for p in alone if not total(p).nan_gradient]
+    return bool(offs) and all(x is not None and x < tol for x in offs)
+
+
+def other_gradient(box, total, fine, best, weight) -> list[Part]:
+    """The fine-grained loss by batches of one sample; what else there is of the gradient is the global loss's."""
+    fine.gradient, fine.wrong = True, None
+    fine.also = [d for d in fine.also if not d.id.startswith("gradient.")]
+    made = parts_of(box, total, fine, best, weight)
+    made[1].how.gradient = False
+    return [replace(made[0], probes=SINGLES, held_out=()), *made[1:]]
 
 
 def less(box, setting, weight) -> Reader:
@@ -290,10 +311,9 @@ def parts_of(box, total, fine, best, weight) -> list[Part]:
     if best is not None:
         lambdas["lambda_g"] = weight
     read = Reader(box, "total", known=lambda p: _weighted(p, best, weight)) if best is not None else total
-    singles = tuple(p for p in PROBES.values() if len(p.v) == 1)
     parts = [Part("fine", read, fine, scale=share, lambdas=lambdas)]
     if best is None:
-        parts = [replace(parts[0], probes=singles, held_out=())]
+        parts = [replace(parts[0], probes=SINGLES, held_out=())]
     pairs = Explanation(pairs=best, reached="all" if best is not None else "nothing")
     if fine.fine is not None and best is not None:
         rest = Reader(box, "total", known=lambda p: _as_it_is(p, parts[0]))
@@ -346,11 +366,15 @@ def explain_pairs(read, probes) -> Explanation:
     """Eq. 1's settings that reproduce what is read, value and gradients."""
     out = Explanation()
     tol, grad_tol = read.box.tolerances()
-    probes = [p for p in probes if read(p).error is None]
+    probes = [p for p in probes if read(p).error is None and (read(p).finite or p not in named(ALONE))]
     found = explain_global(read, probes, not depends_on_theta(read, probes[0]), tol)
     if not found:
         return out
     out.reached = "all"
+    if any(read(p).error is not None for p in named(ALONE)):
+        out.also.append(Found("edge.all_padding", "raises"))
+    elif not all(read(p).finite for p in named(ALONE)):
+        out.also.append(Found("edge.all_padding", "poison"))
     for o in found:
         offs = [search.gradient_error(read(p), p, o) for p in probes]
         if all(x is None or x < grad_tol for x in offs):

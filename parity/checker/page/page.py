@@ -131,7 +131,7 @@ def card(x, report):
         batch = f" (batch {safe(str(effect['probe']).replace('_', ' '))})" if effect.get("probe") else ""
         out.append(f'<p class="effect">Alone it moves {" and ".join(moved)}{batch}.</p>')
     if x.get("training"):
-        out.append(f"<p><b>In training.</b> {safe(x['training'])}</p>")
+        out.append(f"<p><b>In training, as expected and not measured here.</b> {safe(x['training'])}</p>")
     texts = [str(y.get("evidence") or y.get("words") or "") for y in follows(report, x.get("id"))]
     if texts:
         items = "".join(f"<li>{safe(capital(text))}.</li>" for text in texts)
@@ -176,7 +176,9 @@ def finding(x):
     """A finding of its own, with its fix."""
     seen = f"<p>{safe(capital(x['evidence']))}.</p>" if x.get("evidence") else ""
     fix = f"<pre>{safe(x['fix'])}</pre>" if x.get("fix") else ""
-    training = f"<p><b>In training.</b> {safe(x['training'])}</p>" if x.get("training") else ""
+    training = ""
+    if x.get("training"):
+        training = f"<p><b>In training, as expected and not measured here.</b> {safe(x['training'])}</p>"
     title = safe(capital(x.get("title") or x.get("id", "")))
     return f'<div class="card"><h3>{title}</h3><p class="where">{safe(x.get("id", ""))}</p>{seen}{fix}{training}</div>'
 

@@ -319,7 +319,7 @@ def show_deviation(line, code, number, found, text, effect, verdict):
     line(f"{text[:1].upper()}{text[1:]}.", 7)
     if effect is not None and verdict != "listing1":
         line(f"{moves(effect)} (batch {effect.probe}).", 7)
-    line(f"In training: {entry.training}", 7)
+    line(f"In training (expected, not measured here): {entry.training}", 7)
     code(entry.fix, 10)
 
 

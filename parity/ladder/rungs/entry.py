@@ -44,16 +44,20 @@ PRECISION = {"float64": "float64", "float32": "float32", "mixed": "bf16"}
 def entry(setup: Setup, more: str = "") -> Iterator[Row]:
     """Losses, norms and parameters of a few updates.      more: options for every run, by which a test plants a fault"""
     config, seed, params, want = reference(setup)
-    options = f"{shlex.join(command(config, seed))} {more}"
+    options = f"{shlex.join(command(config, seed, setup.device))} {more}"
     with tempfile.TemporaryDirectory(prefix="parity-entry-") as name:
         folder = Path(name)
         save_file({key: np.array(p, order="C") for key, p in params.items()}, folder / "weights.safetensors")
         alone = ALONE if setup.quick else ALONE | COMPILED
+        if setup.device == "cuda":                        # one GPU: a group of one rank, whose messages go by NCCL all the same
+            alone = ALONE | OVER_RANKS | COMPILED
         yield from compared(setup, folder, want, options, 1, {f"{how}, {dtype}".removeprefix(", "): (text, dtype)
                             for how, text in alone.items() for dtype in wanted(how)})  # fmt: skip
-        for world in (2,) if setup.quick else sizes(setup).worlds:
+        for world in () if setup.device == "cuda" else (2,) if setup.quick else sizes(setup).worlds:
             yield from compared(setup, folder, want, options, world, {f"{how}, {dtype}": (text, dtype)
                                 for how, text in OVER_RANKS.items() for dtype in wanted(how)})  # fmt: skip
+    if setup.device == "cuda":
+        setup.note("on one GPU: ddp and fsdp in a group of one rank, by NCCL")
     setup.note(f"{COUNT} updates of the preset {sizes(setup).training_model}, batch {BATCH}, from command line to export")
 
 
@@ -64,11 +68,11 @@ def wanted(how: str) -> tuple[str, ...]:
     return ("float64",) if "parts" in how else ("float64", "float32", "mixed")
 
 
-def command(config: SPARCConfig, seed: int) -> list[str]:
+def command(config: SPARCConfig, seed: int, device: str = "cpu") -> list[str]:
     """The options that make the trainer do what `reference` does."""
     fields = [f"--{name.replace('_', '-')}={value}" for name, value in asdict(config).items() if value is not None]
     training = f"--seed {seed} --batch {BATCH} --steps {COUNT} --warmup 2 --lr 1e-3 --weight-decay 0.2"
-    return [*fields, "--data", SCENES, *training.split(), *["--log-every", "1", "--workers", "0", "--device", "cpu"]]
+    return [*fields, "--data", SCENES, *training.split(), *["--log-every", "1", "--workers", "0", "--device", device]]
 
 
 def reference(setup: Setup) -> tuple[SPARCConfig, int, dict[str, np.ndarray], dict[str, budgets.Measured]]:
@@ -116,12 +120,18 @@ def compared(
     runs = {label: folder / f"{world} {label}" for label in cases}
     lines = [f"--out {shlex.quote(str(runs[label]))} --init {shlex.quote(str(folder / 'weights.safetensors'))} {options} {how} "
              f"--precision {PRECISION[dtype]}" for label, (how, dtype) in cases.items()]
-    if world == 1:
-        start({}, {"commands": lines})
-    else:
+    if world > 1:
         setup.trainer.ranks.run_ranks(world, f"{__name__}:start", {}, {"commands": lines}, timeout=900)
-    for label, (_, dtype) in cases.items():
-        yield from rows(written(runs[label]), want, dtype, f"trainer, world {world}, {label.rpartition(', ')[0] or 'plain'}")
+    for line, (label, (_, dtype)) in zip(lines, cases.items()):
+        side = f"trainer, world {world}, {label.rpartition(', ')[0] or 'plain'}"
+        try:
+            if world == 1:
+                start({}, {"commands": [line]})
+        except Exception as error:  # what is on trial may do anything; the next way may do well
+            words = " ".join(str(error).split())[-300:]
+            yield Row(f"raised {type(error).__name__}", dtype, side, float("inf"), 0.0, where=words)
+            continue
+        yield from rows(written(runs[label]), want, dtype, side)
 
 
 def start(arrays: dict[str, Any], options: dict[str, Any]) -> dict[str, Any]:

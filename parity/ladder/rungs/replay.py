@@ -31,7 +31,7 @@ def losses(setup: Setup) -> Iterator[Row]:
 
 
 def objectives(setup: Setup) -> Iterator[Row]:
-    """What SPARC is compared with, and its ablations; the other side is the oracle, which is torch's own autograd."""
+    """What SPARC is compared with, and its ablations; by the oracle, which is torch's own autograd, as well."""
     yield from replay(setup, "objectives")
 
 
@@ -48,7 +48,7 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
         lengths: dict[str, Any] = {}
         for side, call in sides(setup, case):
             for dtype in DTYPES:
-                if dtype in case.dtypes and (dtype in WHOLE or narrow(side, case.level, dtype)):
+                if dtype in case.dtypes and (narrow(side, case.level, dtype) or (dtype in WHOLE and side != "oracle")):
                     if dtype not in lengths:
                         lengths[dtype] = factor_twin(setup, case, dtype)
                     for row in one(case, side, dtype, call, lengths[dtype]):
@@ -62,12 +62,14 @@ def replay(setup: Setup, level: str, sides: Callable | None = None) -> Iterator[
     if by_factor:
         setup.note(f"{by_factor} comparisons in 16 bits: {BY_FACTOR}, for the budget of the entries proves nothing")
     too = sum(case.function in CALLS for case in cases)
-    other = "oracle" if level == "objectives" else "trainer"
-    setup.note(f"{len(cases)} frozen vectors, {too} of them through the {other} as well")
+    setup.note(f"{len(cases)} frozen vectors, {too} of them through the trainer as well")
 
 
 def narrow(side: str, level: str, dtype: str) -> bool:
-    """Whether a side runs a level in 16 bits: towers in pure 16-bit are the reference's alone; CuPy has no bfloat16."""
+    """Whether a side runs a level in 16 bits: towers in pure 16-bit are the reference's alone; CuPy has no bfloat16.  The
+    oracle, which is literal and not careful, is asked in float64 alone."""
+    if side == "oracle":
+        return dtype == "float64"
     if side == "reference":
         return True
     if level == "ops":
@@ -79,6 +81,8 @@ def both(setup: Setup, case: vectors.Case) -> Iterator[tuple[str, Callable]]:
     """Whose turn it is, and how it is called: call(case, dtype) -> arrays by full name."""
     yield "reference", partial(by_reference, setup)
     for name, trainer in CALLS.get(case.function, {}).items():
+        if name == "oracle" and setup.device != "cpu":
+            continue
         yield name, partial(by_trainer, setup, trainer)
 
 

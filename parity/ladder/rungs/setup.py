@@ -63,8 +63,8 @@ def reference_side(package: str = "sparc_ref", cases: str = "parity.vectors.case
 
 
 def trainer_side(package: str = "parity.trainer") -> Side:
-    """model, loss, optim, ranks of the package."""
-    return _side(package, ("model", "loss", "optim", "ranks"))
+    """model, loss, objectives, optim, ranks of the package."""
+    return _side(package, ("model", "loss", "objectives", "optim", "ranks"))
 
 
 def _side(package, names):

@@ -180,8 +180,8 @@ def state_of(model: Any, optimizer: Any, names: dict) -> dict:
     return {f"{kind}.{name}": take(now[name]) for kind, take in moments.items() for name in names}
 
 
-def objective(name: str) -> Callable:
-    """The oracle's, in whatever dtype is asked for; a trainer's own there is not yet."""
+def by_oracle(name: str) -> Callable:
+    """In whatever dtype is asked for."""
 
     def call(trainer: Any, x: dict, o: dict) -> tuple[dict, dict]:
         params = {n: p for n, p in x.items() if n not in EMBEDDINGS}
@@ -191,6 +191,22 @@ def objective(name: str) -> Callable:
     return call
 
 
+def objective(name: str, **how: Any) -> Callable:
+    """The trainer's.      how: whole, or in blocks"""
+
+    def call(trainer: Any, x: dict, o: dict) -> tuple[dict, dict]:
+        params, mask = {n: p for n, p in x.items() if n not in EMBEDDINGS}, x["mask"]
+        if name == "sparc":
+            how_sparc = {n: v for n, v in how.items() if n != "pair_chunk"}
+            loss, stages = trainer.loss.sparc_loss(x, mask, params["theta"], None, SimpleNamespace(**o), **how_sparc)
+        else:
+            loss, stages = trainer.objectives.compared(name, x, mask, params, trainer.objectives.How(**how), **o)
+        return {"loss": loss}, stages
+
+    return call
+
+
+IN_BLOCKS = {"form": "chunked", "chunk": 3, "fine_chunk": 3, "pair_chunk": 3}
 CALLS: dict[str, dict[str, Callable]] = {  # function -> whose numbers -> call
     "gelu": {"trainer": gelu},
     "mlp": {"trainer": mlp},
@@ -203,5 +219,6 @@ CALLS: dict[str, dict[str, Callable]] = {  # function -> whose numbers -> call
     "model": {"trainer": model},
     "train": {"trainer": train},
     "adamw": {"trainer": adamw},
-    **{name: {"oracle": objective(name)} for name in OBJECTIVES},
+    **{name: {"oracle": by_oracle(name), "trainer": objective(name), "trainer, in blocks": objective(name, **IN_BLOCKS)}
+       for name in OBJECTIVES},
 }

@@ -12,6 +12,8 @@ from sparc_ref import objectives
 EMBEDDINGS = ("v", "t", "mask", "v_bar", "t_bar")
 AXES = {"v": "BPD", "t": "BLD", "mask": "BL", "v_bar": "BD", "t_bar": "BD", "mgca.prototypes": "KD", "pacl.up.weight": "DD",
         "pacl.up.bias": "D", "pacl.down.weight": "DD", "pacl.down.bias": "D"}
+AXES |= {f"flair.{part}.weight": "ED" for part in ("query", "key", "value")}
+AXES |= {"flair.query.bias": "E", "flair.out.weight": "DE", "flair.out.bias": "D", "logit_bias": ""}
 AXES |= dict.fromkeys(("scores", "scores_image", "scores_text"), "BB")
 AXES |= dict.fromkeys(("loss", "loss_clip", "loss_filip", "loss_local", "loss_global", "loss_ita", "loss_cta", "loss_cpa",
                        "loss_fine", "theta", "theta_filip", "theta_pool", "theta_local", "theta_words",
@@ -28,13 +30,15 @@ OPTIONS = {  # every keyword, with its default
     "gloria": {"temp1": 4.0, "temp2": 5.0, "temp3": 10.0, "similarity": "scaled", "double_softmax": False, "agg": "sum"},
     "mgca": {"lambda_ita": 1.0, "lambda_cta": 1.0, "lambda_cpa": 1.0, "attention": "mha", "normalize": "word",
              "attention_tau": 0.1, "prototype_tau": 0.2, "epsilon": 0.05, "iterations": 3, "freeze_prototypes": False},
+    "siglip": {},
+    "flair": {},
     "sparc": {"lambda_g": 0.5, "lambda_f": 1.0, "reduction": "sample", "sigma": None, "similarity": "dot", "align": "minmax",
               "threshold_on": "minmax", "flat": "uniform", "ties": "share"},
 }
 OPTIONS["clip_filip"] = {"weight_clip": 0.5, "weight_filip": 0.5} | OPTIONS["filip"]
 PARTS = {"clip": (), "filip": ("scores_image", "scores_text"), "clip_filip": ("loss_clip", "loss_filip"), "pacl": ("scores",),
          "gloria": ("scores", "loss_local", "loss_global"), "mgca": ("loss_ita", "loss_cta", "loss_cpa"),
-         "sparc": ("loss_global", "loss_fine")}
+         "siglip": (), "flair": ("scores", "loss_local", "loss_global"), "sparc": ("loss_global", "loss_fine")}
 
 
 def _split(x):
@@ -96,7 +100,7 @@ def inputs(seed, *names):
     x = {"v": draw.normal(B, P, D), "t": draw.normal(B, L, D), "mask": lengths(L, 5, 3, 2, 4), "v_bar": draw.normal(B, D),
          "t_bar": draw.normal(B, D)}
     values = {"theta": 2.65625, "theta_filip": 1.75, "theta_pool": 0.75, "theta_local": 1.25, "theta_words": 1.0,
-              "theta_attention": 0.5, "theta_cross": 1.5}
+              "theta_attention": 0.5, "theta_cross": 1.5, "logit_bias": -2.5}
     size = {"B": B, "L": L, "P": P, "D": D, "E": E, "K": K}
     for name, letters in AXES.items():
         if name in values and name in names:
@@ -137,6 +141,9 @@ def _cases():
     yield case("mgca_both", "mgca", x, normalize="both", lambda_ita=0.5, lambda_cta=2.0, lambda_cpa=0.25)
     yield case("mgca_code", "mgca", inputs(4105, "theta", "theta_cross", "mgca.prototypes"), "As the public code.",
                attention="paramfree")
+    x = inputs(4106, "theta", "logit_bias", "flair")
+    yield case("siglip", "siglip", {n: x[n] for n in (*EMBEDDINGS, "theta", "logit_bias")}, "Caught: a mean over B^2 for B.")
+    yield case("flair", "flair", x, "Caught: no empty token, an attention over normalised patches.")
     base = inputs(4110, "theta")
     yield case("sparc", "sparc", base)
     yield case("sparc_no_threshold", "sparc", base, align="no_threshold")

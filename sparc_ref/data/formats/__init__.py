@@ -47,7 +47,7 @@ def decode(file: Path, report: LoadReport) -> str:
         data = file.read_bytes()
     except OSError as error:
         raise ValueError(f"{file}: cannot be read ({error})") from error
-    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or data[:4] in NO_TEXT:
+    if data[:4] in (b"\xff\xfe\0\0", b"\0\0\xfe\xff") or b"\0\0\0" in (data[:3], data[1:4]) or data[:4] in NO_TEXT:
         raise ValueError(f"{file}: expected text, got {NO_TEXT.get(data[:4], 'UTF-32')}; save it as CSV, TSV or JSON in UTF-8. "
                          "Formats: docs/data.md")
     if data[:2] in (b"\xff\xfe", b"\xfe\xff"):
@@ -61,4 +61,4 @@ def decode(file: Path, report: LoadReport) -> str:
     if min(zeros) == 0 and max(zeros) >= 4:
         report.convert("file is UTF-16, read as such", f"{file.name}, without a byte order mark")
         return data.decode("utf-16-be" if zeros[0] else "utf-16-le", "surrogatepass" if len(data) % 2 == 0 else "replace")
-    return data.removeprefix(b"\xef\xbb\xbf").decode("utf-8", "surrogateescape")
+    return data.removeprefix(b"\xef\xbb\xbf").removesuffix(b"\x1a").decode("utf-8", "surrogateescape")  # 1a: DOS ends files so

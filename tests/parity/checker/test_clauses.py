@@ -164,6 +164,8 @@ RUNS = {
             (number(cosines), {"gap": 1.7, "factor": 2.0, "scale": 2.7})),
     "gap in scale": ((number(lambda p: entropy(p.t.shape[1], 0.6 * math.exp(p.theta))), {"gap": 0.6}),
                      (number(lambda p: entropy(p.t.shape[1], 0.6)), {"gap": 0.6})),
+    "two gaps": ((number(lambda p: (entropy(p.t.shape[1], math.exp(p.theta)) + entropy(p.t.shape[1], 0.6)) / 2),
+                  {"gap": 0.6, "scale": 2.7}), (number(cosines), {"gap": 0.6, "scale": 2.7})),
     "no gap": ((number(lambda p: p.t.shape[1] ** 3), {}), (number(cosines), {})),
     "unit alone": ((number(unit_alone), ONE), (setting(Variant(no_norm="both")), ONE)),
     "mixtures": ((setting(PAPER), ONE), (setting(SOFT), ONE)),

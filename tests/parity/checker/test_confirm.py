@@ -190,6 +190,7 @@ RUNS = {
     "smaller except": (with_part(box(OTHER), OTHER), with_part(box(PADDED), OTHER)),
     "value except": (with_part(box(OTHER, change=times("v", 0.3)), OTHER), with_part(box(OTHER), OTHER)),
     "gradient": (with_part(box(change=times("v", 0.3))), with_part(box(OTHER))),
+    "partly": (with_part(box(OTHER)), with_part(box())),
     "differs": (with_part(box(OTHER)), with_part(box())),
     "where": (with_part(box(PADDED)), with_part(box(OTHER))),
     "untold": (with_part(box(), others="this", sets=[(Found("logits.directions_swapped"),)]),

@@ -124,6 +124,84 @@ def a_dict(batch, scale):
 def a_config(vision, text, mask, cfg):
     return fine(vision, text, mask, 1 / cfg["tau"])
 
+class Batch(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(2.66))
+    def forward(self, batch):
+        return {"loss": fine(batch.patches, batch.tokens, batch.mask, self.log_scale.exp())}
+
+def flat_captions(patches, tokens, mask_of, lengths, scale):
+    rows = torch.split(tokens, lengths)
+    each = [fine(v[None], t[None], torch.ones(1, len(t), dtype=torch.bool), scale) for v, t in zip(patches, rows)]
+    return torch.stack(each).mean()
+
+def packed(patches, tokens, owner, scale):
+    return flat_captions(patches, tokens, owner, torch.bincount(owner, minlength=len(patches)).tolist(), scale)
+
+def packed_ends(patches, tokens, cu_seqlens, scale):
+    return flat_captions(patches, tokens, None, cu_seqlens.diff().tolist(), scale)
+
+def packed_lengths(patches, tokens, lengths, scale):
+    assert tokens.shape == (int(lengths.sum()), patches.shape[-1])
+    return flat_captions(patches, tokens, None, lengths.tolist(), scale)
+
+def ragged(images, captions, scale):
+    """captions: a list of (L_i,D)"""
+    return flat_captions(images, torch.cat(list(captions)), None, [len(t) for t in captions], scale)
+
+def loops(images, captions, scale):
+    each = [fine(v[None], t[None], torch.ones(1, len(t), dtype=torch.bool), scale) for v, t in zip(images, captions)]
+    return torch.stack(each).mean()
+
+def wide_mask(patches, tokens, attention_mask, scale):
+    assert attention_mask.shape == (len(tokens), 1, 1, tokens.shape[1])
+    return fine(patches, tokens, attention_mask[:, 0, 0].bool(), scale)
+
+def added_mask(patches, tokens, extended_attention_mask, scale):
+    assert extended_attention_mask.shape == (len(tokens), 1, 1, tokens.shape[1])
+    return fine(patches, tokens, extended_attention_mask[:, 0, 0] == 0, scale)
+
+def narrow_mask(patches, tokens, mask, scale):
+    assert mask.shape == (len(tokens), 1, tokens.shape[1])
+    return fine(patches, tokens, mask[:, 0].bool(), scale)
+
+def pairs_mask(patches, tokens, pair_mask, scale):
+    return fine(patches, tokens, pair_mask.diagonal(dim1=1, dim2=2), scale)
+
+def a_triple(batch, scale):
+    v, t, mask = batch
+    return fine(v, t, mask, scale)
+
+def by_keywords(**batch):
+    return {"fine": fine(batch["image_patches"], batch["words"], batch["real"], 1 / batch["tau"])}
+
+class Pair:
+    """forward, then backward"""
+    def forward(self, v, t, mask, tau):
+        self.leaves = [torch.tensor(x, requires_grad=True) for x in (v, t, tau)]
+        self.loss = fine(self.leaves[0], self.leaves[1], torch.tensor(mask), 1 / self.leaves[2])
+        return self.loss.item()
+    def backward(self):
+        return tuple(g.numpy() for g in torch.autograd.grad(self.loss, self.leaves))
+
+def without_first(visual, textual, mask, scale):
+    return fine(visual[:, 1:], textual, mask, scale)
+
+def with_class_token(visual, textual, mask, scale):
+    """visual: the class token first"""
+    return fine(visual[:, 1:], textual, mask, scale)
+
+def a_log(v, t, mask, log_scale):
+    return fine(v, t, mask, log_scale)
+
+class ExpForgotten(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.log_scale = nn.Parameter(torch.tensor(1 / 0.07).log())
+    def forward(self, v, t, mask):
+        return fine(v, t, mask, self.log_scale)
+
 def a_pair(features, mask, scale):
     v, t = features
     return fine(v, t, mask, scale)
@@ -161,7 +239,14 @@ def worker(folder):
     ("patch_mask_true", "v,v_mask,t,mask,scale"),
     ("patch_mask_padding", "v,t,v_padding,padding,scale"), ("patch_mask_float", "v,v_mask,t,mask,scale"),
     ("OneMethod", "v,t,mask"), ("OneStatic", "v,t,mask,tau"), ("NoForward", "v,t,mask"), ("Towers", "v,t,mask"),
-    ("Annotated", "v,t,mask,scale"),
+    ("Annotated", "v,t,mask,scale"), ("a_dict", "batch['v']=v,batch['t']=t,batch['mask']=mask,scale=scale"),
+    ("a_config", "vision=v,text=t,mask=mask,cfg['tau']=tau"), ("Batch", "batch.patches=v,batch.tokens=t,batch.mask=mask"),
+    ("packed", "v,t_packed,owner,scale"), ("packed_ends", "v,t_packed,cu_seqlens,scale"),
+    ("packed_lengths", "v,t_packed,lengths,scale"), ("ragged", "v_list,t_list,scale"),
+    ("wide_mask", "v,t,mask_b11l,scale"), ("added_mask", "v,t,additive_b11l,scale"), ("narrow_mask", "v,t,mask_b1l,scale"),
+    ("pairs_mask", "v,t,mask_bll,scale"),
+    ("a_triple", "batch[0] (v)=v,batch[1] (t)=t,batch[2] (mask)=mask,scale=scale"),
+    ("by_keywords", "image_patches=v,words=t,real=mask,tau=tau"),
 ])
 def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, written):
     w = worker(name)
@@ -190,12 +275,36 @@ def test_a_layout_that_runs_but_is_no_loss_gives_way_to_one_that_is(worker):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("five_axes", "expected 5, got 3.*--call"), ("a_dict", "--call"), ("a_config", "--set"),
+    ("five_axes", "expected 5, got 3.*--call"), ("loops", "--tokens t or --tokens t_list"),
+    ("without_first", "--patches v_cls .*--patches v "), ("a_log", "--scale scale .*--scale theta"),
     ("a_pair", "too many values to unpack.*--call"),
 ])
 def test_a_call_of_ours_that_may_be_wrong_is_a_question(worker, name, words):
     with pytest.raises(Unclear, match=words):
         infer(worker(name))
+
+
+def test_a_keyword_answers_the_question(worker):
+    assert infer(worker("loops"), {"tokens": "t"})[0].written == "v,t,scale"
+    assert infer(worker("loops"), {"tokens": "t_list"})[0].written == "v,t_list,scale"
+    assert infer(worker("without_first"), {"patches": "v"})[0].written == "v,t,mask,scale"
+    assert infer(worker("with_class_token"))[0].written == "v_cls,t,mask,scale"
+    assert infer(worker("a_log"), {"scale": "theta"})[0].written == "v,t,mask,theta"
+
+
+def test_a_backward_method_gives_the_gradients(worker):
+    w = worker("Pair")
+    probe = PROBES["padded"]
+    answer = Caller(w, infer(w, {"framework": "numpy"})[0])(probe)
+    loss, _, back = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))
+    assert answer.losses["fine"] == pytest.approx(float(loss), rel=1e-9)
+    for leaf, want in zip(("v", "t", "theta"), back()):
+        np.testing.assert_allclose(answer.grads["fine"][leaf], want, rtol=1e-6, atol=1e-9)
+
+
+def test_an_exponential_that_a_name_and_a_start_say_is_missing(worker):
+    convention = infer(worker("ExpForgotten"))[0]
+    assert convention.attributes == {"log_scale": "theta"} and "an exp() is missing" in " ".join(convention.notes)
 
 
 def test_an_error_of_shapes_that_no_layout_avoids_says_so(worker):
@@ -248,6 +357,14 @@ def test_what_a_module_made_is_taken(folder, tmp_path, made, attribute):
         probe = PROBES["padded"]
         loss = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))[0]
         assert Caller(w, convention)(probe).losses["fine"] == pytest.approx(float(loss), rel=1e-9)
+
+
+def test_what_a_function_makes_is_taken(folder, tmp_path):
+    (tmp_path / "makes.py").write_text(f"import sys\nsys.path.insert(0, {str(folder)!r})\nimport takes\n\n"
+        "def build(sigma=None):\n    def criterion(v, t, mask, scale):\n        return takes.fine(v, t, mask, scale)\n"
+        "    return criterion\n")
+    with Worker(target_of(str(tmp_path / "makes.py"))) as w:
+        assert infer(w)[0].written == "v,t,mask,scale"
 
 
 def test_an_object_with_one_method_is_taken_and_one_without_is_not():

@@ -79,3 +79,38 @@ def test_missing_gradients_are_told_from_zero_ones():
 def test_single_detached_paths(path):
     d = diagnose(box(Variant(detach=path)))
     assert d.verdict == "explained" and said(d) == [str(x) for x in found_in(Variant(detach=path))]
+
+
+def changed(how, pools=None):
+    """A total 0.5 L_g + L_f, or L_g alone, whose gradients `how` changes: how(gradients of L_g, probe)."""
+    def ask(probe):
+        r = evaluate(probe, Variant(), GlobalVariant())
+        g = {k: np.array(x) for k, x in r.grads["global"].items()}
+        how(g, probe)
+        if pools:
+            return Answer({"global": r.losses["global"]}, {"global": g})
+        total = {k: 0.5 * g.get(k, 0.0) + r.grads["fine"].get(k, 0.0) for k in (*r.grads["fine"], "v_bar", "t_bar")}
+        return Answer({"total": 0.5 * r.losses["global"] + r.losses["fine"]}, {"total": total})
+
+    return ask
+
+
+def test_a_total_whose_global_part_has_another_gradient():
+    d = diagnose(changed(lambda g, p: g.update(t_bar=0 * g["t_bar"])))
+    assert d.verdict == "unexplained" and "The gradient for the text is zero." in d.note
+    assert "The gradients for theta and the image are right." in d.note and d.losses["fine"].verdict == "eq6", d.note
+
+
+def test_a_gradient_of_eq_1_by_its_directions():
+    def one_way(way):
+        return lambda p: evaluate(p, pairs=GlobalVariant(direction=way)).grads["global"]
+
+    def keys_cut(g, p):
+        g.update(v_bar=0.5 * one_way("vt")(p)["v_bar"], t_bar=0.5 * one_way("tv")(p)["t_bar"])
+
+    d = diagnose(changed(keys_cut, pools=True))
+    assert "The gradient for theta is right." in d.note, d.note
+    assert "The gradient for the image is that of the direction in which images pick texts alone." in d.note
+    assert "The gradient for the text is that of the direction in which texts pick images alone." in d.note
+    d = diagnose(changed(lambda g, p: g.update(v_bar=np.clip(g["v_bar"], -0.02, 0.02)), pools=True))
+    assert "The gradient for the image is off by" in d.note and "direction" not in d.note

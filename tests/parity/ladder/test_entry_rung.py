@@ -7,6 +7,7 @@ import torch
 
 from parity.ladder.rungs import entry, whole
 from parity.ladder.rungs.setup import Setup, reference_side, trainer_side
+from parity.trainer import loss
 
 ALONE, OVER_RANKS, WANTED = entry.ALONE, entry.OVER_RANKS, entry.wanted
 TOY = replace(whole.TOY, image_size=16, temperature="shared")
@@ -50,6 +51,7 @@ def test_compiled_blocks_change_nothing(monkeypatch):
     """Compiling is tracing here: what the trainer does around it, padding, names and saving, is the same."""
     compile_ = torch.nn.Module.compile
     monkeypatch.setattr(torch.nn.Module, "compile", lambda module: compile_(module, backend="eager"))
+    monkeypatch.setattr(loss, "compiled_token_losses", lambda: torch.compile(loss.token_losses, backend="eager"))
     monkeypatch.setattr(entry, "ALONE", {"": "--compile"})
     rows = climbed()
     assert all(row.ok and row.proves for row in rows), [row for row in rows if not row.ok][:3]

@@ -109,9 +109,9 @@ LOSSES = [
     ("weights: softmax", [("s_til / torch.where(none, 1, sums)", "torch.softmax(s_til, -1)")], ORDINARY, "weights", ""),
     ("weights: the raw similarity", [(WEIGH, "a = torch.where(real, s, 0)\n")], ORDINARY, "weights", ""),
     ("grouping: normalised patches are averaged", [("c = a @ v", "c = a @ F.normalize(v, dim=-1)")], ORDINARY, "grouped", ""),
-    ("norm: none on c", [("F.normalize(c, dim=-1) @", "c @")], ORDINARY, "logits_vt", ""),
-    ("norm: none on t", [("@ F.normalize(t, dim=-1).mT)", "@ t.mT)")], ORDINARY, "logits_vt", ""),
-    ("norm: zero tokens at padding poison", [("@ F.normalize(t, dim=-1).mT)", "@ (t / t.norm(dim=-1, keepdim=True)).mT)")],
+    ("norm: none on c", [("unit(c) @", "c @")], ORDINARY, "logits_vt", ""),
+    ("norm: none on t", [("@ unit(t).mT)", "@ t.mT)")], ORDINARY, "logits_vt", ""),
+    ("norm: zero tokens at padding poison", [("@ unit(t).mT)", "@ (t / t.norm(dim=-1, keepdim=True)).mT)")],
      ORDINARY, "grad.v", "nan"),
     ("logits: padded keys not masked", [("columns = mask[:, None, :] | ~some", "columns = torch.ones_like(logits) > 0")],
      ORDINARY, "loss_vt", ""),
@@ -131,7 +131,7 @@ LOSSES = [
     ("reduction: Listing 1 for eq. 6", [('reduction == "token"', "True")], ORDINARY, "loss", "fine_default"),
     ("reduction: eq. 6 for Listing 1", [('reduction == "token"', "False")], ORDINARY, "loss", "fine_token_reduction"),
     ("reduction: a mean over B L, padding included",
-     [("return loss, stages\n\n\ndef token_losses", "return each.mean() / 2, stages\n\n\ndef token_losses")], ORDINARY,
+     [("return loss, stages\n\n\n@cache", "return each.mean() / 2, stages\n\n\n@cache")], ORDINARY,
      "loss", ""),
 ]
 
@@ -180,7 +180,7 @@ MODEL = [
     ("padding leaks into the pooled caption", "model.py", [("torch.where(real, f_t, 0).sum(1)", "f_t.sum(1)")],
      "gradients", "model_default", "model.t_bar", ""),
     ("padding leaks into the alignment's gradient", "loss.py",
-     [("torch.where(mask[..., None], _wide(t), 0)", "_wide(t)"),
+     [("torch.where(mask[..., None], wide(t), 0)", "wide(t)"),
       ("columns = mask[:, None, :] | ~some", "columns = mask[:, None] > -1")],
      "losses", "fine_default", "fine_grained_loss.loss_vt", ""),
     ("queries, keys and values in another order", "model.py",
@@ -204,8 +204,7 @@ MODEL = [
      "gradients", "model_default", "model.v_bar", ""),
     ("global: h_v left out", "model.py", [("if self.h_v is not None:", "if False:")], "encoders", "image_head_tanh",
      "image_head.y", ""),
-    ("global: no l2 norm", "loss.py", [("F.normalize(_wide(x), dim=-1, eps=1e-12) for x in (v_bar, t_bar)",
-                                        "_wide(x) for x in (v_bar, t_bar)")], "losses", "global_default",
+    ("global: no l2 norm", "loss.py", [("unit(wide(x)) for x in", "wide(x) for x in")], "losses", "global_default",
      "global_loss.logits", ""),
     ("global: captions alone", "loss.py", [("for z in (logits, logits.T))", "for z in (logits.T, logits.T))")],
      "losses", "global_default", "global_loss.loss_image", ""),
@@ -344,8 +343,8 @@ def test_a_fault_between_ranks_is_found(copies, over_ranks, monkeypatch, number,
 
 
 def test_parts_that_see_only_their_own_negatives_are_found(copies):
-    own = "sum(sparc_loss(e, p[2], *thetas(model), config)[0] for e, p in zip(embedded, parts)) / accumulate"
-    changes = [("loss = loss_of(leaves, *scales)", f"loss = {own} + 0 * loss_of(leaves, *scales)")]
+    own = "sum(objective_loss(e, p[2], params, config)[0] for e, p in zip(embedded, parts)) / accumulate"
+    changes = [("loss = loss_of(leaves, copies)", f"loss = {own} + 0 * loss_of(leaves, copies)")]
     row = climb(["accumulation"], trainer=planted_trainer(copies, "optim.py", *changes))["failure"]["row"]
     assert row["name"] == "loss" and row["side"] == "trainer, 2 parts", row
 

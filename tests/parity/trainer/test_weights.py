@@ -70,6 +70,46 @@ def test_hugging_face_computes_the_same_features(written):
     torch.testing.assert_close(f_t[mask], ours["text_features"][mask], rtol=0, atol=2e-4)
 
 
+def test_towers_of_hugging_face_compute_the_same_when_taken(tmp_path):
+    """SigLIP's towers with random weights, every bias too: a key bias, which softmax cancels, is dropped."""
+    transformers = pytest.importorskip("transformers", reason="transformers is not installed: its towers are not taken")
+    c = CONFIG
+    common = {"hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": c.layer_norm_eps}
+    sizes = {"vision": {"image_size": c.image_size, "patch_size": c.patch_size},
+             "text": {"vocab_size": c.vocab_size, "max_position_embeddings": c.max_tokens}}
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 3, c.image_size, c.image_size, generator=rng)
+    tokens = torch.randint(0, c.vocab_size, (3, c.max_tokens), generator=rng)
+    mask = torch.arange(c.max_tokens) < torch.tensor([c.max_tokens, 3, 2])[:, None]
+    model, theirs = init_weights(SPARC(c), 2), {}
+    for name, (config, tower) in {"vision": (transformers.SiglipVisionConfig, transformers.SiglipVisionModel),
+                                  "text": (transformers.SiglipTextConfig, transformers.SiglipTextModel)}.items():
+        width, depth, heads = (getattr(c, f"{name}_{size}") for size in ("width", "depth", "heads"))
+        theirs[name] = tower(config(hidden_size=width, num_hidden_layers=depth, num_attention_heads=heads,
+                                    intermediate_size=c.mlp_ratio * width, **sizes[name], **common)).eval()
+        for p in theirs[name].parameters():
+            p.data.copy_(torch.randn(p.shape, generator=rng) / 4)
+        theirs[name].save_pretrained(tmp_path / name)
+        found = take_weights(model, tmp_path / name / "model.safetensors")
+        assert all(n.startswith(f"{name}.") for n in found.taken) and not any(n.startswith(f"{name}.") for n in found.drawn)
+        assert all("k_proj.bias" in n or "head" in n for n in found.dropped), found.dropped
+    with torch.no_grad():
+        ours = model(images, tokens, mask)
+        f_v = theirs["vision"](images).last_hidden_state
+        f_t = theirs["text"](tokens, attention_mask=mask).last_hidden_state
+    torch.testing.assert_close(f_v, ours["image_features"], rtol=0, atol=1e-5)
+    torch.testing.assert_close(f_t[mask], ours["text_features"][mask], rtol=0, atol=1e-5)
+
+
+def test_a_text_tower_that_does_not_say_so_is_no_vision_tower(tmp_path):
+    c = replace(CONFIG, text_width=CONFIG.vision_width, text_heads=CONFIG.vision_heads)
+    shapes = {"embeddings.token_embedding.weight": (c.vocab_size, c.text_width),
+              "encoder.layers.0.mlp.fc1.bias": (c.mlp_ratio * c.text_width,)}
+    save_file({name: np.zeros(shape, np.float32) for name, shape in shapes.items()}, tmp_path / "text.safetensors")
+    found = take_weights(SPARC(c), tmp_path / "text.safetensors")
+    assert set(found.taken) == {"text.embedding.weight", "text.blocks.0.mlp.up.bias"}
+
+
 def test_every_name_is_accounted_for(tmp_path):
     """A ViT in Hugging Face's older layout: class token and its position dropped, positions of another grid too."""
     rng = np.random.default_rng(0)
