@@ -300,7 +300,8 @@ assert step_sparc.flops / step_clip.flops < 1.01 and step_sparc.gathered == step
 # reading, not the paper's (`docs/objectives.md`).
 #
 # What is *not* said here: which one learns best. The library trains each in the same loop (`sparc-ref train --objective
-# filip`); a fair comparison needs a search for each, and the paper's needed 256 devices.
+# filip`); a fair comparison needs a search for each, and the paper's needed 256 devices. The family has younger members, such
+# as SigLIP and FLAIR; `sparc_ref/objectives` has them too, behind the same signature.
 #
 # ## Exercise 08.1: late interaction
 #

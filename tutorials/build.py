@@ -1,7 +1,7 @@
 """Execute the tutorials from clean, in order, and write the notebooks:  python tutorials/build.py [NN ...] [--figures FOLDER]
 
 NN_name.py (py:percent) is the source. NN_name.ipynb holds its cells, what they printed and drew, and the hash of the source
-and of the helpers that ran; tests/tutorials compares it. --figures FOLDER also writes every figure as SVG and PDF, for slides.
+and of drawing.py; tests/tutorials compares it. --figures FOLDER also writes every figure as SVG and PDF, for slides.
 """
 
 import argparse
@@ -11,12 +11,12 @@ import time
 from pathlib import Path
 
 HERE = Path(__file__).parent
-HELPERS = ("drawing.py", "exercises.py")
+HELPERS = ("drawing.py",)  # exercises.py decides no output: a notebook shows answers that are still empty
 LIMIT = 400_000  # bytes of a committed notebook
 
 
 def source_hash(source: Path) -> str:
-    """SHA-256 of the tutorial's source and of the helpers that it imports."""
+    """SHA-256 of the tutorial's source and of what draws for it."""
     digest = hashlib.sha256()
     for path in (source, *(HERE / name for name in HELPERS)):
         digest.update(path.read_bytes().replace(b"\r\n", b"\n"))

@@ -61,12 +61,14 @@ def test_a_notebook_holds_the_cells_of_its_source_run_once_from_the_top(source):
     kinds = {output["output_type"] for c in code for output in c["outputs"]}
     assert kinds <= {"stream", "display_data"}, f"{source.name}: {kinds}"
     assert not any(output.get("name") == "stderr" for c in code for output in c["outputs"])
+    asked = [joined(output["text"]) for c in code if 'check("' in joined(c["source"]) for output in c["outputs"]]
+    assert set(asked) == {"Nothing is returned yet. Your turn.\n"}, asked
 
 
 @each_source
-def test_outputs_come_from_the_committed_source_and_helpers(source):
+def test_outputs_come_from_the_committed_source_and_style(source):
     assert notebook(source)["metadata"]["source_sha256"] == build.source_hash(source), (
-        f"{source.name} or a helper changed after its notebook was executed: make tutorials"
+        f"{source.name} or drawing.py changed after its notebook was executed: make tutorials"
     )
 
 
