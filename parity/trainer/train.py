@@ -166,7 +166,7 @@ class Run:
             except ModuleNotFoundError as error:
                 raise ValueError(f"tensorboard: needs the package {error.name}: pip install tensorboard") from error
 
-            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step)
+            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1 if self.step else 0)
         with self.metrics:
             yield
         if self.board:

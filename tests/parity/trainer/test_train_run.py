@@ -145,3 +145,13 @@ def test_several_sets_weights_to_start_from_and_refusals(whole, tmp_path, capsys
     ]:
         assert command.main(argv) == 2
         assert words in capsys.readouterr().err
+
+
+def test_tensorboard_has_every_row_after_a_resume(tmp_path):
+    accumulator = pytest.importorskip("tensorboard.backend.event_processing.event_accumulator",
+                                      reason="tensorboard is not installed: what is written for it is not read")
+    for steps in ("2", "2"):                              # the second finds nothing left to do, and must delete nothing
+        assert command.main(arguments(tmp_path / "run", "--steps", steps, "--tensorboard", "--resume")) == 0
+    found = accumulator.EventAccumulator(str(tmp_path / "run" / "tensorboard"))
+    found.Reload()
+    assert [event.step for event in found.Scalars("train/loss")] == [1, 2]
