@@ -105,8 +105,9 @@ def grade(label: dict, found: dict) -> str:
     if group == "size":
         return "right" if report["limits"] else "wrong"
     if group == "gradient":
-        pooled = "_bar" if label["target"] == "global" else ""
-        right = gradients_named(report) == {INPUTS[x + pooled * (x in "vt")] for x in label["grads"]}
+        pooled = {"global": ("_bar",), "total": ("", "_bar")}.get(label["target"], ("",))  # of a total either may be meant
+        named = gradients_named(report)
+        right = any(named == {INPUTS[x + end * (x in "vt")] for x in label["grads"]} for end in pooled)
     else:
         shown = [x["stage"] for x in report["deviations"] if not set(x["hidden_by"]) & EDGES]
         first = min(shown, key=ORDER.index, default=report["stage"])

@@ -12,6 +12,7 @@ from typing import Any
 
 from parity.checker.calling.bridges import FRAMEWORKS
 
+ARRAYS = (("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("tensorflow", "Tensor"), ("cupy", "ndarray"))
 WORDS = ("sparc", "fine", "loss", "align", "contrastive", "local", "token", "patch", "criterion", "objective")
 
 
@@ -250,8 +251,7 @@ def keys_of(x: Any) -> dict[str, list[str]]:
         tree = ast.parse(textwrap.dedent(inspect.getsource(unwrap(x))))
     except (OSError, TypeError, SyntaxError):
         return {}
-    kinds = [dict, list, str, *(getattr(sys.modules[m], k) for m, k in (("torch", "Tensor"), ("numpy", "ndarray"))
-                                if m in sys.modules)]
+    kinds = [dict, list, str, *(getattr(sys.modules[m], k) for m, k in ARRAYS if m in sys.modules)]
     own = {name for kind in kinds for name in dir(kind)}
     every = [p for p in signature(x) if p.default is p.empty and p.name != "self"]
     loose = {p.name for p in every if p.kind is p.VAR_KEYWORD}

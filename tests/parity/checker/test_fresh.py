@@ -81,6 +81,9 @@ def found(verdict, stage=None, conditions=(), deviations=(), limits=(), headline
     ({"group": "size", "verdict": "conditional"}, found("eq6"), "wrong"),
     ({"group": "gradient", "grads": ["v"]}, found("explained", deviations=["gradient.v.sign"]), "right"),
     ({"group": "gradient", "grads": ["v", "t"]}, found("explained", deviations=["gradient.v.sign"]), "stage"),
+    ({"group": "gradient", "grads": ["v"], "target": "total"},
+     found("unexplained", headline="The gradient for the image is zero."), "placed"),
+    ({"group": "gradient", "grads": ["v"]}, found("unexplained", headline="The gradient for the image is zero."), "stage"),
     ({"group": "gradient", "grads": ["t"]}, found("unexplained", headline="The gradient for tokens is off by 2."), "placed"),
 ])
 def test_the_grader_grades(label, answer, grade):

@@ -9,6 +9,7 @@ import pytest
 import parity
 from parity.checker.calling.caller import Caller
 from parity.checker.calling.convention import infer
+from parity.checker.calling.load import keys_of
 from parity.checker.calling.target import target_of
 from parity.checker.calling.trial import CannotRun, Unclear
 from parity.checker.calling.worker import Worker
@@ -357,6 +358,16 @@ def test_what_a_module_made_is_taken(folder, tmp_path, made, attribute):
         probe = PROBES["padded"]
         loss = fine_grained_loss(probe.v, probe.t, probe.mask, np.asarray(probe.theta))[0]
         assert Caller(w, convention)(probe).losses["fine"] == pytest.approx(float(loss), rel=1e-9)
+
+
+def test_attributes_of_arrays_are_no_keys():
+    pytest.importorskip("jax")
+
+    def loss(v, t, batch, sizes):
+        _, p, _ = v.shape
+        return v.at[0].set(t.mT[p]), batch["mask"], batch.words, sizes[0]
+
+    assert keys_of(loss) == {"batch": ["batch['mask']", "batch.words"]}
 
 
 def test_what_a_function_makes_is_taken(folder, tmp_path):
