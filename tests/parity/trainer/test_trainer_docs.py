@@ -52,8 +52,10 @@ def test_every_option_that_is_named_is_there():
     import dataclasses
 
     from parity.trainer.__main__ import Options
+    from sparc_ref.objectives.chosen import ObjectiveConfig
 
-    known = {f.name for cls in (settings.Training, settings.Machine, Options) for f in dataclasses.fields(cls)}
+    classes = (settings.Training, settings.Machine, Options, ObjectiveConfig)
+    known = {f.name for cls in classes for f in dataclasses.fields(cls)}
     known |= {"lambda_f", "nnodes", "nproc_per_node", "run", "batch", "help", "vocab_size"}
     named = {name.replace("-", "_") for name in re.findall(r"`--([a-z-]+)", PAGE)}
     assert named and not named - known, named - known
