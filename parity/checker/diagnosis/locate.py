@@ -80,6 +80,8 @@ def one_sample(read, tol) -> Place:
             settings = fits(read, asked, tau, tol, **tail)
     apart = bool(fits(read, PARALLEL, tau, tol, **tail))  # what follows the groups is right by itself
     if not settings:
+        if (place := one_sided(read, tol)) is not None:
+            return place
         place = after_logits(read, tol)
         return before_groups(read, tol, tau) if apart and place.stage in ("grouping", "norm", "logits") else place
     asked += SPARE
@@ -131,11 +133,18 @@ def after_logits(read, tol) -> Place:
     if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
         stage = "grouping" if no_turn else "norm"
         return Place(stage, middle.name, say(read, "gap in scale", gap=gaps[middle.name]))
-    scale = math.exp(THETA)
-    others = [gap_of(p.t.shape[1], 2 * y[p.name] - of(p.t.shape[1], scale)) for p in (small, middle, large)]
-    if max(others) - min(others) < 1e4 * tol * scale:     # NaN is no number of one size
-        return Place("logits", middle.name, say(read, "two gaps", gap=others[0], scale=scale))
     return Place("loss", middle.name, say(read, "no gap"))
+
+
+def one_sided(read, tol) -> Place | None:
+    """Does one direction have the paper's logits, and the other its own?  n patches resemble n tokens, as in after_logits."""
+    scale = math.exp(THETA)
+    small, middle, large, _ = PAIRS
+    gaps = [gap_of(p.t.shape[1], 2 * read(p).value - of(p.t.shape[1], scale)) for p in (small, middle, large)]
+    if not max(gaps) - min(gaps) < 1e4 * tol * scale or abs(gaps[0] - scale) < 1e4 * tol * scale:  # NaN is no gap
+        return None
+    words = say(read, "two gaps", gap=gaps[0], scale=scale)
+    return Place("logits", middle.name, words) if words else None
 
 
 def gap_of(n, y) -> float:

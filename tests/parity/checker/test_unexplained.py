@@ -43,6 +43,7 @@ OUTSIDE = [
     ("logits", {"logits": lambda c, u, theta: theta.exp() * torch.relu(c @ u.mT)}),
     ("logits", {"logits": lambda c, u, theta: (2 * theta).exp() * (c @ u.mT)}),
     ("logits", {"logits": lambda c, u, theta: 20 * torch.tanh(theta.exp() * (c @ u.mT) / 20)}),
+    ("logits", {"ce": lambda vt, tv: entropy(vt, tv.nan_to_num(neginf=-1e9) * 0.3)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv) ** 2}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv).exp() - 1}),
     ("reduction", {"mean": lambda each, mask: (torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1).sqrt()).mean()}),
