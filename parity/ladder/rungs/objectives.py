@@ -214,10 +214,10 @@ def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[st
     batches = [(b.images.astype(np.float64), b.tokens, b.mask) for b, _ in zip(source, range(entry.COUNT))]
     optim = setup.reference.optim
 
-    def several(dtype):
-        now = {n: p.astype(dtype) for n, p in params.items()}
+    def run(start, given, dtype):
+        now = {n: p.astype(dtype) for n, p in start.items()}
         state, found = optim.adamw_init(now), {}
-        for step, (images, tokens, mask) in enumerate(batches):
+        for step, (images, tokens, mask) in enumerate(given):
             batch = images.astype(dtype), tokens, mask
             loss, _, back = setup.reference.model.forward_with(loss_of(objective, step), now, *batch, config)
             grads, norm = optim.clip_by_global_norm(back(), 1.0)
@@ -225,6 +225,12 @@ def reference_training(setup: Setup, name: str) -> tuple[Any, int, dict, dict[st
             now, state = optim.adamw_step(now, grads, state, rate)
             now = after_update(optim.clamp_theta(now))
             found |= {f"loss {step + 1}": np.asarray(loss), f"norm {step + 1}": np.asarray(norm)}
-        return [found | {f"after {entry.COUNT}.{n}": np.array(p) for n, p in now.items()}]
+        return found | {f"after {entry.COUNT}.{n}": np.array(p) for n, p in now.items()}
+
+    def several(dtype):
+        yield run(params, batches, dtype)
+        if dtype == "float32":
+            yield run(params, [tuple(x[::-1] for x in batch) for batch in batches], dtype)
+            yield run(nudge(params, dtype, setup.seed), batches, "float64")
 
     return config, seed, params, pooled(budgets.measure(several, ("float32",)), entry.COUNT)
