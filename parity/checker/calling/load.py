@@ -260,18 +260,19 @@ def keys_of(x: Any) -> dict[str, list[str]]:
     for node in ast.walk(tree):
         if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Name):
             parts = node.targets[0].elts
-            if node.value.id in names - loose and len(parts) > 2 and all(isinstance(e, ast.Name) for e in parts):
-                found[node.value.id] = [f"{node.value.id}[{i}] ({e.id})" for i, e in enumerate(parts)]
+            targets = [e.id for e in parts if isinstance(e, ast.Name)]
+            if node.value.id in names - loose and len(parts) > 2 and len(targets) == len(parts):
+                found[node.value.id] = [f"{node.value.id}[{i}] ({name})" for i, name in enumerate(targets)]
             continue
         if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
-            base, text = node.value, f"[{node.slice.value!r}]"
+            base, key = node.value, node.slice.value
+            text = f"[{key!r}]"
         elif isinstance(node, ast.Attribute) and node.attr not in own:
-            base, text = node.value, f".{node.attr}"
+            base, key, text = node.value, "", f".{node.attr}"
         else:
             continue
         if isinstance(base, ast.Name) and base.id in names:
-            key = node.slice.value if base.id in loose and isinstance(node, ast.Subscript) else f"{base.id}{text}"
-            found.setdefault(base.id, []).append(key)
+            found.setdefault(base.id, []).append(key if base.id in loose and key else f"{base.id}{text}")
     return {name: list(dict.fromkeys(keys)) for name, keys in found.items()}
 
 

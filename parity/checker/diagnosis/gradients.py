@@ -161,8 +161,9 @@ def by_direction(part, probes, leaf: str, tol: float) -> tuple[float, float] | N
     for p in probes:
         given = part.read(p).grads.get(leaf)
         made = [search.evaluated(p, replace(o, direction=way)).grads["global"].get(leaf) for way in DIRECTIONS]
-        if given is not None and all(g is not None for g in made):
-            rows.append(np.stack([np.ravel(given), *(part.scale * 0.5 * np.ravel(g) for g in made)]))
+        parts = [part.scale * 0.5 * np.ravel(g) for g in made if g is not None]
+        if given is not None and len(parts) == len(DIRECTIONS):
+            rows.append(np.stack([np.ravel(given), *parts]))
     if not rows or (leaf == "theta" and len(rows) < 3):
         return None
     given, *made = np.concatenate(rows, 1)
