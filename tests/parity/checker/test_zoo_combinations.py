@@ -124,8 +124,8 @@ def test_conditions_by_rule_are_those_measured(folder, seed):
 
 def test_a_few_combinations_are_explained(folder):
     with zoo_server.Server() as ask:
-        wrong = outcome(folder, QUICK, ask)
-    assert len(wrong) <= (1 - ENOUGH) * len(QUICK), wrong
+        wrong = outcome(folder, QUICK[:8], ask)
+    assert not wrong, wrong
 
 
 @pytest.mark.slow
