@@ -337,7 +337,7 @@ ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="multiplication
 ax.legend()
 show(figure, "06_cost")
 print(f"fine-grained {fine / 1e6:.1f} million a pair, forward; equal to the global loss's at B = {fine / D_real:.0f}")
-C = 768                                                                          # its width; a block has 4 C² (attention) + 8 C²,
+C = 768                                                                          # its width; a block: 4 C² (attention) + 8 C²,
 tower = 12 * (12 * C**2 * P_real + 2 * P_real**2 * C)                            # and attention's scores and averages
 print(f"the vision tower's 12 blocks, forward: {tower / 1e6:.0f} million; the loss is {100 * fine / tower:.2f} % of it")
 print(f"largest tensor of a pair: L P = {L_real * P_real} similarities; all pictures with all captions: B times that")

@@ -48,8 +48,8 @@ from sparc_ref.objectives.chosen import ObjectiveConfig
 # | FILIP | each patch has a word of a large cosine, and each word a patch (the mean of the maxima): *late interaction* |
 # | PACL | the caption is like the mean of the patches, weighted by how much each is like the caption |
 # | GLoRIA | each word is like the mean of the patches that it attends to (the words' votes are added up); plus CLIP |
-# | MGCA | CLIP; plus, inside a pair, each word is most like patches *it* attends to (softmax), each patch like its words |
-# | SPARC | CLIP; plus, inside a pair, each word is most like *its* group (min-max and threshold, eqs. 2-6); patches do not ask |
+# | MGCA | CLIP; plus, inside a pair, words are like patches that *they* attend to (softmax), patches like their words |
+# | SPARC | CLIP; plus, inside a pair, each word is most like *its* group (min-max, threshold: eqs. 2-6); patches do not ask |
 #
 # (MGCA has a third part, *prototypes*: both whole vectors must choose the same of K learned directions. The words' votes of
 # GLoRIA are exponentials of cosines; the log of their sum is the score. Below, `keep=1.0` means all of FILIP's tokens,
@@ -292,8 +292,9 @@ ax.legend(ncols=2)
 ax.set_title("lines: counted; rings: reported. CLIP, MGCA and SPARC share the lowest line")
 show(figure, "08_cost")
 
-mine = {n: [step_cost(config, ObjectiveConfig(key), size).loss_flops for size in (8192, 16384)] for n, key in keys.items()}
-print("one device, batch 8192 to 16384, the loss's products:", {n: f"x {b / a:.1f}" for n, (a, b) in mine.items()})
+mine = {n: [step_cost(config, ObjectiveConfig(key), size, PAPER_DEVICES).loss_flops for size in (8192, 16384)]
+        for n, key in keys.items()}
+print("each of 256 devices, batch 8192 to 16384, the loss's products:", {n: f"x {b / a:.1f}" for n, (a, b) in mine.items()})
 step_sparc, step_clip = (step_cost(config, ObjectiveConfig(key), 16384, PAPER_DEVICES) for key in ("sparc", "clip"))
 print(f"SPARC's step at 16384: {step_sparc.flops / 1e12:.2f} TFLOP a device, CLIP's {step_clip.flops / 1e12:.2f}")
 print(f"received and sent for the loss: SPARC {step_sparc.gathered / 1e6:.0f} MB, FILIP "
