@@ -197,7 +197,7 @@ assert runs["SPARC", 0.3][2]["pointing"] > runs["global loss alone", 0.3][2]["po
 
 # %% [markdown]
 # Untrained weights point better than chance: the patch most like a random word is more often a painted one than ground,
-# though ground is 70 % of the picture. So 0.18, not 0.09, is where training starts.
+# though ground is 70 % of the picture. So 0.17, not 0.09, is where training starts.
 #
 # The *mass* is the share of a word's weight that lies in its region. It is small even where pointing is good: weights that are
 # stretched linearly are wide (tutorial 05).

@@ -264,8 +264,8 @@ assert not sizes[0, :2].any() and not sizes[1, 2:].any() and not sizes[2, 1:3].a
 # CLIP asks nothing of single patches and words, FILIP nothing of the pooled embeddings, PACL nothing of words. GLoRIA, MGCA and
 # SPARC train all four. This is seen from the objective; the model before it may share. In tutorial 07 there is no $h_v$: the
 # whole vector is the mean of the patches, so CLIP's gradient reached each of them in equal shares, which is how the global loss
-# alone came to point at all. With an $h_v$ in between, patches get no such gradient, and whoever reads them reads what nobody
-# trained. So does who retrieves by FILIP's pooled embeddings: it has a score of its own.
+# alone came to point at all. With an $h_v$ in between, the patch embeddings themselves get none, and whoever reads them reads
+# what no loss has looked at. So does who retrieves by FILIP's pooled embeddings: it has a score of its own.
 #
 # ## What it costs
 #
