@@ -46,8 +46,8 @@ rng = np.random.default_rng(0)
 # chain of functions is taken back by calling their `back`s in reverse. What is used twice gets a gradient from each use,
 # and they are added (in softmax below, $e$ is above the line and in the sum).
 #
-# In this tutorial nothing comes after `y`. So we invent a loss: draw *random* numbers `dy`, and let $\text{Loss} = \sum y \cdot
-# dy$, with them as fixed weights. Its gradient with respect to `y` is then exactly those weights.
+# In this tutorial nothing comes after `y`. So we invent a loss: draw *random* numbers `dy`, and let
+# $\text{Loss} = \sum y \cdot dy$, with them as fixed weights. Its gradient with respect to `y` is then exactly those weights.
 #
 # ## Linear
 #

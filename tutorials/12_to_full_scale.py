@@ -188,9 +188,9 @@ ax.legend()
 show(figure, "12_ladder")
 
 # %% [markdown]
-# "Prove nothing" is said of budgets so wide that a number wrong by 10 % would pass. A
-# ladder that cannot fall is worth nothing either, so we plant a fault in the trainer: unit patches, as in tutorial 10's first
-# mistake, but everywhere, in the average too:
+# "Prove nothing" is said of budgets so wide that a number wrong by 10 % would pass. A ladder that cannot fall is worth nothing
+# either, so we plant a fault in the trainer: unit patches, as in tutorial 10's first mistake, but everywhere, in the average
+# too:
 
 # %%
 sound = trainer_side()
