@@ -252,10 +252,10 @@ for i, (name, values) in enumerate((parts | {"total": [c.memory / 1e9 for c in c
 ax.set_title("memory of one chip")
 ax.axhline(80, color=GREY)
 ax.text(140, 92, "80 GB", color=GREY)
-ax.set(xscale="log", yscale="log", xlabel="chips that share a batch of 16,384", ylabel="GB on each")
+ax.set(xscale="log", yscale="log", xlabel="chips that share a batch of 16,384", ylabel="GB on each", ylim=(0.05, 6000))
 ax.set_xticks(chips, [str(n) for n in chips])
 ax.minorticks_off()
-ax.legend()
+ax.legend(loc="upper right", ncols=2)
 show(figure, "12_memory")
 for n, c in zip(chips, costs):
     print(f"{n:3} chips, {batch // n:4} pairs each: {c.memory / 1e9:6.1f} GB   sent and received for the loss"
