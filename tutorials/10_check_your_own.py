@@ -234,8 +234,8 @@ assert [k for k in range(5) if (table[1, k] < 1e-10).any()] == [1, 4]  # in the 
 
 # %% [markdown]
 # "none" is no error at all. No row of the left table sees all three. On the right each row with padding does; what hides there
-# is that padding is missing. So compare *gradients*, on a batch with *padding*; patches and captions of unequal lengths, as in
-# the first row, cost nothing and show a mistake in the loss as well. The nicer a test's inputs, the more it hides.
+# is that padding is missing. So compare *gradients*, on a batch with *padding*. Patches of unequal length cost nothing and show
+# the first mistake in the loss as well. The nicer a test's inputs, the more it hides.
 #
 # ## Mended, and what is left
 #
