@@ -2,8 +2,8 @@
 # # 00. One picture, one caption, one loss
 #
 # SPARC (Bica et al., 2024, arXiv 2401.09865) learns from pictures with captions which part of a picture each word means,
-# though nobody ever says so. It does that with one loss. Here is that loss, whole, on numbers so small that you can check
-# each of them with a pencil.
+# though nobody ever says so. It does that with one of its two losses. Here is that one, whole, on numbers so small that you
+# can check each of them with a pencil.
 #
 # You need NumPy and a little school algebra. Most blocks end with an `assert`: change a number, and the line that no longer
 # holds stops.
@@ -216,10 +216,10 @@ assert z.shape == (L, L) and np.allclose(z[0], [4, 3])
 # $$\mathcal L_f = \frac{1}{2L} \sum_j \left[ -\log \frac{e^{z_{jj}}}{\sum_k e^{z_{jk}}}
 #                                      - \log \frac{e^{z_{jj}}}{\sum_k e^{z_{kj}}} \right]$$
 #
-# The first row: $-\log (e^4 / (e^4 + e^3)) = \log(1 + e^{-1}) = 0.313$.
+# Rows of z are groups, columns are words. The first row: $-\log (e^4 / (e^4 + e^3)) = \log(1 + e^{-1}) = 0.313$.
 #
-# The library takes the temperature as $\log(1/\tau)$, which is the number that training changes, and a table (B,L) that says
-# which places of a caption hold a real token: here all.
+# The library takes the temperature as $\log(1/\tau)$, which is the number that training changes (whatever it becomes, $\tau$
+# stays above 0), and a table (B,L) that says which places of a caption hold a real token: here all.
 
 # %%
 rows = np.log(np.exp(z).sum(1)) - np.diag(z)                      # (L,)  a group looks for its word
@@ -279,7 +279,8 @@ assert slope > 0 and np.isclose(losses[400], loss) and np.isclose(steps[at], 0)
 # %% [markdown]
 # The slope is positive: a little less red is better. Training takes small steps down such slopes, for all numbers of the
 # encoders at once. The curve has a *jump*, at red = 0: there (0 + 2) / 8 is just 1/4, and with less the purple patch falls
-# below the threshold of 'red' and leaves its group. The threshold decides; it has no slope of its own.
+# below the threshold of 'red' and leaves its group. The threshold decides; it has no slope of its own,
+# so the gradient never sees the jump: it describes the curve on the side where we stand.
 #
 # ## And the other loss?
 #
@@ -293,7 +294,8 @@ assert alone == 0
 
 # %% [markdown]
 # That is the difference to remember. The global loss needs other pictures. The *fine-grained loss*, this tutorial's, gets
-# its wrong answers from the *same* caption. (The plain averages stand for what tutorial 02 computes.)
+# its wrong answers from the *same* caption. SPARC trains on a weighted sum of both (06). (The plain averages stand for what
+# tutorial 02 computes.)
 #
 # ## Exercise 00.1: eqs. 2-4 for one row
 #

@@ -44,10 +44,10 @@ rng = np.random.default_rng(0)
 # `dy` always means $\partial \text{Loss} / \partial y$, the *upstream gradient*: how much the final loss moves when an
 # entry of `y` does. `back` turns it into `dx`, the same for `x`. It need not know what comes after `y`; `dy` says it all. A
 # chain of functions is taken back by calling their `back`s in reverse. What is used twice gets a gradient from each use,
-# and they are added.
+# and they are added (in softmax below, $e$ is above the line and in the sum).
 #
-# In this tutorial nothing comes after `y`. So we invent a loss: $\text{Loss} = \sum y \cdot dy$ with a *random* `dy`. Its
-# gradient with respect to `y` is exactly `dy`.
+# In this tutorial nothing comes after `y`. So we invent a loss: draw *random* numbers `dy`, and let
+# $\text{Loss} = \sum y \cdot dy$, with them as fixed weights. Its gradient with respect to `y` is then exactly those weights.
 #
 # ## Linear
 #
@@ -120,13 +120,14 @@ step(jacobian, sharpness=(0.0, 10.0))
 
 # %% [markdown]
 # Purple is positive, orange negative: pushing one argument $u_j$ up takes from all others. Second picture, $u = 8z$: where
-# one entry takes nearly all, there is little slope left by each argument, also for entries that could become right. (By $z$
-# itself the slopes are 8 times these.) Keep that for tutorial 05.
+# one entry takes nearly all, there is little slope left by each argument. By $z$ itself the slopes are 8 times these, so the
+# winner's is not small; but those of entries 0 and 2, which are 0.00 here, stay next to nothing. Keep that for tutorial 05.
 #
 # ## L2 norm
 #
 # $y = x / |x|$. Steps: $q = \sum x^2$, $n = \sqrt q$, $y = x/n$. On paper: the way through $n$ brings
-# $-\frac{\langle dy, x\rangle}{n^2} \cdot \frac{1}{2n} \cdot 2x = -\,y\,\langle y, dy\rangle / n$, and the direct way $dy/n$.
+# $-\frac{\langle dy, x\rangle}{n^2} \cdot \frac{1}{2n} \cdot 2x = -\,y\,\langle y, dy\rangle / n$ ($n$ below the line, the
+# square root, the square), and the direct way $dy/n$.
 
 # %%
 x = rng.standard_normal(4)

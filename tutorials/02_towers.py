@@ -87,8 +87,9 @@ show(figure, "02_patches")
 #
 # $$z_{ij} = q_i \cdot k_j / \sqrt{w} \qquad a_{ij} = e^{z_{ij}} \Big/ \sum_m e^{z_{im}} \qquad o_i = \sum_j a_{ij} v_j$$
 #
-# The width is split into parts of $w$ numbers, and each *head* does this in its own part, with its own weights. An inner
-# product of $w$ random numbers each grows like $\sqrt w$; divided by that, scores keep their size whatever the width.
+# The width is split into parts of $w$ numbers, and each *head* does this in its own part, with its own weights. The inner
+# product of two vectors of $w$ random numbers is about $\sqrt w$ large; divided by that, scores keep their size whatever the
+# width. ($v_i$ here is a value; from "Into the joint space" on, $v$ is a patch embedding again, as in tutorial 00.)
 #
 # Here random numbers stand for queries, keys and values:
 
@@ -222,7 +223,8 @@ assert np.allclose(moved["without positions"], 0) and not np.allclose(moved["wit
 #
 # Captions differ in length; short ones are filled up with a dummy token, here 0: *padding*. A *mask* is true where a token
 # is real. Padding is left out as a key: its score becomes $-\infty$ before the exponential, and $e^{-\infty} = 0$, so that
-# no real token gives it any weight:
+# no real token gives it any weight. Places of padding get vectors too; nobody reads them, since every later mean and loss
+# uses the mask:
 
 # %%
 tokens = np.array([[3, 1, 4, 0, 0], [5, 9, 2, 6, 5]])             # (B,L)
@@ -248,8 +250,8 @@ assert set(np.flatnonzero(used)) == set(tokens[mask])
 # Towers have widths of their own. An *adapter*, one linear layer, takes each into the joint space: $v = g_v(f_v)$ and $t =
 # g_t(f_t)$ for every patch and token. For the whole picture, *pooling*: the mean of $f_v$ over patches, one more layer $h_v$
 # (C to C) with a GELU, then the same adapter. For a whole caption: the mean of $f_t$ over its real tokens, then the adapter
-# $g_t$; no further layer. (The paper gives $h_v$ without a reason; it makes the picture's vector more than the mean of what
-# its patches show.)
+# $g_t$; no further layer. (The paper gives $h_v$ without a reason. Without it, as $g_v$ is linear, $\bar v$ would be just the
+# mean of the $v$.) SPARC's loss is $\lambda_g$ times the global loss plus $\lambda_f$ times the fine-grained one:
 
 # %%
 pictures = rng.random((2, 3, 8, 8))
@@ -265,7 +267,6 @@ assert np.allclose(trace["t_bar"], ops.linear(mean_t, params["g_t.weight"], para
 assert np.allclose(encode_images(params, pictures, config)["v"], v)
 for name in ("image_features", "v", "v_bar", "text_features", "t", "t_bar", "weights", "grouped", "logits", "logits_vt"):
     print(f"{name:15} {trace[name].shape}")
-# the two losses of tutorial 00, each with its weight
 assert np.isclose(loss, config.lambda_g * trace["loss_global"] + config.lambda_f * trace["loss_fine"])
 
 # %% [markdown]

@@ -199,7 +199,7 @@ show(figure, "03_log_b")
 assert np.allclose(guess, np.log(sizes)) and np.all(np.diff(halfway) > 0)
 
 # %% [markdown]
-# The loss of *one and the same* model grows with the batch: more wrong answers, a harder quiz. Losses of different batch
+# The loss of *one and the same* recipe grows with the batch: more wrong answers, a harder quiz. Losses of different batch
 # sizes cannot be compared. How far a loss is below log B is fairer, but it grows with B as well, and settles only for large
 # B.
 #
@@ -229,15 +229,15 @@ print(f"fine-grained  whole {whole_f:.4f}   two halves {split_f:.4f}")
 assert not np.isclose(whole_g, split_g) and np.isclose(whole_f, split_f)
 
 # %% [markdown]
-# (Random vectors at this temperature are sure and wrong, so worse than guessing, log 8 = 2.08. The fine-grained loss is
-# low, guessing were log 3 = 1.10, although nothing was learned: each group was chosen by its word, so it resembles it
-# already.)
+# (Random vectors at this temperature are sure and wrong, so worse than guessing: log 8 = 2.08, log 4 = 1.39 for halves. The
+# fine-grained loss is low, guessing were log 3 = 1.10, although nothing was learned: each group was chosen by its word, so it
+# resembles it already.)
 #
 # That is why CLIP is trained with tens of thousands of pairs at once (32,768 in its paper) over many machines, which must all
 # exchange their vectors, and why adding up the gradients of several small batches does not give a big batch's gradient.
 #
-# And two captions that mean the same? They are each other's wrong answer, and nothing can be right. We look at the pictures'
-# direction alone, and so cold that all other wrong answers count nothing:
+# And two captions that mean the same? They are each other's wrong answer and share the probability, so log 2 is the least that
+# either can have. We print the pictures' half of the loss (the rows), so cold that all other wrong answers count nothing:
 
 # %%
 twins_v, twins_t = v_bar.copy(), v_bar.copy()                     # a perfect model ...
@@ -343,3 +343,5 @@ print(check("03.2", least_loss))
 # ```
 #
 # </details>
+#
+# Next: [04, sparse alignment](04_sparse_alignment.ipynb).

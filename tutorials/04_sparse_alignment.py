@@ -216,9 +216,9 @@ assert not np.allclose(changes["every patch is given length 1"], direction(c))
 
 # %% [markdown]
 # Giving patches length 1 changes the direction: by 1.5 degrees here, where all six have similar lengths (1.3 to 1.6), by 20
-# where one is three times longer. Similarity is a plain inner product: with a positive one a long patch attracts the word
-# more (with a negative one it becomes the minimum), and it weighs more in the average. 5 of the 23 public implementations
-# counted in `docs/survey.md` normalise patches first.
+# where one is three times longer. Similarity is a plain inner product: a long patch attracts the word more where it is
+# positive (and tends to be the row's minimum where it is negative), and it weighs more in the average. 5 of the 23 public
+# implementations counted in `docs/survey.md` normalise patches first.
 #
 # ## The threshold's puzzle
 #
@@ -253,7 +253,10 @@ assert all(1 <= as_written[0] < 1.5 for as_written, _ in counts.values())
 # The paper's prose gives a reason for 1/P, in our words: 1/P is what each patch has when all are equally similar. That is
 # true of weights that *sum to one*: 196 equal ones are 1/196 each. It is not true of min-max values; equal similarities
 # give 0/0 there. If the threshold is put where that sentence is true, after eq. 4, it cuts everything below average, about
-# half.
+# half. With $a$ of eq. 4 made from $\hat s$ itself, uncut:
+#
+# $$\tilde a_{lp} = a_{lp} \text{ if } a_{lp} \ge 1/P \text{, else } 0 \qquad
+#   \text{weights: } \tilde a_{lp} \Big/ \sum_r \tilde a_{lr}$$
 
 # %%
 v196 = np.random.default_rng(3).standard_normal((1, 196, 32))
@@ -284,6 +287,7 @@ for on, (_, trace, _) in kept.items():
     w = np.sort(trace["weights"][0, 0])[::-1]
     print(f"{on:8} largest weight {w[0]:.4f} = {196 * w[0]:.1f} times average; the 20 largest hold {100 * w[:20].sum():.0f} %")
 assert cos < 0.9999
+assert np.isclose(kept["weights"][1]["weights"].sum(), 1)
 
 # %% [markdown]
 # Is it different with a real model? An untrained one, of the size `tiny`, on noise of 64 x 64 pixels in patches of 8 x 8:

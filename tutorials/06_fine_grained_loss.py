@@ -50,7 +50,9 @@ assert z.shape == (B, L, L)
 # Row $j$ asks: which word has group $j$? Padding must not be asked (no row), and must not be an answer (no column). Leaving
 # it out means a probability of exactly 0. The way to get that is $-\infty$ *before* the exponential: $e^{-\infty} = 0$. A
 # logit of 0 would not do: $e^0 = 1$, an answer as good as a real one with cosine 0. (Drawn below are the rows; the columns
-# count as well.)
+# count as well.) With $p$ the softmax along rows and $q$ along columns, both over real tokens alone, eq. 6 is
+#
+# $$L_f = \frac{1}{B} \sum_i \frac{1}{2 L_i} \sum_{j \text{ real}} \left[ -\log p^i_{jj} - \log q^i_{jj} \right]$$
 
 # %%
 columns = mask[:, None, :]                                                       # (B,1,L)
@@ -64,8 +66,8 @@ def probabilities(z):
 
 p, q = probabilities(z), probabilities(np.swapaxes(z, 1, 2))                     # (B,L,L) both
 right_p, right_q = (np.diagonal(x, axis1=1, axis2=2) for x in (p, q))            # (B,L) the right answers' probabilities
-both_right = np.where(mask, right_p * right_q, 1)                                # 1 at padding: its log is 0
-each = -np.log(both_right)                                                       # (B,L) the sum of both directions
+right_p, right_q = np.where(mask, right_p, 1), np.where(mask, right_q, 1)        # 1 at padding: its log is 0
+each = -np.log(right_p) - np.log(right_q)                                        # (B,L) the sum of both directions
 loss = (each.sum(1) / lengths).mean() / 2                                        # eq. 6
 library, trace, back = fine_grained_loss(v, t, mask, theta)
 assert np.isclose(library, loss)
@@ -221,21 +223,24 @@ models = {
     "honest": (codes[shown] + noise(), codes[named] + noise()),
     "cheating": (codes[[[0, 1, 2, 3]] * 4] + noise(), codes[[[0, 1, 2, 3]] * 4] + noise()),
 }
-gap = {}
+gap, among = {}, {}
 for name, (pictures, captions) in models.items():
     true_loss = float(fine_grained_loss(pictures, captions, full, theta)[0])
     shuffled_loss = float(fine_grained_loss(pictures[[1, 2, 3, 0]], captions, full, theta)[0])
-    gap[name] = shuffled_loss - true_loss
-    print(f"{name:9} true pictures {true_loss:.4f}   shuffled pictures {shuffled_loss:.4f}   grounding gap {gap[name]:+.4f}")
+    gap[name], among[name] = shuffled_loss - true_loss, float(global_loss(pictures.mean(1), captions.mean(1), theta)[0])
+    print(f"{name:9} true pictures {true_loss:.4f}   shuffled pictures {shuffled_loss:.4f}   grounding gap {gap[name]:+.4f}"
+          f"   global loss {among[name]:.2f}")
     assert true_loss < 0.1
 print(f"guessing {np.log(4):.4f}")
 assert gap["honest"] > 0.5 and abs(gap["cheating"]) < 0.01
+assert among["honest"] < 1 and np.isclose(among["cheating"], np.log(4), atol=0.05)  # all four means are alike: guessing
 
 # %% [markdown]
 # The cheat's loss is as low, and nobody looked at a picture: with the pictures exchanged it stays as low. The difference,
 # loss with shuffled minus loss with true pictures, is the *grounding gap*. At 0 the words are not about the picture,
-# however low the loss. Measure it always; `sparc-ref evaluate` does. It is also why SPARC keeps the global loss: that one
-# does compare with other pictures.
+# however low the loss. Measure it always; `sparc-ref evaluate` does. The global loss sees through this cheat: four
+# pictures of the same codes have the same mean, and it stays at guessing, log 4 = 1.39. (Not every cheat is so bare:
+# tutorial 07.)
 #
 # ## Two words, one region
 #
@@ -306,16 +311,18 @@ ax.legend()
 show(figure, "06_two_words_curves")
 
 # %% [markdown]
-# They started at the right answer, and the loss drove one of them off; chance decides which. It goes where no other word
-# is, here to object 2. (Even at the right answer some weight lies elsewhere: the threshold cuts little, tutorial 04.) This
-# is no mistake of an implementation; eq. 6 asks for it. The lesson for data: name each region with one token, if you can,
-# and do not take a word's map for the truth.
+# They started at the right answer, and the loss drove one of them off; chance decides which. (First both change, to differ at
+# all; when one has gone, the other takes some of its weight back.) It goes where no other word is, here to object 2. (Even at
+# the right answer some weight lies elsewhere: the threshold cuts little, tutorial 04.) This is no mistake of an
+# implementation; eq. 6 asks for it. The lesson for data: name each region with one token, if you can, and do not take a word's
+# map for the truth.
 #
 # ## What it costs
 #
-# Count multiplications, forward (backwards is about twice as many). Per pair: similarities L P D, averages L P D, logits L²
-# D. It does not grow with the batch. The global loss: B D a pair, so B² D in all. A loss that compares every word with
-# every patch of every picture of the batch, such as FILIP (Yao et al., 2021): B L P D a pair.
+# Count multiplications, forward (backwards is about twice as many). Per pair: similarities take L P D, averages L P D, logits
+# L² D. It does not grow with the batch. The global loss: B D a pair, so B² D in all. A loss that compares every word with every
+# patch of every picture of the batch, such as FILIP (Yao et al., 2021): B L P D a pair on one device, where one matrix serves
+# both directions; twice that over several (08).
 
 # %%
 L_real, P_real, D_real = 55, 196, 512                                            # the paper's sizes with a ViT-B/16
@@ -330,7 +337,7 @@ ax.set(xscale="log", yscale="log", xlabel="batch size B", ylabel="multiplication
 ax.legend()
 show(figure, "06_cost")
 print(f"fine-grained {fine / 1e6:.1f} million a pair, forward; equal to the global loss's at B = {fine / D_real:.0f}")
-C = 768                                                                          # its width; 12 blocks of 12 C² parameters,
+C = 768                                                                          # its width; a block: 4 C² (attention) + 8 C²,
 tower = 12 * (12 * C**2 * P_real + 2 * P_real**2 * C)                            # and attention's scores and averages
 print(f"the vision tower's 12 blocks, forward: {tower / 1e6:.0f} million; the loss is {100 * fine / tower:.2f} % of it")
 print(f"largest tensor of a pair: L P = {L_real * P_real} similarities; all pictures with all captions: B times that")
@@ -387,3 +394,5 @@ print(check("06.2", shares))
 # ```
 #
 # </details>
+#
+# Next: [07, train it](07_train_it.ipynb).

@@ -85,8 +85,9 @@ assert abs(np.mean(named) - 0.3) < 0.02
 #
 # A vision tower of two blocks with P = 36 patches (6 x 6), and words that are nothing but a row of a table each: a text tower
 # without blocks (*depth* 0) and without positions. There is no $h_v$, so that both losses train the same embeddings, and
-# attention starts at zero: at first each patch says only what it shows. `lambda_f` is the weight of the fine-grained loss; 0
-# leaves it out, and nothing else changes. `sparc-ref train` runs the same loop.
+# attention starts at zero: at first each patch says only what it shows. ($h_v$ is tutorial 02's extra layer of the picture's
+# vector; without it that vector is the mean of the patch embeddings.) `lambda_f` is the weight of the fine-grained loss, 0.25
+# as in the stored runs below; 0 leaves it out, and nothing else changes. `sparc-ref train` runs the same loop.
 
 # %%
 model = replace(
@@ -131,8 +132,8 @@ for (name, _), (_, _, numbers, log) in runs.items():
 # Left: the global loss falls in both, nearly alike. *R@1*, *recall at 1*, says how often a picture finds its own caption
 # first, among all 200: alike as well. Whoever looks at these two sees no difference between the models.
 #
-# Right is *pointing*: of all words of all captions, how often lies the patch with the largest weight on the word's region?
-# That is what training never saw.
+# Right is *pointing*: take each word's patch with the largest weight; which fraction of it lies in the word's region? The mean
+# over all words. That is what training never saw. (The curve is of 64 test pictures, the line printed below it of all 200.)
 #
 # ## What changes in the maps
 
@@ -164,9 +165,10 @@ for picture in pictures:
 step(maps, name=list(losses), picture=(0, 199))
 
 # %% [markdown]
-# Dark is a large weight. Both know something, and neither is clean: where a region is small, like the pink corner of the
-# first picture, its word spreads over the ground in both. SPARC's darkest patches lie more often within the orange. Two
-# pictures prove nothing, so count, over all words of all 200:
+# Dark is a large weight; each map goes from 0 to its own largest, so compare within a map. Both models know something, and
+# neither is clean: where a region is small, like the pink corner of the first picture, its word spreads over the ground in
+# both. SPARC's darkest patches lie more often within the orange. Two pictures prove nothing, so measure all 200. (`i2t`:
+# pictures look for captions, `t2i`: captions for pictures. Chance is a patch drawn blindly: 0.3 shared by about 3.5 words.)
 
 # %%
 def numbers_of(which, keys=("pointing", "mass", "i2t_r1", "t2i_r1", "fine_loss", "grounding_gap")):
@@ -184,18 +186,29 @@ params, config, numbers, _ = runs["SPARC", 0.3]                                 
 inside = patch_cover(seen.masks, seen.grid)[seen.objects]                        # (L,P) how much of a patch is the word's
 print("pointing, word by word, of picture 0:", inside[np.arange(len(seen.words)), seen.weights.argmax(1)].round(2))
 assert inside.shape == seen.weights.shape and np.allclose(seen.weights.sum(1), 1, atol=1e-5)
+found = []                                                                       # the same, untrained: (own, any) region
+for seen in explain_examples(starts[0], config, test[0.3], tokenizer, list(range(len(test[0.3])))):
+    cover, top = patch_cover(seen.masks, seen.grid), seen.weights.argmax(1)
+    found += list(zip(cover[seen.objects, top], cover.sum(0)[top]))
+own, any_region = np.mean(found, axis=0)
+print(f"untrained: of the top patches {100 * own:.0f} % lie in the word's region, {100 * any_region:.0f} % in any region")
+assert chance["pointing_chance"] < own < 0.3 < any_region
 assert runs["SPARC", 0.3][2]["pointing"] > runs["global loss alone", 0.3][2]["pointing"] + 0.1
 
 # %% [markdown]
+# Untrained weights point better than chance: the patch most like a random word is more often a painted one than ground,
+# though ground is 70 % of the picture. So 0.17, not 0.09, is where training starts.
+#
 # The *mass* is the share of a word's weight that lies in its region. It is small even where pointing is good: weights that are
 # stretched linearly are wide (tutorial 05).
 #
 # Is one seed enough? No. `docs/experiments/small-world.md` has ten, with more pictures and more updates; its numbers are
-# stored in the repository:
+# stored in the repository (seeds from 100 on, left out here, are those that chose the recipe):
 
 # %%
 stored = Path("..") / "docs" / "experiments" / "results"
-records = [json.loads(row) for name in ("main", "coverage") for row in (stored / f"{name}.jsonl").read_text().splitlines()]
+records = [json.loads(row) for name in ("main", "coverage", "text")
+           for row in (stored / f"{name}.jsonl").read_text().splitlines()]
 
 
 def stored_seeds(row, key):
@@ -222,13 +235,19 @@ runs["SPARC, positions", 0.3] = trained(0.3, text_positions="learned")
 numbers_of({key: run for key, run in runs.items() if "SPARC" in key[0]})
 plain, positions = runs["SPARC", 0.3][2], runs["SPARC, positions", 0.3][2]
 assert positions["fine_loss"] < plain["fine_loss"] and positions["pointing"] < plain["pointing"] - 0.1
+for row in ("mosaic/SPARC", "depth 0, positions learned/SPARC"):
+    kept = [stored_seeds(row, key) for key in ("fine_loss", "pointing", "grounding_gap")]
+    means = "   ".join(f"{name} {x.mean():.2f}" for name, x in zip(("loss", "pointing", "gap"), kept))
+    print(f"stored, {len(kept[0]):2} seeds, {row:32} {means}")
 
 # %% [markdown]
 # The loss is *lower*, and the words point *worse*. Whoever watches the loss takes the second model.
 #
 # What gives it away is the *grounding gap*, the loss with shuffled pictures minus the loss with the true ones. By hand, and
-# with a scale: a model that knows nothing has $\log L_i$ for each caption. So we can say how much of what a model has
-# learned, below that, is still there with another caption's picture.
+# with a scale: a model that knows nothing has $\log L_i$ for each caption. So we can say which share of what a model has
+# learned is still there with another caption's picture: (guessing - shuffled) / (guessing - true), or nothing if shuffled is
+# above guessing. Each caption gets the picture of the one before; `evaluate` means four random orders, so that its gap, 1.71
+# above, is a few hundredths away from ours.
 
 # %%
 def embedded(name, count=200):
@@ -293,7 +312,7 @@ for name, changes in losses.items():
     runs[name, 1.0] = trained(1.0, **changes)
 numbers_of({key: run for key, run in runs.items() if key[0] in losses})
 ahead = {c: runs["SPARC", c][2]["pointing"] - runs["global loss alone", c][2]["pointing"] for c in coverages}
-print({f"coverage {c:g}": f"SPARC ahead by {x:.2f}" for c, x in ahead.items()})
+print("one seed:", {f"coverage {c:g}": f"SPARC ahead by {x:.2f}" for c, x in ahead.items()})
 assert ahead[0.3] > ahead[1.0]
 
 rows = {0.15: "0.15", 0.3: "mosaic", 0.6: "0.6", 1.0: "1"}                       # coverage -> the stored rows' names
@@ -309,12 +328,15 @@ ax.legend(loc="lower right")
 show(figure, "07_coverage")
 for c, row in rows.items():
     print(f"coverage {c:4g}: SPARC {stored_seeds(f'{row}/SPARC', 'pointing').mean():.2f}"
-          f"   global loss alone {stored_seeds(f'{row}/global loss alone', 'pointing').mean():.2f}")
+          f"   global loss alone {stored_seeds(f'{row}/global loss alone', 'pointing').mean():.2f}"
+          f"   chance {stored_seeds(f'{row}/SPARC', 'pointing_chance').mean():.2f}"
+          f"   of {len(stored_seeds(f'{row}/SPARC', 'pointing'))} seeds")
 
 # %% [markdown]
 # (The stars have fewer pictures and updates than the stored runs behind the lines.) Where the caption names all of the
 # picture, the mean over patches is a mean over named things, and the global loss alone finds them nearly as well. The
-# less is named, the more of that mean is ground, and the more the fine-grained loss adds.
+# less is named, the more of that mean is ground, and the more the fine-grained loss adds. Two cautions: at coverage 1 both
+# are near the end of the scale, where no lead can be large; and chance grows with coverage too, as R@1 does (0.57 to 0.94).
 #
 # ## What this does not say
 #

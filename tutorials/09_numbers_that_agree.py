@@ -2,7 +2,8 @@
 # # 09. Numbers that agree
 #
 # Two right programs do not give the same numbers. Different order of sums, another chip, fewer bits: the last digits differ.
-# So how near is near enough, and when is it a mistake? People type `atol=1e-3` until the test is green. Here we measure it.
+# So how near is near enough, and when is it a mistake? People type `atol=1e-3`, the difference that a test lets pass, until the
+# test is green. Here we measure it.
 #
 # That holds for this page too: on another machine the last digits of what is printed below, and counts of rare events, will
 # differ, since another chip adds in another order.
@@ -49,16 +50,16 @@ formats = {"float64": 53, "float32": 24, "float16": 11, "TF32": 11, "bfloat16": 
 x = rng.standard_normal(100_000)
 for name, bits in formats.items():
     error = np.abs(rounded(x, bits) / x - 1).max()
-    print(f"{name:9} {bits:2} bits   unit of rounding {2.0 ** (1 - bits):.1e}   largest error seen {error:.1e}")
+    print(f"{name:9} {bits:2} bits   half a unit of rounding {2.0**-bits:.1e}   largest error seen {error:.1e}")
     assert error <= 2.0**-bits
 assert np.array_equal(rounded(x, 24), x.astype(np.float32))
 x32 = x.astype(np.float32)
 assert np.array_equal(rounded(x32, 8), torch.tensor(x32).to(torch.bfloat16).double().numpy())
 
 # %% [markdown]
-# bfloat16 has two to three decimal digits, and float32's range. float16 has three, but ends at 65504. *TF32* is no storage
-# format: a GPU's matrix unit rounds the *inputs* of a product to 11 bits, as many as float16 has, and adds in float32. (torch
-# is here only because NumPy has no bfloat16.)
+# (float64 has no error here: x is float64 already.) bfloat16 has two to three decimal digits, and float32's range. float16
+# has three, but ends at 65504. *TF32* is no storage format: a GPU's matrix unit rounds the *inputs* of a product to 11 bits,
+# as many as float16 has, and adds in float32. (torch is here only because NumPy has no bfloat16.)
 #
 # ## Order of sums
 #
@@ -100,8 +101,9 @@ assert len(several) > 5 and off["in pairs"][-1] < off["one by one"][-1]
 
 # %% [markdown]
 # NumPy adds in pairs, then pairs of pairs (from blocks of some numbers on). One by one, the first number goes through n
-# roundings, each as large as the running total asks; in pairs each number goes through about $\log_2 n$. (The upper line is
-# flat because the sum of absolute values grows with n as well.) None of these sums is wrong. A test that asks for equality
+# roundings; in pairs each number goes through about $\log_2 n$. So the lower line *falls*: the roundings hardly grow in number,
+# while the sum of absolute values, by which we divide, grows with n. One by one both grow, and the line is flat. None of these
+# sums is wrong. A test that asks for equality
 # with one of them asks for an accident.
 #
 # ## Fewer bits in a product
@@ -155,7 +157,7 @@ assert errors[-1] > 1000 * errors[0]
 #
 # The threshold decides. A min-max value that lies within rounding of sigma falls to one side in float32 and to the other in
 # float64. Then the numbers differ by far more than rounding, and *both* are right. To see some, we make it drastic: patches
-# with much in common (rounding is 1000 times larger), and sigma = 0.5, where many values are.
+# with much in common (which makes rounding some hundred times larger), and sigma = 0.5, where many values are.
 
 # %%
 def decide(sigma, common):
@@ -178,10 +180,11 @@ def decide(sigma, common):
 for sigma, common in ((0.5, 1000), (1 / 196, 1000), (0.5, 0)):
     flips, decisions, errors = decide(sigma, common)
     print(f"sigma {sigma:.3f}, in common {common:4}: {flips} of {decisions} decisions differ", end="")
-    with_flip, without = (np.median(errors[flipped] or [0]) for flipped in (True, False))
-    print(f"; error of a row with a flip {with_flip:.1e}, without {without:.1e}")
+    without = np.median(errors[False])
+    with_flip = f"error of a row with a flip {np.median(errors[True]):.1e}" if errors[True] else "no row with a flip"
+    print(f"; {with_flip}, without {without:.1e}")
     if sigma == 0.5 and common:
-        assert 0 < flips < decisions / 10_000 and with_flip > 100 * without
+        assert 0 < flips < decisions / 10_000 and np.median(errors[True]) > 100 * without
     else:
         assert flips < 20
 edge = align_patches(np.array([[[1.0, 0, 2, 4]]]), np.eye(4)[None])[1]["sparse"][0, 0]  # similarities 1, 0, 2, 4
@@ -308,3 +311,5 @@ print(check("09.2", careful_sum))
 # ```
 #
 # </details>
+#
+# Next: [10, check your own loss](10_check_your_own.ipynb).

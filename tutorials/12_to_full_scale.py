@@ -43,9 +43,9 @@ rng = np.random.default_rng(0)
 # ## Two ranks, by hand
 #
 # A *rank* is one process with one GPU. W ranks hold a part of the batch each, b of B pairs, and the same parameters; each
-# computes a gradient, the gradients are *averaged over the ranks*, and all take the same step. For a loss that is a mean
-# over pairs that is all there is to say. The fine-grained loss is one (tutorial 06). The global loss is not: its wrong
-# answers are on the other ranks.
+# computes a gradient, the gradients are *averaged over the ranks*, and all take the same step. For a loss that is a mean over
+# pairs that is all there is to say, if all hold equally many (otherwise a rank returns its sum times W/B). The fine-grained
+# loss is one (tutorial 06). The global loss is not: its wrong answers are on the other ranks.
 
 # %%
 B, W, D = 8, 2, 16
@@ -102,13 +102,13 @@ assert (held > 0).sum() == 2 * b * B - b * b
 # ## The classic fault
 #
 # Gathered vectors of other ranks are inputs of *this* rank's loss too, so they get a gradient here, which has to travel
-# back to the rank that made them. If gather forgets that (in torch it does, unless told otherwise), each picture learns only
-# from its own rank's rows and columns:
+# back to the rank that made them. If gather forgets that (`torch.distributed.all_gather` does; `torch.distributed.nn` has one
+# that does not), each picture learns only from its own rank's rows and columns:
 
 # %%
 def gradient(gather_passes_it):
-    """d(mean over ranks)/d v_bar, summed over ranks, with or without what comes back from other ranks."""
-    total = torch.zeros(B, D, dtype=torch.float64)
+    """The mean loss over ranks, and its gradient by v_bar, with or without what comes back from other ranks."""
+    value, total = 0.0, torch.zeros(B, D, dtype=torch.float64)
     for r in range(W):
         leaf = torch.tensor(v_bar, requires_grad=True)
         mine = slice(r * b, (r + 1) * b)
@@ -118,15 +118,16 @@ def gradient(gather_passes_it):
         logits = np.exp(theta) * F.normalize(v_all, dim=1) @ torch.tensor(t_hat).T
         own = torch.arange(r * b, (r + 1) * b)
         loss = F.cross_entropy(logits[mine], own, reduction="sum") + F.cross_entropy(logits.T[mine], own, reduction="sum")
-        (loss * W / (2 * B) / W).backward()
-        total += leaf.grad
-    return total.numpy()
+        share = loss * W / (2 * B) / W
+        share.backward()
+        value, total = value + share.item(), total + leaf.grad
+    return value, total.numpy()
 
 
-right, forgets = gradient(True), gradient(False)
-assert np.allclose(right, whole_dv)
+(loss_right, right), (loss_forgets, forgets) = gradient(True), gradient(False)
+assert np.allclose(right, whole_dv) and np.isclose(loss_right, whole) and loss_forgets == loss_right
 off = np.linalg.norm(forgets - right) / np.linalg.norm(right)
-print(f"the loss is the same; the gradient is off by {100 * off:.0f} % of its length")
+print(f"loss {loss_right:.6f} and {loss_forgets:.6f}; the gradient is off by {100 * off:.0f} % of its length")
 assert off > 0.1
 
 # %% [markdown]
@@ -135,7 +136,8 @@ assert off > 0.1
 # ## Real processes
 #
 # Two processes, as two machines would be, that talk over *gloo* (torch's way to talk between CPUs). Each runs the trainer on
-# its part of 7 pairs, 4 and 3. Beside them the reference, in NumPy, on all 7 at once.
+# its part of 7 pairs, 4 and 3. Beside them the reference, in NumPy, on all 7 at once. The logits are made in three ways: all of
+# them on each rank, own rows and columns, or these some columns at a time. Errors are of each tensor's largest entry.
 
 # %%
 config = SPARCConfig(image_size=8, patch_size=4, vision_width=8, vision_depth=1, vision_heads=2, text_width=8, text_depth=1,
@@ -186,8 +188,9 @@ ax.legend()
 show(figure, "12_ladder")
 
 # %% [markdown]
-# "Prove nothing" is said of budgets so wide that a fault of a tenth would fit. And a ladder that cannot fall is worth
-# nothing either, so we plant a fault in the trainer, tutorial 10's first mistake:
+# "Prove nothing" is said of budgets so wide that a number wrong by 10 % would pass. A ladder that cannot fall is worth nothing
+# either, so we plant a fault in the trainer: unit patches, as in tutorial 10's first mistake, but everywhere, in the average
+# too:
 
 # %%
 sound = trainer_side()
@@ -218,7 +221,7 @@ paper, sparc = PRESETS["vit_b_16"], ObjectiveConfig("sparc")
 batch, updates = 16384, 200_000
 step = step_cost(paper, sparc, batch, 256)
 run_flops = step.flops * 256 * updates
-print(f"pairs seen: {batch * updates / 1e9:.2f} thousand million")
+print(f"pairs seen: {batch * updates:.2e}")
 print(f"one update, one chip of 256: {step.flops / 1e12:.2f} TFLOP, the loss {100 * step.loss_flops / step.flops:.1f} % of it")
 print(f"the run: {run_flops:.1e} operations")
 peak = PEAKS["H100"][0]                                                          # bf16, operations a second, by the data sheet
@@ -229,9 +232,12 @@ for gpus in (1, 8, 64):
 assert 1e20 < run_flops < 1e21 and step.loss_flops < 0.02 * step.flops
 
 # %% [markdown]
-# The days are no measurement. The operations are counted by formulas that agree with the paper's Table 11 for SPARC (08);
-# how much of the peak a run reaches depends on the machine, and 40 % is a guess that you should replace by your own `mfu`
-# (*model FLOP utilisation*, which the trainer logs).
+# The days are no measurement. The operations are counted by formulas with one number fitted to CLIP's row of the paper's Table
+# 11; for SPARC that reports 9.19 TFLOP. How much of the peak a run reaches depends on the machine: 40 % is a guess that you
+# should replace by your own `mfu` (*model FLOP utilisation*, which the trainer logs). On one H200, a batch of 1,024, it was 38
+# %, and an update of SPARC took 1.010 times the time and 1.006 times the memory of the global loss alone (`docs/gpu`). Talk
+# between the GPUs is not in it; and where the batch does not fit (next), activations are computed twice, about a third more
+# operations.
 #
 # Does it fit? Memory of one chip, for fewer and fewer of them:
 
@@ -241,14 +247,15 @@ costs = [step_cost(paper, sparc, batch, n) for n in chips]
 parts = {"parameters, moments": [c.static / 1e9 for c in costs], "towers' activations": [c.activations / 1e9 for c in costs],
          "loss": [c.loss_memory / 1e9 for c in costs]}
 figure, (ax,) = panels(1, 3.6)
-for i, (name, values) in enumerate(parts.items()):
+for i, (name, values) in enumerate((parts | {"total": [c.memory / 1e9 for c in costs]}).items()):
     line(ax, i, chips, values, name)
+ax.set_title("memory of one chip")
 ax.axhline(80, color=GREY)
 ax.text(140, 92, "80 GB", color=GREY)
-ax.set(xscale="log", yscale="log", xlabel="chips that share a batch of 16,384", ylabel="GB on each")
+ax.set(xscale="log", yscale="log", xlabel="chips that share a batch of 16,384", ylabel="GB on each", ylim=(0.05, 6000))
 ax.set_xticks(chips, [str(n) for n in chips])
 ax.minorticks_off()
-ax.legend()
+ax.legend(loc="upper right", ncols=2)
 show(figure, "12_memory")
 for n, c in zip(chips, costs):
     print(f"{n:3} chips, {batch // n:4} pairs each: {c.memory / 1e9:6.1f} GB   sent and received for the loss"
@@ -258,7 +265,8 @@ print("fits in 80 GB from so many chips on:", fits)
 assert costs[-1].memory < 80e9 < costs[0].memory
 
 # %% [markdown]
-# With fewer, something has to give, and the trainer has a switch for each: activations are computed twice instead of kept
+# (For the loss: the vectors of all B pairs, 2 B D numbers in float32, and their gradients the way back.) With fewer chips,
+# something has to give, and the trainer has a switch for each: activations are computed twice instead of kept
 # (`--checkpoint-activations`), the batch comes in parts (`--accumulate`; for the global loss that needs its own care, as its
 # wrong answers are in the other parts), the logits come in chunks (`--form chunked`). None may change the gradient, and
 # there is a rung of the ladder for each.
@@ -336,7 +344,7 @@ print(check("12.2", days))
 # ## Exercise 12.3: the logits' memory
 #
 # Bytes of the global loss's logits on one rank, in float32, for a batch of B on W ranks: if each rank makes all of them, and
-# if it makes its own rows and its own columns (as two matrices).
+# if it makes its own rows and its own columns (as two matrices: the corner of own with own is made twice).
 
 # %%
 def logit_bytes(B, W):                                                           # -> (all of them, own rows and columns)

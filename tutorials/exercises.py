@@ -629,6 +629,7 @@ def _logit_bytes(yours):
     return verdict(yours(B, W), [4 * B * B, 8 * B * B // W], [
         ([B * B, 2 * B * B // W], "Numbers, not bytes: float32 has four."),
         ([4 * B * B, 4 * B * B // W], "Rows and columns: two matrices of (b,B)."),
+        ([4 * B * B, 8 * B * B // W - 4 * (B // W) ** 2], "As two matrices: the corner of own with own is in both."),
         ([4 * B * B, 4 * (B // W) ** 2], "Its own pictures meet all captions, not its own alone."),
         ([4 * B * B, 8 * (B // W) ** 2], "Its own pictures meet all captions, not its own alone."),
     ])

@@ -320,6 +320,7 @@ WRONG = [
     ("12.2", lambda flops, gpus, updates, peak, share: flops * updates / peak / share, "seconds"),
     ("12.2", lambda flops, gpus, updates, peak, share: flops * updates / peak / share / 86400 / gpus, "one GPU already"),
     ("12.3", lambda B, W: (4 * B * B, 4 * B * B // W), "two matrices"),
+    ("12.3", lambda B, W: (4 * B * B, 4 * (2 * (B // W) * B - (B // W) ** 2)), "corner"),
 ]
 
 
