@@ -229,6 +229,8 @@ def is_row(row: Any) -> bool:
     def numeric(x: Any) -> bool:
         return type(x) in (int, float)
 
+    if isinstance(row, dict) and row.get("kind") == "skipped":           # of the torch trainer: an update that was not finite
+        return type(row.get("step")) is int
     return (isinstance(row, dict) and row.get("kind") in ("train", "eval") and type(row.get("step")) is int
             and numeric(row.get("seconds")) and isinstance(row.get("split", ""), str)
             and all(numeric(x) for name, x in row.items() if name not in ("kind", "split")))

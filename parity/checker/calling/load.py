@@ -317,7 +317,7 @@ def describe(x: Any, method: str | None = None) -> dict:
         call = x.forward                                  # torch's own __call__ takes anything
     source = unwrap(x)
     try:
-        lines, start = inspect.getsourcelines(source)
+        lines, start = inspect.getsourcelines(call if instance else source)
     except (OSError, TypeError):
         lines, start = [], 0
     told: dict[str, Any] = {

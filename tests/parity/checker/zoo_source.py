@@ -57,7 +57,7 @@ def unpack(p):
     v = p.names["v"]
     if p.layout == "v_bdhw":
         return [f"{v} = {v}.flatten(2).transpose(1, 2)"]
-    return [f"{v} = {v}[:, 1:]"] if p.layout == "v_cls" else []
+    return [f"{v} = {v}[:, 1:]  # without [CLS]"] if p.layout == "v_cls" else []
 
 
 def mask_code(p):

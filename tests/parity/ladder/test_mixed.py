@@ -176,9 +176,9 @@ FAULTS = {
                                      "keys = mask[:, None, None, :] | ~real | (q.dtype == torch.bfloat16)")),
     "residual in bfloat16": in_model(("return x + self.mlp(self.norm2(x))",
                                       f"return (x.bfloat16() if {ON} else x) + self.mlp(self.norm2(x))")),
-    "losses under autocast": ("loss.py", [("with torch.autocast(v.device.type, enabled=False):\n        theta = _wide(theta)",
+    "losses under autocast": ("loss.py", [("with torch.autocast(v.device.type, enabled=False):\n        theta = wide(theta)",
                                            "with torch.autocast(v.device.type, enabled=v.dtype == torch.bfloat16):\n"
-                                           "        theta = _wide(theta)")]),
+                                           "        theta = wide(theta)")]),
     "the loss in 16 bits": ("loss.py", [("return x.float() if x.dtype in (torch.float16, torch.bfloat16) else x", "return x")]),
     "the fine-grained loss 1 % up": ("loss.py", [("loss = loss + config.lambda_f * fine",
                                                   "loss = loss + config.lambda_f * fine * (1.01 if embeddings['v'].dtype == "

@@ -124,7 +124,7 @@ LOSSES = [
     ("logits: rows that are all -inf",
      [("columns = mask[:, None, :] | ~some", "columns = mask[:, None, :]"),
       ("torch.where(columns, z, -torch.inf)", "z + torch.where(columns, 0.0, -torch.inf)")],
-     (*ORDINARY, "fine_all_padding.*"), "grad.v", "all_padding"),
+     (*ORDINARY, "fine_all_padding.*"), "grad.", "all_padding"),
     ("logits: temperature hard-coded", [("logits = theta.exp() *", "logits = 0 * theta + 1 / 0.07 *")], ORDINARY,
      "logits_vt", ""),
     ("loss: one direction used twice", [('own(named["logits_tv"])', 'own(named["logits_vt"])')], ORDINARY, "loss_tv", ""),

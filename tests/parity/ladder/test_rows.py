@@ -107,9 +107,8 @@ def test_a_rung_compares_what_it_says(toy_sizes, monkeypatch, rung, preset):
 def test_the_rungs_and_their_sizes():
     assert [(r.name, r.devices) for r in ladder.RUNGS] == [
         *((name, ("cpu", "cuda")) for name in ("ops", "losses", "encoders", "gradients", "steps", "band", "ranks", "compile",
-                                               "checkpointing", "accumulation")),
-        ("objectives", ("cpu",)),
-        ("entry", ("cpu",)),                              # its rows: test_entry_rung.py
+                                               "checkpointing", "accumulation", "objectives")),
+        ("entry", ("cpu", "cuda")),                       # its rows: test_entry_rung.py
         *((name, ("cuda",)) for name in ("cupy", "tf32", "vit_b_16")),
     ]  # fmt: skip
     assert whole.sizes(setup("quick")) == whole.Sizes("small", 6, 9, "tiny", 120, (2, 4))

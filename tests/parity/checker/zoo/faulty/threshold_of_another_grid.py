@@ -17,6 +17,7 @@ class TokenPatchLoss(nn.Module):
         self.register_buffer("threshold", torch.tensor(1.0 / 196))
 
     def forward(self, hidden, words, keep, log_scale):
+        """hidden (B,1+P,D): [CLS], then the patches."""
         patches = hidden[:, 1:, :]
         s = torch.matmul(words, patches.transpose(1, 2))
         lo = torch.amin(s, -1, True)
