@@ -241,7 +241,7 @@ assert np.isclose(parts_of("MGCA")["loss_cta"], by_hand)
 
 groups = ops.l2_normalize(align_patches(t, v)[0])[0]                             # (B,L,D) SPARC: eqs. 2-5
 assert np.isclose(parts_of("SPARC")["loss_fine"], own_place(t_hat @ np.swapaxes(groups, 1, 2) / 0.2))
-print("all six equal the library's")
+print("all equal the library's (of MGCA its token part, of SPARC its fine-grained one)")
 
 # %% [markdown]
 # ## What is trained
