@@ -110,7 +110,8 @@ def is_run(content: Any) -> bool:
     sources = content.get("sources", {})
     return (isinstance(sources, dict) and isinstance(sources.get("command", ""), str)
             and all(isinstance(content[key], dict) for key in RECORD - {"tokenizer"})
-            and content["model"].keys() >= {"patch_size", "lambda_g", "lambda_f"} and content["train"].keys() >= {"warmup", "eval_limit"}
+            and content["model"].keys() >= {"patch_size", "lambda_g", "lambda_f"}
+            and content["train"].keys() >= {"warmup", "eval_limit"}
             and all(isinstance(x, dict) for key in ("data", "validation") for x in content[key].values()))
 
 

@@ -5,9 +5,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+import pytest
+
 ROOT = Path(__file__).parents[2]
 
 
+@pytest.mark.slow
 def test_the_table_is_what_the_script_prints():
     """In a process of its own: what watches the opening of files stays for the life of a process."""
     done = subprocess.run([sys.executable, ROOT / "bench" / "hostile_data.py"], capture_output=True, text=True,

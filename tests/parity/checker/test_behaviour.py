@@ -186,7 +186,8 @@ def test_a_temperature_that_is_taken_out_of_the_graph_has_no_gradient(ask):
     assert [(f.id, f.value) for f, _ in found] == [("edge.no_gradient", "theta")]
 
 
-@pytest.mark.parametrize("name, words", [("written_out", "peak memory grows like D^"), ("all_against_all", "peak memory grows like B^")])
+@pytest.mark.parametrize("name, words", [("written_out", "peak memory grows like D^"),
+                                         ("all_against_all", "peak memory grows like B^")])
 def test_memory_beyond_the_law_is_noted(ask, name, words):
     seen = behaviour(ask(name), Diagnosis("eq6"))
     assert any(words in note for note in seen.notes) and seen.findings == ()

@@ -319,7 +319,7 @@ def test_what_raises_is_told_with_the_call_and_their_line(workers):
 
 
 @pytest.mark.parametrize("name, words", [
-    ("gives_nothing", r"gives_nothing\(v=patches .* returns NoneType: expected a number"),
+    pytest.param("gives_nothing", r"gives_nothing\(v=patches .* returns NoneType: expected a number", marks=pytest.mark.slow),
     ("gives_similarity", r"v=patches \(B,P,D\).* returns \w+ \(3, 6, 10\), str: expected a number"),
     ("takes_one", "which arguments are patches and tokens"), ("takes_anything", "which arguments are patches and tokens"),
 ])

@@ -218,7 +218,7 @@ def test_torch_is_not_imported_for_the_command_line():
     assert "--time-limit" in done.stdout
 
 
-@pytest.mark.parametrize("name", ["numpy", "torch", "jax"])
+@pytest.mark.parametrize("name", ["numpy", "torch", pytest.param("jax", marks=pytest.mark.slow)])
 def test_the_examples_equal_eq_6(name):
     report = parity.check(EXAMPLES / f"{name}_loss.py")
     assert report.verdict == "eq6" and report.convention.framework == name

@@ -47,6 +47,7 @@ def test_the_trainer_passes():
     assert len(rows) == 2 * entry.COUNT + len(whole.parameter_shapes(config))
 
 
+@pytest.mark.slow
 def test_compiled_blocks_change_nothing(monkeypatch):
     """Compiling is tracing here: what the trainer does around it, padding, names and saving, is the same."""
     compile_ = torch.nn.Module.compile

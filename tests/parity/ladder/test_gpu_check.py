@@ -19,6 +19,7 @@ def test_the_gpu_check_without_a_gpu_says_what_is_missing(tmp_path, capsys):
     assert "cannot run it" in said and "sees no GPU" in said and "driver" in said and not (tmp_path / "gpu").exists()
 
 
+@pytest.mark.slow
 def test_the_benchmarks_for_a_gpu_run_on_the_cpu(monkeypatch):
     monkeypatch.setitem(cuda.PRESETS, "toy", whole.TOY)
     rows = list(gpu_check.benchmarks("cpu", {"toy": (4, 7)}, sizes=(16,), width=8, rounds=1))

@@ -80,7 +80,9 @@ ROWS = {
 }  # fmt: skip
 
 
-@pytest.mark.parametrize(("rung", "preset"), ROWS, ids=[f"{rung}-{preset}" for rung, preset in ROWS])
+@pytest.mark.parametrize(("rung", "preset"), [
+    pytest.param(*row, marks=pytest.mark.slow) if row == ("cupy", "quick") else row for row in ROWS
+], ids=[f"{rung}-{preset}" for rung, preset in ROWS])
 def test_a_rung_compares_what_it_says(toy_sizes, monkeypatch, rung, preset):
     """Processes are one process here, and compiling is tracing: the rows are the same."""
     def one_process(setup, drawn, world, cases, dtype):

@@ -28,7 +28,8 @@ def written(tmp_path_factory):
     rng = np.random.default_rng(5)
     params = {name: rng.standard_normal(p.shape).astype(np.float32) for name, p in init_params(CONFIG, rng).items()}
     words = WordTokenizer([f"w{n}" for n in range(CONFIG.vocab_size - 3)])
-    record = {"config": {"model": asdict(CONFIG)}}
+    record = {"config": {"model": asdict(CONFIG), "train": {"warmup": 1, "eval_limit": 8}, "data": {}, "validation": {},
+                         "tokenizer": "words"}}
     path = checkpoint.save(folder / "checkpoints", 1, params, adamw_init(params), record, words)
     assert hugging_face.main(["--run", str(path), "--out", str(folder / "out")]) == 0
     return params, folder / "out"
