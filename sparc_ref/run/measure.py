@@ -120,12 +120,17 @@ def evaluate(
 
 def images_of(params, config, examples, shards=1):
     """encode_images of examples, as NumPy."""
+    return pixels_of(params, config, [e.image for e in examples], shards)
+
+
+def pixels_of(params, config, pictures, shards=1):
+    """encode_images of (H,W,3) uint8 pictures, as NumPy."""
     from sparc_ref.data import to_images
 
-    shapes = sorted({e.image.shape for e in examples})
+    shapes = sorted({picture.shape for picture in pictures})
     if len(shapes) > 1:
         raise ValueError(f"expected pictures of one size, got {shapes}; open the data set with size={config.image_size}")
-    x = like(to_images([e.image for e in examples]), params["theta"])
+    x = like(to_images(pictures), params["theta"])
     return {k: to_numpy(y) for k, y in encode_images(own_params(params, config), x, config, shards).items()}
 
 

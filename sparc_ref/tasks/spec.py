@@ -1,0 +1,52 @@
+"""Data of a task, named on a command line:    kind:path[?option=value&...]
+
+The options are those of the layout's opener and of the task's Protocol: "voc:VOCdevkit/VOC2012?average=dataset".
+"""
+
+import inspect
+import os
+from dataclasses import fields
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+from sparc_ref.run.sources import nearest, parse
+
+
+def open_data(task: ModuleType, spec: str) -> tuple[Any, Any]:
+    """The data and the protocol that a spec names.      -> what the opener gives, task.Protocol
+
+    ValueError: an unknown layout or option (with the nearest), no path, a value of another type, what the opener refuses.
+    """
+    head, _, query = spec.partition("?")
+    kind, _, path = head.partition(":")
+    known = ", ".join(task.KINDS)
+    if kind not in task.KINDS:
+        example = next(iter(task.KINDS))
+        raise ValueError(f"data {spec!r}: expected {known}{nearest(kind, task.KINDS)}; for example {example}:PATH")
+    if not path:
+        raise ValueError(f"data {spec!r}: expected {kind}:PATH, got no path")
+    make = task.KINDS[kind]
+    opener = {k: p.annotation for k, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY}
+    protocol = {f.name: f.type for f in fields(task.Protocol)}
+    given: dict[str, Any] = {}
+    for pair in filter(None, query.split("&")):
+        name, equals, value = pair.partition("=")
+        kinds = opener | protocol
+        if name not in kinds or not equals:
+            raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, kinds)}; there are {', '.join(kinds)}")
+        if name in given or not value:
+            raise ValueError(f"data {spec!r}: {name}: expected one value, got {'several' if value else 'none'}")
+        given[name] = parse(spec, name, value, kinds[name])
+    try:
+        chosen = task.Protocol(**{k: v for k, v in given.items() if k in protocol})
+        return make(Path(path), **{k: v for k, v in given.items() if k in opener}), chosen
+    except ValueError as error:
+        raise ValueError(f"data {spec!r}: {error}") from error
+
+
+def absolute(spec: str) -> str:
+    """The spec with its path absolute, so that it can be read from any folder."""
+    head, mark, query = spec.partition("?")
+    kind, _, path = head.partition(":")
+    return f"{kind}:{os.path.abspath(path)}{mark}{query}"
