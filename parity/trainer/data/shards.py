@@ -3,8 +3,8 @@
     shards = ShardData(paths, size=224, index="runs/mine/index")
     shards[i]  -> Example, or Unusable with the reason: decoding is done where it is asked for, in worker processes
 
-Every shard is looked through once for where its samples lie (data/tar.py), by its own rank of the run, and the result is kept in
-the folder `index`: any sample can then be read alone, which exact resuming needs.  Nothing is written anywhere else.
+Every shard is looked through once for where its samples lie (data/tar.py), by its own rank of the run, and the result is kept
+in the folder `index`: any sample can then be read alone, which exact resuming needs.  Nothing is written anywhere else.
 """
 
 import glob
