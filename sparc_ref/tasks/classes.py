@@ -17,8 +17,8 @@ from sparc_ref.evaluate.check import chosen
 from sparc_ref.tasks.stream import Source
 from sparc_ref.tasks.webdataset import PAGE, open_shards, read_lines, text_of
 
-CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur", "snow",
-               "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
+CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
+               "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
 SEVERITIES = ("1", "2", "3", "4", "5")
 
 
@@ -80,9 +80,11 @@ def open_imagenet_c(path: Path, *, classnames: str | None = None, wnids: str | N
     there = [entry for entry in subfolders(path) if subfolders(path / entry)]
     wanted = [c for c in (CORRUPTIONS if corruptions == "standard" else there) if c in there]
     if not wanted:
-        raise ValueError(f"{path}: expected folders such as {', '.join(CORRUPTIONS[:3])}, found {', '.join(there[:5]) or 'none'}. "
-                         f"See {PAGE}")
-    cells, counts, notes = [], Counter[str](), []
+        found = ", ".join(there[:5]) or "none"
+        raise ValueError(f"{path}: expected folders such as {', '.join(CORRUPTIONS[:3])}, found {found}. See {PAGE}")
+    cells: list[Cell] = []
+    counts: Counter[str] = Counter()
+    notes: list[str] = []
     classes: tuple[str, ...] = ()
     own = np.zeros(0, bool)
     first: dict[str, int] = {}
@@ -185,9 +187,9 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
     classnames  a file: .json {folder: name}, [names] or {"0": [folder, name]}; else text: one name a line, or folder TAB name.
                 Where none is given classnames.txt in the folder or above it; else, for other sets than ImageNet's, the folders'
                 names themselves, _ made a space.
-    wnids       where classnames has names alone: the folder of each, one a line (wnids.txt in the same places). Not needed where
-                there are as many folders as names, which are then in the folders' sorted order, as ImageNet's class numbers
-                are, nor where folders are named by numbers.
+    wnids       where classnames has names alone: the folder of each, one a line (wnids.txt in the same places). Not needed
+                where there are as many folders as names, which are then in the folders' sorted order, as ImageNet's class
+                numbers are, nor where folders are named by numbers.
     """
     places = dict.fromkeys((path, beside or path, (beside or path).resolve().parent))
     found = [place / "classnames.txt" for place in places if (place / "classnames.txt").is_file()]
@@ -196,8 +198,8 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
     if file is None and kind != "folders":
         raise ValueError(
             f"{path}: expected the classes' names: put classnames.txt beside it, one name a line in the order of the sorted "
-            "wnids, or give it with ?classnames=. CLIP's notebook Prompt_Engineering_for_ImageNet lists the 1000 curated ones as "
-            f"imagenet_classes; raw WordNet's score several points less. See {PAGE}")
+            "wnids, or give it with ?classnames=. CLIP's notebook Prompt_Engineering_for_ImageNet lists the 1000 curated ones "
+            f"as imagenet_classes; raw WordNet's score several points less. See {PAGE}")
     if file is None:
         keys, names = folders, [f.replace("_", " ") for f in folders]
     else:
@@ -211,12 +213,12 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
         elif order:
             keys, folders_as = read_lines(order), {f: f for f in folders}
             if len(keys) != len(names):
-                raise ValueError(f"{order}: expected a folder's name for each of the {len(names)} names of {file}, got {len(keys)}")
+                raise ValueError(f"{order}: expected a folder for each of the {len(names)} names of {file}, got {len(keys)}")
         elif len(folders) == len(names):
             keys, folders_as = folders, {f: f for f in folders}
         else:
-            raise ValueError(f"{path}: {file} has {len(names)} names, and here are {len(folders)} folders: expected as many, or "
-                             f"wnids.txt beside it (or ?wnids=), which says the folder of each name, one a line. See {PAGE}")
+            raise ValueError(f"{path}: {file} has {len(names)} names, and here are {len(folders)} folders: expected as many, "
+                             f"or wnids.txt beside it (or ?wnids=), which says the folder of each name, one a line. See {PAGE}")
     else:
         folders_as = {f: f for f in folders}
     index = {key: n for n, key in enumerate(keys)}
@@ -224,8 +226,8 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
         twice = next(key for key, n in Counter(keys).items() if n > 1)
         raise ValueError(f"{file}: expected each folder once, got {twice!r} twice")
     if unknown := [f for f in folders if folders_as[f] not in index]:
-        raise ValueError(f"{path}: {len(unknown)} of its folders have no name in {file}: {', '.join(unknown[:5])}; name them there, "
-                         f"or take them away. See {PAGE}")
+        raise ValueError(f"{path}: {len(unknown)} of its folders have no name in {file}: {', '.join(unknown[:5])}; name them "
+                         f"there, or take them away. See {PAGE}")
     if shared := sum(n - 1 for n in Counter(names).values()):
         notes.append(f"{shared} names are another class' too: such classes tie, and share their pictures evenly")
     return tuple(names), {f: index[folders_as[f]] for f in folders}, notes
@@ -244,18 +246,19 @@ def read_names(file: Path) -> tuple[list[str], list[str]]:
     try:
         content = json.loads("\n".join(lines))
     except (ValueError, RecursionError) as error:
-        raise ValueError(f"{file}: expected JSON, {{folder: name}} or a list of names ({type(error).__name__}: {error})") from error
+        reason = f"{type(error).__name__}: {error}"
+        raise ValueError(f"{file}: expected JSON, {{folder: name}} or a list of names ({reason})") from error
     if isinstance(content, list) and content and all(isinstance(x, str) and x.strip() for x in content):
         return [], content
     if isinstance(content, dict) and content:
         if all(isinstance(x, str) and x.strip() for x in content.values()):
             return list(content), list(content.values())
-        pairs = [x for x in content.values() if isinstance(x, list) and len(x) == 2 and all(isinstance(y, str) for y in x)]
-        if len(pairs) == len(content) and sorted(content) == sorted(map(str, range(len(content)))):
-            pairs = [content[str(n)] for n in range(len(content))]
-            return [key for key, _ in pairs], [name for _, name in pairs]
+        if sorted(content) == sorted(map(str, range(len(content)))):
+            rows = [content[str(n)] for n in range(len(content))]
+            if all(isinstance(x, list) and len(x) == 2 and all(isinstance(y, str) and y.strip() for y in x) for x in rows):
+                return [key for key, _ in rows], [name for _, name in rows]
     return refuse(file, f"{type(content).__name__} of {len(content) if isinstance(content, (list, dict)) else 1}")
 
 
 def refuse(file: Path, found: str) -> Any:
-    raise ValueError(f"{file}: expected names, as lines, as a list, as {{folder: name}} or {{\"0\": [folder, name]}}; got {found}")
+    raise ValueError(f"{file}: expected names, as lines, a list, {{folder: name}} or {{\"0\": [folder, name]}}; got {found}")

@@ -43,9 +43,9 @@ class Protocol:
     """Every choice that moves the numbers."""
 
     prompts: str = "name"           # "name": the bare label, "one prompt per example" (Table 1) | "ensemble": eq. 9, CLIP's 80
-    #                                 with FILIP's 6 suffixes (Table 2 does not say which) | "ensemble7": CLIP's 7 best with them |
-    #                                 "clip80" | "clip7" | "filip": its 5 x 6 | "data": the set's own templates
-    combine: str = "embeddings"     # of several prompts: the mean of unit embeddings, made unit (CLIP; the paper does not say) |
+    #                                 with FILIP's 6 suffixes (which ones Table 2 took is not said) | "ensemble7": CLIP's 7 best
+    #                                 with them | "clip80" | "clip7" | "filip": its 5 x 6 | "data": the set's own templates
+    combine: str = "embeddings"     # of several prompts: the mean of unit embeddings, made unit (CLIP; the paper is silent) |
     #                                 "similarities": the mean of the cosines (FILIP)
     eval_resize: str = "squash"     # as in training: "images are resized to 224" | "crop": the largest centred square
     candidates: str = "own"         # the classes that the set has pictures of (200 of R and A) | "all" that have a name
@@ -90,9 +90,9 @@ def measure(model: Embedder, data: ClassData, protocol: Protocol, *, limit: int 
         for batch in read(sources, model.config.image_size, protocol.eval_resize, model.batch, counts, what):
             v = model.images(batch.pictures)["v_bar"]
             for head, matrix in vectors.items():
-                got[head].append(hits(v, matrix, labels[batch.index], candidates=own))
+                got[head].append(hits(v, matrix, labels[batch.at], candidates=own))
             guesses.append(nearest(v, vectors[""], own))
-            index.append(batch.index)
+            index.append(batch.at)
         if not index:
             causes = ", ".join(f"{n} {cause}" for cause, n in counts.items() if n)
             raise ValueError(f"{data.path}: {what}: expected pictures, none of {len(sources)} could be read: {causes}")
@@ -105,7 +105,8 @@ def measure(model: Embedder, data: ClassData, protocol: Protocol, *, limit: int 
 
     numbers = {f"{head}{key}": x for head, cells in scores.items() for key, x in over_cells(cells).items()}
     chance = classification_chance(int(own.sum()))
-    used = asdict(protocol) | {"templates": len(templates[""]), "classes": int(own.sum()), "image_size": model.config.image_size}
+    used = asdict(protocol) | {"templates": len(templates[""]), "classes": int(own.sum()),
+                               "image_size": model.config.image_size}
     notes = list(data.notes)
     if data.kind == "imagenet-c":
         notes.append("top-1 accuracy, averaged over corruptions and severities: not the mean corruption error")
@@ -151,7 +152,7 @@ def draw(folder: Path, data: ClassData, shown: list[Shown], size: int, how: str)
     def tiles(some: list[Shown]) -> list[Tile]:
         some = [some[i] for i in spread(len(some), 12)]
         decoded = {int(i): p for batch in read([s.source for s in some], size, how, 12, Counter()) for i, p in
-                   zip(batch.index, batch.pictures)}
+                   zip(batch.at, batch.pictures)}
         return [Tile(decoded[i], data.classes[s.guess], "" if s.label == s.guess else f"is: {data.classes[s.label]}")
                 for i, s in enumerate(some) if i in decoded]
 

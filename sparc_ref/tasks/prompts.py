@@ -35,8 +35,8 @@ def templates_of(which: str, own: tuple[str, ...] = ()) -> tuple[str, ...]:
         heads = found["clip80" if which == "ensemble" else "clip7"]["templates"]
         return tuple(f"{head.removesuffix('.')}, {suffix}" for head in heads for suffix in suffixes)
     if not own:
-        raise ValueError("prompts=data: expected templates of the data set's own (zeroshot_classification_templates.txt), it has "
-                         f"none; choose {', '.join(PROMPTS[:-1])}")
+        raise ValueError("prompts=data: expected templates of the data set's own (zeroshot_classification_templates.txt), it "
+                         f"has none; choose {', '.join(PROMPTS[:-1])}")
     return own
 
 

@@ -34,9 +34,9 @@ class Source(NamedTuple):
 
 
 class Batch(NamedTuple):
-    """index (n,): which of the sources; pictures: theirs, (size,size,3) uint8 each"""
+    """at (n,): which of the sources; pictures: theirs, (size,size,3) uint8 each"""
 
-    index: np.ndarray
+    at: np.ndarray
     pictures: list[np.ndarray]
 
 

@@ -37,7 +37,8 @@ def open_shards(root: Path, split: str, kind: str) -> Shards:
     found = root / "dataset_type.txt"
     actual = " ".join(read_lines(found)).lower() if found.is_file() else "classification"
     if (actual == "retrieval") != (kind == "retrieval"):
-        raise ValueError(f"{found}: expected {kind}, got {actual[:40]!r}{'' if found.is_file() else ', as there is no such file'}; "
+        absent = "" if found.is_file() else ", as there is no such file"
+        raise ValueError(f"{found}: expected {kind}, got {actual[:40]!r}{absent}; "
                          f"measure it with --task {'retrieval' if actual == 'retrieval' else 'classification'}")
     folder = root / split
     number = folder / "nshards.txt"
@@ -61,7 +62,7 @@ def open_shards(root: Path, split: str, kind: str) -> Shards:
         out.texts += [source(path, sample, "caption") for sample in shard.samples]
     if not out.pictures:
         left = "; ".join(f"{n} {cause}" for cause, n in out.counts.items())
-        raise ValueError(f"{folder}: expected pictures, each with a .{suffix} of the same name, found none{left and ': ' + left}")
+        raise ValueError(f"{folder}: expected pictures, each with a .{suffix} of its name, found none{left and ': ' + left}")
     return out
 
 
