@@ -15,7 +15,7 @@ import numpy as np
 from sparc_ref.data.names import is_picture
 from sparc_ref.evaluate.check import chosen
 from sparc_ref.tasks.stream import Source
-from sparc_ref.tasks.webdataset import PAGE, open_shards, read_lines, text_of
+from sparc_ref.tasks.webdataset import PAGE, open_shards, read_lines, read_text, text_of
 
 CORRUPTIONS = ("gaussian_noise", "shot_noise", "impulse_noise", "defocus_blur", "glass_blur", "motion_blur", "zoom_blur",
                "snow", "frost", "fog", "brightness", "contrast", "elastic_transform", "pixelate", "jpeg_compression")
@@ -67,7 +67,7 @@ def open_folders(kind: str, title: str, expected: int, path: Path, *, classnames
         notes.append(f"no picture in {', '.join(empty[:5])}: still a class that may be chosen")
     if expected and len(folders) != expected:
         notes.append(f"{title} has {expected} folders, here are {len(folders)}: not comparable with published numbers")
-    variant = next((f" ({v})" for v in ("threshold0.7", "matched-frequency", "top-images") if v in path.resolve().name), "")
+    variant = next((f" {v}" for v in ("threshold0.7", "matched-frequency", "top-images") if v in path.resolve().name), "")
     known = f"{title}{variant if kind == 'imagenet-v2' else ''}"
     return ClassData(kind, path, name or known or path.resolve().name, classes, own,
                      [Cell("", "", lambda counts: (pictures, labels))], counts=counts, notes=notes)
@@ -235,8 +235,8 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
 
 def read_names(file: Path) -> tuple[list[str], list[str]]:
     """A file of names.      -> the folder of each, or [] where it does not say; the names"""
-    lines = read_lines(file)
     if file.suffix.lower() != ".json":
+        lines = read_lines(file)
         pairs = [line.partition("\t")[::2] for line in lines]
         if not any("\t" in line for line in lines):
             return [], lines or refuse(file, "an empty file")
@@ -244,7 +244,7 @@ def read_names(file: Path) -> tuple[list[str], list[str]]:
             raise ValueError(f"{file}: line {bad[0]}: expected folder TAB name, as in other lines")
         return [key.strip() for key, _ in pairs], [name.strip() for _, name in pairs]
     try:
-        content = json.loads("\n".join(lines))
+        content = json.loads(read_text(file))
     except (ValueError, RecursionError) as error:
         reason = f"{type(error).__name__}: {error}"
         raise ValueError(f"{file}: expected JSON, {{folder: name}} or a list of names ({reason})") from error

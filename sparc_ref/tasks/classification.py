@@ -42,7 +42,7 @@ open_model = Embedder.open
 class Protocol:
     """Every choice that moves the numbers."""
 
-    prompts: str = "name"           # "name": the bare label, "one prompt per example" (Table 1) | "ensemble": eq. 9, CLIP's 80
+    prompt: str = "bare"            # "bare": the label alone, "one prompt per example" (Table 1) | "ensemble": eq. 9, CLIP's 80
     #                                 with FILIP's 6 suffixes (which ones Table 2 took is not said) | "ensemble7": CLIP's 7 best
     #                                 with them | "clip80" | "clip7" | "filip": its 5 x 6 | "data": the set's own templates
     combine: str = "embeddings"     # of several prompts: the mean of unit embeddings, made unit (CLIP; the paper is silent) |
@@ -52,7 +52,7 @@ class Protocol:
     canonical: bool = False         # names in lower case without punctuation, as big_vision does; the paper does not say
 
     def __post_init__(self):
-        chosen("prompts", self.prompts, PROMPTS)
+        chosen("prompt", self.prompt, PROMPTS)
         chosen("combine", self.combine, COMBINE)
         chosen("eval_resize", self.eval_resize, ("squash", "crop"))
         chosen("candidates", self.candidates, ("own", "all"))
@@ -60,7 +60,7 @@ class Protocol:
 
 def measure(model: Embedder, data: ClassData, protocol: Protocol, *, limit: int | None = None, pictures: Path | None = None,
             say: Callable[[str], Any] = print) -> Result:
-    """top1, top5, mean_per_class with the protocol's prompts; label_top1, ... with the bare labels where these are others.
+    """top1, top5, mean_per_class with the protocol's prompts; bare_top1, ... with the bare labels where these are others.
 
     Of ImageNet-C means over corruptions and severities, and top1_<corruption>, top1_severity_<n>.
     limit: pictures at most, evenly spread over the classes.   ValueError: no picture could be read
@@ -68,7 +68,7 @@ def measure(model: Embedder, data: ClassData, protocol: Protocol, *, limit: int 
     own = data.own if protocol.candidates == "own" else np.ones(len(data.classes), bool)
     names = tuple(map(canonical, data.classes)) if protocol.canonical else data.classes
     before = model.tokenizer.counts.as_dict()
-    sets = {"": protocol.prompts} | ({"label_": "name"} if protocol.prompts != "name" else {})
+    sets = {"": protocol.prompt} | ({"bare_": "bare"} if protocol.prompt != "bare" else {})
     templates = {head: templates_of(which, data.templates) for head, which in sets.items()}
     vectors = {head: class_vectors(model, names, some, protocol.combine) for head, some in templates.items()}
     after = model.tokenizer.counts.as_dict()
@@ -129,7 +129,7 @@ class Shown(NamedTuple):
 
 
 def base_of(key: str) -> str:
-    """label_top1, top1_fog, top1_severity_3 -> top1"""
+    """bare_top1, top1_fog, top1_severity_3 -> top1"""
     return next((base for base in ("top1", "top5", "mean_per_class") if base in key), key)
 
 

@@ -12,7 +12,7 @@ from sparc_ref.evaluate.check import chosen
 from sparc_ref.evaluate.classification import combine
 from sparc_ref.tasks.embedder import Embedder
 
-PROMPTS = ("name", "clip80", "clip7", "filip", "ensemble", "ensemble7", "data")
+PROMPTS = ("bare", "clip80", "clip7", "filip", "ensemble", "ensemble7", "data")
 
 
 @cache
@@ -21,11 +21,11 @@ def zoo() -> dict[str, Any]:
 
 
 def templates_of(which: str, own: tuple[str, ...] = ()) -> tuple[str, ...]:
-    """Prompts in which {c} stands for the name.      which: see Protocol.prompts; own: the data set's"""
-    chosen("prompts", which, PROMPTS)
+    """Prompts in which {c} stands for the name.      which: see Protocol.prompt; own: the data set's"""
+    chosen("prompt", which, PROMPTS)
     found = zoo()
     suffixes = found["filip"]["suffixes"]
-    if which == "name":
+    if which == "bare":
         return ("{c}",)
     if which in ("clip80", "clip7"):
         return tuple(found[which]["templates"])
@@ -35,7 +35,7 @@ def templates_of(which: str, own: tuple[str, ...] = ()) -> tuple[str, ...]:
         heads = found["clip80" if which == "ensemble" else "clip7"]["templates"]
         return tuple(f"{head.removesuffix('.')}, {suffix}" for head in heads for suffix in suffixes)
     if not own:
-        raise ValueError("prompts=data: expected templates of the data set's own (zeroshot_classification_templates.txt), it "
+        raise ValueError("prompt=data: expected templates of the data set's own (zeroshot_classification_templates.txt), it "
                          f"has none; choose {', '.join(PROMPTS[:-1])}")
     return own
 

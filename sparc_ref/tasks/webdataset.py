@@ -82,18 +82,23 @@ def text_of(source: Source) -> str | None:
 
 
 def read_lines(path: Path) -> list[str]:
-    """The lines of a list, without white space around.   ValueError: not there, too long, no text, an empty line inside"""
-    try:
-        if not path.is_file():                            # a pipe would block for ever
-            raise ValueError(f"{path}: expected a list, one entry a line, found no such file")
-        if path.stat().st_size > MAX_LIST:
-            raise ValueError(f"{path}: expected a list, got {path.stat().st_size:,} bytes, at most {MAX_LIST:,} are read")
-        text = path.read_bytes().decode("utf-8-sig")
-    except UnicodeDecodeError as error:
-        raise ValueError(f"{path}: expected text in UTF-8 ({error.reason} at byte {error.start}); save it as that") from error
-    except OSError as error:
-        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
+    """The lines of a list, without white space around.   ValueError: what read_text refuses, an empty line inside"""
+    text = read_text(path)
     lines = [line.strip() for line in text.rstrip().split("\n")] if text.strip() else []
     if "" in lines:                                       # left out, it would move all that follow
         raise ValueError(f"{path}: expected one entry a line, got an empty line {lines.index('') + 1}")
     return lines
+
+
+def read_text(path: Path) -> str:
+    """A list, a table or JSON that somebody brings.   ValueError: not there, too long, not UTF-8"""
+    try:
+        if not path.is_file():                            # a pipe would block for ever
+            raise ValueError(f"{path}: expected a file, found no such file")
+        if path.stat().st_size > MAX_LIST:
+            raise ValueError(f"{path}: expected a list, got {path.stat().st_size:,} bytes, at most {MAX_LIST:,} are read")
+        return path.read_bytes().decode("utf-8-sig").replace("\r\n", "\n")
+    except UnicodeDecodeError as error:
+        raise ValueError(f"{path}: expected text in UTF-8 ({error.reason} at byte {error.start}); save it as that") from error
+    except OSError as error:
+        raise ValueError(f"{path}: cannot be read ({error.strerror})") from error
