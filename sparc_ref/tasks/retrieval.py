@@ -79,8 +79,8 @@ def open_listed(kind: str, path: Path, *, images: str | None = None, split: str 
     """
     listed = list_captions(path, images, split=split, own_split="test")
     if kind == "karpathy" and not listed.splits:
-        raise ValueError(f"{path}: expected Karpathy's splits, a JSON with \"images\", each with \"split\" and \"sentences\"; it "
-                         f"has no splits. Open it as captions:{path}. See {PAGE}")
+        raise ValueError(f"{path}: expected Karpathy's splits, a JSON with \"images\", each with \"split\" and \"sentences\"; "
+                         f"it has no splits. Open it as captions:{path}. See {PAGE}")
     stem = path.stem.lower()
     known = "Flickr30k" if "flickr30k" in stem else "COCO" if kind == "coco" or "coco" in stem else listed.name
     return from_listed(kind, path, name or known, listed)
