@@ -50,7 +50,7 @@ def draw_tile(figure, at: tuple[float, float], tile: Tile, side: float) -> None:
 def confusions(title: str, pairs: Mapping[tuple[int, int], int], classes: Sequence[str], *, most: int = 15):
     """Which class is taken for which: a table of up to `most` classes, the most frequent confusions of more.      -> Figure
 
-    pairs: {(class, taken for): pictures}, right ones among them.
+    pairs: {(class, taken for): pictures}, right ones among them. The darker a field, the larger its share of the row.
     """
     used = sorted({k for pair in pairs for k in pair})
     if len(used) > most:
@@ -66,9 +66,9 @@ def confusions(title: str, pairs: Mapping[tuple[int, int], int], classes: Sequen
         ax.text(j, i, f"{n:.0f}", ha="center", va="center", fontsize=SMALL, color="white" if share[i, j] > 0.5 else "black")
     ax.set_xticks(range(len(used)), names, rotation=45, ha="right", fontsize=SMALL)
     ax.set_yticks(range(len(used)), names, fontsize=SMALL)
-    ax.set_xlabel("taken for (pictures; the darker, the larger its share of the row)", fontsize=SMALL)
+    ax.set_xlabel("taken for", fontsize=SMALL + 1)
     ax.set_ylabel("is", fontsize=SMALL + 1)
-    figure.suptitle(clean(title), fontsize=NORMAL + 1, x=0.02, ha="left")
+    figure.suptitle(wrapped(clean(title), int(9 * side)), fontsize=NORMAL, x=0.02, ha="left")
     return figure
 
 

@@ -69,7 +69,7 @@ def open_folders(kind: str, title: str, expected: int, path: Path, *, classnames
         notes.append(f"{title} has {expected} folders, here are {len(folders)}: not comparable with published numbers")
     variant = next((f" {v}" for v in ("threshold0.7", "matched-frequency", "top-images") if v in path.resolve().name), "")
     known = f"{title}{variant if kind == 'imagenet-v2' else ''}"
-    return ClassData(kind, path, name or known or path.resolve().name, classes, own,
+    return ClassData(kind, path, name or known or name_of(path), classes, own,
                      [Cell("", "", lambda counts: (pictures, labels))], counts=counts, notes=notes)
 
 
@@ -132,6 +132,12 @@ def open_webdataset(path: Path, *, split: str = "test", name: str | None = None)
     kept = pictures, np.array(labels)
     return ClassData("webdataset", path, name or path.resolve().name, classes, np.ones(len(classes), bool),
                      [Cell("", "", lambda counts: kept)], templates, shards.counts)
+
+
+def name_of(path: Path) -> str:
+    """The folder's name; of a split also that of the folder above it."""
+    at = path.resolve()
+    return f"{at.parent.name} {at.name}" if at.name.lower() in ("train", "val", "validation", "test") else at.name
 
 
 def subfolders(path: Path) -> list[str]:
