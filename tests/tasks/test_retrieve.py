@@ -103,7 +103,7 @@ def test_native_scores_in_blocks_are_those_of_the_whole(tmp_path, objective):
     blocks = task.native(lambda *a: scores(model.params, *a), store, found, tmp_path, images=5, texts=7)
     assert np.allclose(blocks[0], i2t, atol=1e-6) and np.allclose(blocks[1], t2i, atol=1e-6)
     whole = retrieval_of_scores(i2t, t2i, found.owner)
-    assert {k: x for k, x in got.numbers.items() if "native" in k} == pytest.approx({f"native_{k}": x for k, x in whole.items()})
+    assert {k: got.numbers[f"native_{k}"] for k in whole} == pytest.approx(whole)
     assert set(run(spec + "?scores=cosine", model).numbers) == set(NUMBERS)
 
 
