@@ -35,6 +35,7 @@ def test_a_perfect_model_is_right_in_every_layout(layouts):
         assert got.examples == 20 and got.counts["captions"] == 41, kind
         assert got.chance["t2i_r5"] == pytest.approx(5 / 20) and set(got.chance) == set(NUMBERS)
     assert run(layouts["karpathy"]).name == run(layouts["flickr30k"]).name == "Flickr30k"
+    assert "has 5,000 pictures: not comparable" in run(layouts["coco"]).notes[-1]
     assert run(layouts["coco"]).name == "COCO" and run(layouts["captions"] + "?name=mine").name == "mine"
 
 
