@@ -69,11 +69,11 @@ def measure(
     held = [words(text) for text in texts]
     content = [content_words(text, tags) for text, tags in zip(texts, tagger(texts))] if tagger else None
 
-    options = {"ref": protocol.ref, "count": protocol.count}
-    numbers = faithfulness(image_emb, text_emb, owner, held, content, **options)
-    chance = faithfulness_chance(owner, held, content, **options)
+    ref, count_as = protocol.ref, protocol.count
+    numbers = faithfulness(image_emb, text_emb, owner, held, content, ref=ref, count=count_as)
+    chance = faithfulness_chance(owner, held, content, ref=ref, count=count_as)
     chance.pop("skipped", None)
-    counts = {"captions": len(texts), "captions without a word besides articles": sum(not w for w in held)}
+    counts: dict[str, float] = {"captions": len(texts), "captions without a word besides articles": sum(not w for w in held)}
     counts["first captions without a noun or adjective"] = numbers.pop("skipped", 0)
     counts |= {reason: n for reason, n in data.report.skipped.items() if n}
     if "kp_na" in numbers and np.isnan(numbers["kp_na"]):
@@ -103,7 +103,7 @@ def tagger_of(protocol, say):
 def draw(folder: Path, data, texts, owner, held, image_emb, text_emb, protocol, most: int = 8) -> tuple[str, ...]:
     """Pictures, evenly through the set, with the caption found first; [words] in brackets stand in none of their own."""
     from sparc_ref.run.files import write_whole
-    from sparc_ref.show.plots import SMALL, clean, new_figure, png, show, wrapped
+    from sparc_ref.show.plots import SMALL, clean, new_figure, png, shortened, show, wrapped
 
     rows = np.unique(np.linspace(0, len(image_emb) - 1, most).astype(int))
     first = np.argmax(unit(image_emb[rows]) @ unit(text_emb).T, axis=1)
@@ -116,6 +116,6 @@ def draw(folder: Path, data, texts, owner, held, image_emb, text_emb, protocol, 
         said = " ".join(w if known.issuperset(words(w)) else f"[{w}]" for w in texts[m].split())
         score = k_precision(held[m], own, ref=protocol.ref, count=protocol.count)
         ax.set_title(f"K-P {score:.2f}", fontsize=SMALL + 1)
-        ax.set_xlabel(clean(wrapped(said, 30)) if len(said) < 150 else clean(wrapped(said[:149] + "…", 30)), fontsize=SMALL)
+        ax.set_xlabel(wrapped(clean(shortened(said, 150)), 34), fontsize=SMALL)
     write_whole(folder / "first-captions.png", png(figure, 110))
     return ("first-captions.png",)
