@@ -111,7 +111,7 @@ def folder(path: Path, *, images: str = "images", masks: str = "masks", names: s
     for each in (images, masks):
         if not (path / each).is_dir():
             found = ", ".join(sorted(p.name for p in path.iterdir() if p.is_dir())[:8]) if path.is_dir() else "no such folder"
-            raise ValueError(f"{path / each}: expected a folder, there are {found or 'none'}; name them with images= and masks=")
+            raise ValueError(f"{path / each}: expected a folder, there are {found or 'none'}; name it with images= or masks=")
     known = read_names(path / names, of or None)
     tree = Tree([path / images, path / masks], [path])
     held: dict[str, list[Path]] = {}
