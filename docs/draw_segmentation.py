@@ -45,7 +45,8 @@ def table(checkpoint: str, where: Path) -> str:
         shown = [f"{100 * x:.1f}" for x in (r.numbers["miou"], r.numbers["miou_g_v"], r.chance["miou"])]
         lines.append(f"| {f'`{choice}`' if choice else 'the defaults'} | {' | '.join(shown)} |")
         if choice == "":
-            (OUT / "segmentation.png").write_bytes((where / "segmentation.png").read_bytes())
+            with Image.open(where / "segmentation.png") as picture:
+                picture.convert("RGB").quantize(64, dither=Image.Dither.NONE).save(OUT / "segmentation.png", optimize=True)
     return "\n".join(lines)
 
 

@@ -130,7 +130,7 @@ class Noisy(Painted):
 
 
 def test_every_choice_moves_the_number(tmp_path, rng):
-    where = paint(tmp_path, blocks(rng, 5, (-1, 0, 1, 2, 255)))
+    where = paint(tmp_path, [*blocks(rng, 4, (-1, 0, 1, 2, 255)), *blocks(rng, 1, (0, 1))])
     scores = {c: measured(f"folder:{where}?{c}", model=Noisy()).numbers["miou"] for c in (
         "", "upsample=bilinear", "size=64", "classes=present", "prompt=templates", "average=dataset", "background=ignore",
         "background=class", "resolution=9")}
@@ -295,7 +295,7 @@ def without(root, name):
 
 REFUSED = {
     "no list": (of_voc, lambda r: without(r, "ImageSets/Segmentation/val.txt"), "voc", "ImageSets/Segm"),
-    "an empty list": (of_voc, lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("\n"), "voc", "a picture's id a line"),
+    "an empty list": (of_voc, lambda r: (r / "ImageSets/Segmentation/val.txt").write_text("\n"), "voc", "id a line"),
     "no masks at all": (of_voc, lambda r: without(r, "SegmentationClass"), "voc", "mask missing"),
     "no pictures at all": (of_voc, lambda r: without(r, "JPEGImages"), "voc", "image missing"),
     "no folder of masks": (of_folder, lambda r: without(r, "masks"), "folder", "masks="),
@@ -318,7 +318,7 @@ def test_what_cannot_be_measured_is_an_error_with_its_remedy(tmp_path, case):
 
 BAD_COCO = {
     "no JSON": (lambda c: "{", "got no JSON"),
-    "captions": (lambda c: json.dumps({"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}), "annotations, entry 0"),
+    "captions": (lambda c: json.dumps({"images": [], "annotations": [{"image_id": 1, "caption": "a"}]}), "annotations, entry"),
     "no categories": (lambda c: json.dumps({k: x for k, x in c.items() if k != "categories"}), "no list categories"),
     "deep": (lambda c: "[" * 99999, "got no JSON"),
     "a picture without a size": (lambda c: json.dumps(c | {"images": [{"id": 0, "file_name": "a.jpg"}]}), "images, entry 0"),
