@@ -6,7 +6,6 @@ Another package adds a command by an entry point of the group "sparc_ref.command
 
 import codecs
 import io
-import json
 import os
 import re
 import shlex
@@ -23,9 +22,10 @@ from sparc_ref import __version__
 from sparc_ref.backend import get_device
 from sparc_ref.commands.cost import CostCommand
 from sparc_ref.commands.demo import DemoConfig, demo
+from sparc_ref.commands.evaluate import Data, Evaluate, otherwise, run_evaluate, run_tables
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.objectives.chosen import ObjectiveConfig
-from sparc_ref.run.files import REMEDIES, check_output, write_output
+from sparc_ref.run.files import REMEDIES, check_output
 from sparc_ref.run.telling import as_word, reasons
 from sparc_ref.run.train import Interrupted, TrainConfig, train
 
@@ -67,14 +67,6 @@ else:
     ObjectiveOptions.__doc__ = "Another loss on the same towers, and its settings (docs/objectives.md)."
 
 
-def otherwise(metavar, hint):
-    """An option that has no value by default: how it is written, and what happens without it."""
-    return tyro.conf.arg(metavar=metavar, help_behavior_hint=f"(default: {hint})")
-
-
-Data = "KIND[:PATH][?OPTIONS] [...]"
-
-
 @dataclass(frozen=True)
 class Train:
     """Train a model on one or several data sets: one batch from each per update, gradients averaged.
@@ -107,22 +99,6 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Evaluate:
-    """Measure a trained model: retrieval, and where there are masks segmentation and localisation; the grounding gap always."""
-
-    checkpoint: Path                # a checkpoint or a run directory
-    # what to measure on, as in train
-    data: Annotated[tuple[str, ...], otherwise(Data, "the run's validation data, else its own data")] = ()
-    # of drawn scenes: train, validation, test, unseen; of pictures: train, validation, test, heldout
-    split: Annotated[str | None, otherwise("STR", "test, where --data or the run names none")] = None
-    # examples at most
-    limit: Annotated[int | None, otherwise("INT", "1000 of scenes, all captioned pictures")] = None
-    batch: int = 64                 # examples at a time
-    shards: int = 4                 # parts of a batch side by side
-    json: Annotated[Path | None, otherwise("PATH", "none")] = None  # also write the numbers here
-
-
-@dataclass(frozen=True)
 class Report:
     """Measure runs and write a page with numbers, heat maps, curves and configuration, side by side where there are several."""
 
@@ -130,7 +106,9 @@ class Report:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     # what to measure all of them on, as in train
     data: Annotated[tuple[str, ...], otherwise(Data, "what the first run names, as in evaluate")] = ()
-    out: Annotated[Path | None, otherwise("PATH", "report.html in the first run")] = None  # the page to write
+    # measure nothing: lay what `evaluate --task` kept of these runs out like the paper's tables, its numbers beside them
+    tables: bool = False
+    out: Annotated[Path | None, otherwise("PATH", "report.html, or tables.html, in the first run")] = None  # the page to write
     # examples at most
     limit: Annotated[int | None, otherwise("INT", "1000 of scenes, all captioned pictures")] = None
 
@@ -181,7 +159,9 @@ def run(argv: list[str]) -> int:
             case Train():
                 run_train(command, again)
             case Evaluate():
-                run_evaluate(command)
+                return run_evaluate(command)
+            case Report(tables=True):
+                run_tables(command.runs, command.data, command.limit, command.out)
             case Report():
                 from sparc_ref.commands.report import report
 
@@ -305,38 +285,3 @@ def started(again: str) -> str:
     words = [word for word in shlex.split(again) if word not in ("--resume", "--overwrite")]
     out = words.index("--out") if "--out" in words else len(words)
     return shlex.join(word for word in [*words[:out], *words[out + 2:]] if not word.startswith("--out="))
-
-
-def run_evaluate(command):
-    """The command `evaluate`: one table per data set; JSON where asked for."""
-    from sparc_ref.commands.report import measure
-    from sparc_ref.run.rundir import load_run, objective_of, sources_of
-    from sparc_ref.run.sources import check_split, has_splits, open_source, trained_on, with_options
-    from sparc_ref.show.results import grounding, numbers_table
-
-    for name in ("limit", "batch", "shards"):
-        if (value := getattr(command, name)) is not None and value < 1:
-            raise ValueError(f"--{name}: expected at least 1, got {value}")
-    if command.split:
-        check_split(command.split, command.data)
-    check_output("--json", command.json)
-    params, config, tokenizer, found = load_run(command.checkpoint)
-    sources = {} if command.data else sources_of(found)
-    own = sources.get("measured", {}).values()
-    own = dict.fromkeys(with_options(spec, split=command.split) if command.split and has_splits(spec) else spec for spec in own)
-    results = {}
-    for spec in command.data or own:
-        dataset = open_source(spec, config.image_size, split=command.split or "test")
-        if hasattr(dataset, "report"):
-            print(f"{spec}: {dataset.report}")
-        numbers = measure(params, config, tokenizer, spec, dataset, command.limit, command.batch, command.shards,
-                          objective_of(found.record["config"], found.path))
-        results[f"{spec} {dataset.name}"] = numbers
-        own_words = ", which it was trained on" if sources and trained_on(spec, sources) else ""
-        print(f"{found.path} on {dataset.name}, {numbers['images']:.0f} examples{own_words}: {spec}")
-        print(numbers_table(numbers))
-        if said := grounding(numbers):
-            print(said)
-    if command.json:
-        content = {"checkpoint": str(found.path), "step": found.step, "results": results}
-        write_output(command.json, json.dumps(content, indent=1))

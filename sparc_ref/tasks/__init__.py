@@ -8,7 +8,8 @@ classification.py, retrieval.py, faithfulness.py, segmentation.py: one file a ta
 A task is a module that has
     KINDS                a dict: the name of a layout -> the function that opens it, open(path, *, option=default, ...)
     Protocol             a frozen dataclass: every choice that moves the numbers, by name, each with its reason beside it
-    open_model(checkpoint, *, batch, shards)                       -> what measure needs of a model
+    open_model(checkpoint, *, batch, shards)                       -> what measure needs of a model; it has `name`, the path,
+                                                                      `identity`, a hash of its weights, and `trained_on`
     measure(model, data, protocol, *, limit, pictures, say)        -> Result
 The mathematics is in sparc_ref.evaluate, which takes plain arrays. Tasks whose heads have to be trained (detection, captioning)
 live beside the trainer and are found by entry points of the group "sparc_ref.tasks".

@@ -16,7 +16,19 @@ from sparc_ref.run.sources import nearest, parse
 def open_data(task: ModuleType, spec: str) -> tuple[Any, Any]:
     """The data and the protocol that a spec names.      -> what the opener gives, task.Protocol
 
-    ValueError: an unknown layout or option (with the nearest), no path, a value of another type, what the opener refuses.
+    ValueError: what check_spec refuses, and what the opener does.
+    """
+    make, path, opener, protocol = check_spec(task, spec)
+    try:
+        return make(Path(path), **opener), task.Protocol(**protocol)
+    except ValueError as error:
+        raise ValueError(f"data {spec!r}: {error}") from error
+
+
+def check_spec(task: ModuleType, spec: str) -> tuple[Any, str, dict[str, Any], dict[str, Any]]:
+    """What a spec says, no file looked at.      -> the layout's opener, path, the opener's options, the protocol's
+
+    ValueError: an unknown layout or option (with the nearest), no path, a value of another type or one that Protocol refuses.
     """
     head, _, query = spec.partition("?")
     kind, _, path = head.partition(":")
@@ -29,20 +41,21 @@ def open_data(task: ModuleType, spec: str) -> tuple[Any, Any]:
     make = task.KINDS[kind]
     opener = {k: p.annotation for k, p in inspect.signature(make).parameters.items() if p.kind is p.KEYWORD_ONLY}
     protocol = {f.name: f.type for f in fields(task.Protocol)}
+    kinds = opener | protocol
     given: dict[str, Any] = {}
     for pair in filter(None, query.split("&")):
         name, equals, value = pair.partition("=")
-        kinds = opener | protocol
         if name not in kinds or not equals:
             raise ValueError(f"data {spec!r}: unknown option {name!r}{nearest(name, kinds)}; there are {', '.join(kinds)}")
         if name in given or not value:
             raise ValueError(f"data {spec!r}: {name}: expected one value, got {'several' if value else 'none'}")
         given[name] = parse(spec, name, value, kinds[name])
+    chosen = {k: v for k, v in given.items() if k in protocol}
     try:
-        chosen = task.Protocol(**{k: v for k, v in given.items() if k in protocol})
-        return make(Path(path), **{k: v for k, v in given.items() if k in opener}), chosen
+        task.Protocol(**chosen)
     except ValueError as error:
         raise ValueError(f"data {spec!r}: {error}") from error
+    return make, path, {k: v for k, v in given.items() if k in opener}, chosen
 
 
 def absolute(spec: str) -> str:
