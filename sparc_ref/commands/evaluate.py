@@ -4,7 +4,7 @@ import hashlib
 import importlib
 import json
 from collections.abc import Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -143,6 +143,7 @@ def run_task(command: Evaluate) -> int:
                 print(f"not measured: {error}")
                 failed.append(f"{spec}: {error}")
                 continue
+            found = replace(found, data=about["data"])
             result.write(file, found, about)
         results.append(found)
         print(told(found, place))
