@@ -57,7 +57,7 @@ def measure(
     count = len(data) if limit is None else min(limit, len(data))
     if count < 1:
         raise ValueError(f"limit: expected at least one picture, got {limit}")
-    tagger, notes = tagger_of(protocol, say)
+    tagger, notes = tagger_of(protocol)
     size = model.config.image_size
     v_bar = []
     for part in batches(tqdm(range(count), "pictures", unit="picture", disable=None, delay=1), model.batch):
@@ -88,16 +88,14 @@ def measure(
                   asdict(protocol), {k: n for k, n in counts.items() if n}, tuple(notes), drawn)
 
 
-def tagger_of(protocol, say):
+def tagger_of(protocol):
     """The tagger that the protocol names; where it names none and spaCy is not there, None and a note."""
     try:
         return open_tagger(protocol.tagger or "spacy"), []
     except ValueError:
         if protocol.tagger:
             raise
-    note = f"No K-P_na: spaCy and its en_core_web_sm are not here; get them with: {SPACY}"
-    say(note)
-    return None, [note]
+    return None, [f"No K-P_na: spaCy and its en_core_web_sm are not here; get them with: {SPACY}"]
 
 
 def draw(folder: Path, data, texts, owner, held, image_emb, text_emb, protocol, most: int = 8) -> tuple[str, ...]:

@@ -121,8 +121,6 @@ def measure(
     if not np.isfinite(numbers["miou"]):
         raise ValueError(f"{data.name}: expected a class in some picture, found background alone in {measured}\n{report}")
     notes = [f"{n} left out, {reason}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
-    for note in notes:
-        say(note)
     files = draw(pictures, overlays, classes, data.ignore, side) if pictures and overlays else ()
     return Result("segmentation", report.source, data.name, measured, {k: float(x) for k, x in numbers.items()},
                   {k: float(x) for k, x in chance.items()}, asdict(protocol) | {"size": side},
