@@ -132,7 +132,7 @@ class Noisy(Painted):
 def test_every_choice_moves_the_number(tmp_path, rng):
     where = paint(tmp_path, [*blocks(rng, 4, (-1, 0, 1, 2, 255)), *blocks(rng, 1, (0, 1))])
     scores = {c: measured(f"folder:{where}?{c}", model=Noisy()).numbers["miou"] for c in (
-        "", "upsample=bilinear", "size=64", "classes=present", "prompt=templates", "average=dataset", "background=ignore",
+        "", "upsample=bilinear", "size=64", "classes=present", "prompt=clip7", "average=dataset", "background=ignore",
         "background=class", "resolution=9")}
     assert len(set(scores.values())) == len(scores), scores
 
