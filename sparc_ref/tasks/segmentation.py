@@ -1,4 +1,4 @@
-"""Zero-shot segmentation (section 4.5, appendix D.7, table 8): every patch gets the class whose name is nearest to it.
+"""Zero-shot segmentation (section 4.5, appendix D.7, Table 6): every patch gets the class whose name is nearest to it.
 
 Pictures are squeezed to the model's square, as in training; predictions are enlarged to the truth's own size, where they are
 counted, one picture at a time. evaluate/segmentation.py counts, segmentation_layouts.py opens data;

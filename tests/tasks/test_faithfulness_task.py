@@ -187,7 +187,7 @@ def test_left_out_pictures_are_counted_and_pictures_drawn(where, tmp_path):
     assert r.examples == 2 and any("not an image" in cause for cause in r.counts) and r.pictures == ("first-captions.png",)
     with Image.open(tmp_path / "first-captions.png") as image:
         assert min(image.size) > 300
-    with pytest.raises(ValueError, match="limit"):
+    with pytest.raises(ValueError, match="expected pictures"):
         measured(f"captions:{where}", limit=0)
 
 

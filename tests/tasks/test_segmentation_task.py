@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparc_ref.data.images import resize
 from sparc_ref.evaluate.segmentation import miou, segment
 from sparc_ref.model import PRESETS, init_params
 from sparc_ref.objectives.chosen import ObjectiveConfig
+from sparc_ref.run.measure import truth_of
 from sparc_ref.tasks import segmentation as task
 from sparc_ref.tasks.embedder import Embedder
 from sparc_ref.tasks.segmentation_layouts import CONTEXT, VOC, read_names
@@ -322,6 +324,9 @@ BAD_COCO = {
     "no categories": (lambda c: json.dumps({k: x for k, x in c.items() if k != "categories"}), "no list categories"),
     "deep": (lambda c: "[" * 99999, "got no JSON"),
     "a picture without a size": (lambda c: json.dumps(c | {"images": [{"id": 0, "file_name": "a.jpg"}]}), "images, entry 0"),
+    "a picture of no size": (lambda c: json.dumps(c | {"images": [c["images"][0] | {"width": 0}]}), "images, entry 0"),
+    "ids of two kinds": (lambda c: json.dumps(c | {"categories": [{"id": i, "name": f"n{i}"} for i in (1, "2")]}),
+                         "categories, entry 1"),
     "no pictures": (lambda c: json.dumps(c | {"images": []}), "expected pictures with masks"),
     "categories of one name": (lambda c: json.dumps(c | {"categories": [{"id": i, "name": "a"} for i in (1, 2)]}),
                                "different names"),
@@ -387,3 +392,21 @@ def test_emoji_scenes_end_to_end(sample_data):
     data, protocol = open_data(task, spec)
     r = task.measure(tiny(data.classes), data, protocol, say=lambda line: None)
     assert r.examples == 8 and len(data.classes) > 50 and r.numbers["miou"] < 0.2 < r.numbers["miou"] + 0.21
+
+
+def test_the_folder_that_the_page_measures(tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from sparc_ref.data import MosaicScenes
+
+    found = spec_from_file_location("draw_segmentation", Path(__file__).parents[2] / "docs" / "draw_segmentation.py")
+    script = module_from_spec(found)
+    found.loader.exec_module(script)
+    script.write_folder(tmp_path / "mosaics", 2)
+    data, _ = open_data(task, f"folder:{tmp_path / 'mosaics'}")
+    scenes = MosaicScenes("test", 96, 2, coverage=0.6)
+    for i in (0, 1):
+        assert np.array_equal(data.truth(i), truth_of(scenes[i], scenes.classes))
+    assert data.classes == scenes.classes and np.array_equal(data.picture(1, 96), scenes[1].image)
+    for choice in script.CHOICES:
+        open_data(task, f"folder:{tmp_path / 'mosaics'}?{choice}")
