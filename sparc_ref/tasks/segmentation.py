@@ -120,7 +120,7 @@ def measure(
             chance[key] = np.mean([tally.mean(average) for tally in random[how]])
     if not np.isfinite(numbers["miou"]):
         raise ValueError(f"{data.name}: expected a class in some picture, found background alone in {measured}\n{report}")
-    notes = [f"{n} left out, {reason}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
+    notes = [f"{reason}, {n}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
     files = draw(pictures, overlays, classes, data.ignore, side) if pictures and overlays else ()
     return Result("segmentation", report.source, data.name, measured, {k: float(x) for k, x in numbers.items()},
                   {k: float(x) for k, x in chance.items()}, asdict(protocol) | {"size": side},
