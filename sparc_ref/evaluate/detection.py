@@ -62,7 +62,7 @@ def iou(a: np.ndarray, b: np.ndarray, crowd: np.ndarray | None = None) -> np.nda
 
 
 def giou(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """IoU less the empty share of the smallest box around both, for every pair.   a (N,4), b (M,4) x, y, w, h -> (N,M) in -1..1"""
+    """IoU less the empty share of the smallest box around both, for every pair.     a (N,4), b (M,4) x, y, w, h -> (N,M)"""
     a, b = finite("a", a, ("N", 4)), finite("b", b, ("M", 4))
     size = np.maximum(a[:, None, :2] + a[:, None, 2:], b[:, :2] + b[:, 2:]) - np.minimum(a[:, None, :2], b[None, :, :2])
     hull, overlap = size[..., 0] * size[..., 1], iou(a, b)
@@ -94,7 +94,7 @@ def average_precision(
     Ties of scores go by image, then in the order given (pycocotools' and lvis' rule).
     ValueError: wrong shapes, NaN, labels outside of 0..K-1, negative sizes.
     """
-    truth, found = checked(truth, classes), checked_found(found, classes)
+    (truth, size, crowd), found = checked(truth, classes), checked_found(found, classes)
     best = leading(found, most, truth.negative is not None)
     places = groups(truth.image, truth.label), groups(found.image[best], found.label[best])
     out = np.full((classes, len(thresholds)), np.nan)
@@ -109,11 +109,10 @@ def average_precision(
             here, there = places[0].get(key, nothing), best[places[1].get(key, nothing)]
             if truth.negative is not None and not len(here) and key not in truth.negative:
                 continue
-            ignored = truth.crowd[here] | (truth.area[here] < area[0]) | (truth.area[here] > area[1])
-            overlap = iou(found.box[there], truth.box[here], truth.crowd[here])
-            took, counts = match(overlap, ignored, truth.crowd[here], limits)
-            size = found.box[there, 2] * found.box[there, 3]
-            out_of_it = (size < area[0]) | (size > area[1]) | (key in truth.incomplete)
+            ignored = crowd[here] | (size[here] < area[0]) | (size[here] > area[1])
+            took, counts = match(iou(found.box[there], truth.box[here], crowd[here]), ignored, crowd[here], limits)
+            own = found.box[there, 2] * found.box[there, 3]
+            out_of_it = (own < area[0]) | (own > area[1]) | (key in truth.incomplete)
             scores.append(found.score[there])
             right.append(took & counts)
             wrong.append(~took & ~out_of_it)
@@ -176,14 +175,15 @@ def groups(image: np.ndarray, label: np.ndarray) -> dict[tuple[int, int], np.nda
     return {(int(image[rows[0]]), int(label[rows[0]])): rows for rows in np.split(order, starts)}
 
 
-def checked(truth: Truth, classes: int) -> Truth:
+def checked(truth: Truth, classes: int) -> tuple[Truth, np.ndarray, np.ndarray]:
+    """The truth, its areas and which of it are crowds."""
     image, label = integers("truth.image", truth.image, ("M",)), integers("truth.label", truth.label, ("M",))
     M = len(image)
     box = finite("truth.box", truth.box, (M, 4)).astype(np.float64)
     in_range("truth", label, box, classes, M)
     area = box[:, 2] * box[:, 3] if truth.area is None else finite("truth.area", truth.area, (M,))
     crowd = np.zeros(M, bool) if truth.crowd is None else booleans("truth.crowd", truth.crowd, (M,))
-    return Truth(image, label, box, area, crowd, truth.negative, truth.incomplete)
+    return Truth(image, label, box, area, crowd, truth.negative, truth.incomplete), area, crowd
 
 
 def checked_found(found: Found, classes: int) -> Found:

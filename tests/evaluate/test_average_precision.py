@@ -1,4 +1,4 @@
-"""Boxes against rasters; average precision against pycocotools and lvis, on random detections and on what is built to differ."""
+"""Boxes against rasters; average precision against pycocotools and lvis, on random ones and on what is built to differ."""
 
 import contextlib
 import io
@@ -90,8 +90,8 @@ def drawn(seed, images=8, classes=5, most=6, side=160, ties=False, crowds=True):
     rng = np.random.default_rng(seed)
     M = int(rng.integers(images, images * most))
     box = np.concatenate([rng.integers(0, side // 2, (M, 2)), rng.integers(1, side, (M, 2))], 1).astype(float)
-    truth = Truth(rng.integers(0, images, M), rng.integers(0, classes - 1, M), box, box[:, 2] * box[:, 3] * rng.uniform(.3, 1, M),
-                  (rng.random(M) < .15) & crowds)
+    truth = Truth(rng.integers(0, images, M), rng.integers(0, classes - 1, M), box,
+                  box[:, 2] * box[:, 3] * rng.uniform(.3, 1, M), (rng.random(M) < .15) & crowds)
     of = rng.integers(0, M, 3 * M)
     moved = np.maximum(box[of] + np.round(rng.normal(0, box[of] * .06 + .1)), [0, 0, 1, 1])
     label = np.where(rng.random(3 * M) < .2, rng.integers(0, classes, 3 * M), truth.label[of])

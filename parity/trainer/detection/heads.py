@@ -1,6 +1,6 @@
 """The detector: every patch of the picture says one box, and how well each query names what is in it.
 
-B pictures, N patches, Q queries, D the joint width, C the vision tower's.  Boxes are (cx, cy, w, h) in 0..1 of the padded square.
+B pictures, N patches, Q queries, D the joint width, C the vision tower's.  Boxes are (cx, cy, w, h) in 0..1 of the square.
 OWL-ViT (arXiv 2205.06230) and its public code; without a [CLS] token there is nothing to merge into the patches, and the
 tower's own last norm is the norm of the tokens.  h_v, the pooling and g_v are dropped.
 """
@@ -44,7 +44,7 @@ class Detector(nn.Module):
 
 
 class ClassHead(nn.Module):
-    """(<e, q> + shift) * (elu(scale) + 1), e and q of length one, shift and scale by patch.   x (B,N,C), q (B,Q,D) -> (B,N,Q)"""
+    """(<e, q> + shift) * (elu(scale) + 1), e and q of length one, shift and scale by patch.  x (B,N,C), q (B,Q,D) -> (B,N,Q)"""
 
     def __init__(self, width: int, joint: int):
         super().__init__()
@@ -76,6 +76,7 @@ class BoxHead(nn.Module):
 
     def forward(self, x: Tensor, rows: int, columns: int) -> Tensor:
         y = self.last(gelu(self.second(gelu(self.first(x), self.kind)), self.kind))
+        y = y.to(torch.promote_types(y.dtype, torch.float32))  # under autocast: a box needs more digits than bfloat16 has
         return torch.sigmoid(y + box_bias(rows, columns).to(y))
 
 

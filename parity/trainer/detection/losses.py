@@ -27,7 +27,7 @@ ONES = Weights()
 
 
 def focal_loss(logits: Tensor, labels: Tensor) -> Tensor:
-    """Sigmoid cross-entropy times (1 - p of the truth)^2 times .3 for a yes, .7 for a no.       (...) floats, (...) 0|1 -> (...)"""
+    """Sigmoid cross-entropy times (1 - p of the truth)^2 times .3 for a yes, .7 for a no.      (...), (...) 0|1 -> (...)"""
     p = torch.sigmoid(logits)
     yes = ALPHA * (1 - p) ** GAMMA * F.softplus(-logits)
     no = (1 - ALPHA) * p**GAMMA * F.softplus(logits)
@@ -59,7 +59,7 @@ def picture_loss(
 
     logits (N,Q), boxes (N,4); labels (M,Q) 0|1, truth (M,4); patch, target (m,): box target[i] belongs to patch[i]; a target
     without any label is padding, its patch is asked for nothing but "no".
-    The sum over patches and queries is divided by the number of yeses, those over boxes by that of boxes; by 1 where there is none.
+    The sum over patches and queries is divided by the number of yeses, those over boxes by that of boxes; by 1 for none.
     """
     real = labels.any(1)[target].to(logits.dtype)         # (m,)
     asked = torch.zeros_like(logits).index_put((patch,), labels[target].to(logits.dtype))
