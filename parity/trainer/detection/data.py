@@ -19,7 +19,7 @@ from typing import Any
 import numpy as np
 
 from sparc_ref.data import DrawnScenes, PictureScenes
-from sparc_ref.data.images import read_image
+from sparc_ref.data.images import read_image, resize
 from sparc_ref.data.load_report import LoadReport, Unusable
 from sparc_ref.data.locate import Tree
 from sparc_ref.data.names import is_url
@@ -143,7 +143,7 @@ def coco_like(path: Path, annotations: str, images: str, first: int, strict: boo
             continue
         seen.add(key)
         pictures.append(Annotated(f"image {key}", file_name, size, *boxes_of(rows.pop(key, []), ids, size, key, report),
-                                  *(sorted(classes_of(image, which, ids, report)) for which in (
+                                  *(tuple(sorted(classes_of(image, which, ids, report))) for which in (
                                       ("neg_category_ids", "not_exhaustive_category_ids") if federated else ()))))
     listed = {image.get("id") for image in content["images"] if isinstance(image, dict) and number(image.get("id"))}
     lost = {key: notes for key, notes in rows.items() if key not in listed}
@@ -161,7 +161,7 @@ def boxes_of(notes: Sequence[Any], ids: dict[int, int], size: tuple[int, int], k
     found = []
     for note in notes:
         where = f"annotation {note.get('id') if isinstance(note, dict) else note} of image {key}"
-        if not isinstance(note, dict) or note.get("category_id") not in ids:
+        if not isinstance(note, dict) or not number(note.get("category_id")) or note["category_id"] not in ids:
             report.skip("annotation of an unknown category", where)
             continue
         box = usable_box(note.get("bbox"), size, where, report)
@@ -294,7 +294,7 @@ def open_scenes(path: Path, *, names: str = "", split: str = "train", size: int 
 
     report = getattr(scenes, "report", None) or LoadReport(scenes.name, page=PAGE)
     return BoxData(scenes.name, tuple(classes), tuple(range(len(classes))), tuple(map(boxes, range(count))),
-                   lambda index, most: scenes[index].image, report)
+                   lambda index, most: resize(scenes[index].image, most, "within"), report)
 
 
 KINDS: dict[str, Callable[..., BoxData]] = {

@@ -32,7 +32,7 @@ class Protocol:
     prompts: str = "best"           # CLIP's 7 best templates, OWL-ViT's choice; name: the bare name; clip: all 80
     ensemble: Ensemble = "logits"   # how templates are averaged: the published code's; probs: what the paper says
     most: int = 300                 # detections of a picture, over patches and classes
-    size: int = 0                   # pixels a side; 0: what the detector was trained with
+    pixels: int = 0                 # a side; 0: what the detector was trained with
     per_class: bool = False         # also the AP of every class
 
     def __post_init__(self):
@@ -40,8 +40,8 @@ class Protocol:
             raise ValueError(f"prompts: expected one of {', '.join(TEMPLATES)}, got {self.prompts!r}")
         if self.ensemble not in ("logits", "probs"):
             raise ValueError(f"ensemble: expected logits or probs, got {self.ensemble!r}")
-        if self.most < 1 or self.size < 0:
-            raise ValueError(f"most, size: expected at least 1 and 0, got {self.most} and {self.size}")
+        if self.most < 1 or self.pixels < 0:
+            raise ValueError(f"most, pixels: expected at least 1 and 0, got {self.most} and {self.pixels}")
 
 
 @dataclass(frozen=True)
@@ -69,10 +69,10 @@ def measure(
     say: Callable[[str], Any] = print,
 ) -> Result:
     """AP, AP50, AP75, by size; of LVIS also APr, APc, APf.      ValueError where nothing can be measured"""
-    size = protocol.size or model.about["size"]
+    size = protocol.pixels or model.about["size"]
     patch = model.detector.config.patch_size
     if size % patch:
-        raise ValueError(f"size: expected a multiple of the detector's patches of {patch} pixels, got {size}")
+        raise ValueError(f"pixels: expected a multiple of the detector's patches of {patch} pixels, got {size}")
     say(str(data.report))
     queries = embed_names(model.detector, model.tokenizer, data.classes, protocol.prompts, model.about["tokens"])
     lost = Counter(data.report.skipped)
@@ -107,7 +107,7 @@ def measure(
     return Result(
         task="detection", data=str(data.report.source), name=data.name, examples=len(used), numbers=numbers,
         chance={k: x for k, x in chance.items() if k in numbers},
-        protocol=asdict(protocol) | {"size": size, "detections": "300 a picture" if federated else "100 a picture and class"},
+        protocol=asdict(protocol) | {"pixels": size, "counted": f"{protocol.most} a picture" if federated else "100 a picture and class"},
         counts={**lost, **{f"{what}, used": n for what, n in data.report.converted.items()}, "boxes": len(truth.label),
                 "classes with boxes": len(np.unique(truth.label)), "classes": len(data.classes)},
         notes=tuple(notes), pictures=tuple(names))

@@ -293,8 +293,8 @@ def load_detector(path: str | Path) -> tuple[Detector, Any, dict, checkpoint.Che
     def check(found: Path, index: dict) -> None:
         if not isinstance(about := index["record"].get("config"), dict) or about.get("kind") != KIND:
             raise checkpoint.refuse(found, "it holds no detector; train one with python -m parity.trainer.detection")
-        shapes = {name: tuple(p.shape) for name, p in bare_detector(about, found).state_dict().items()}
-        checkpoint.check_shapes(found, index["tensors"][checkpoint.PARAMETERS], shapes)
+        wanted = {name: ["float32", list(p.shape)] for name, p in bare_detector(about, found).state_dict().items()}
+        checkpoint.compare(found, "the detector of its configuration", index["tensors"][checkpoint.PARAMETERS], wanted)
 
     found = checkpoint.load(path, check)
     about = found.record["config"]
