@@ -96,10 +96,10 @@ def measure(
     if not used:
         raise ValueError(f"{data.name}: no picture can be measured; {dict(lost)}; see {PAGE}")
     federated = bool(data.frequency)
-    truth, detections = truth_of(used, federated), found_of(found)
-    numbers, per_class = scores(truth, detections, data, protocol.most if federated else 100)
+    truth, most = truth_of(used, federated), protocol.most if federated else 100
+    numbers, per_class = scores(truth, found_of(found), data, most)
     numbers |= per_class if protocol.per_class else {}
-    chance, _ = scores(truth, guesses(used, truth, len(data.classes), protocol.most), data, protocol.most if federated else 100)
+    chance, _ = scores(truth, guesses(used, truth, protocol.most), data, most)
     names = draw(shown, data.classes, pictures) if pictures is not None else []
     notes = [f"chance: boxes and names of the data, dealt at random, {protocol.most} a picture, one draw"]
     if federated:
@@ -107,7 +107,7 @@ def measure(
     return Result(
         task="detection", data=str(data.report.source), name=data.name, examples=len(used), numbers=numbers,
         chance={k: x for k, x in chance.items() if k in numbers},
-        protocol=asdict(protocol) | {"pixels": size, "counted": f"{protocol.most} a picture" if federated else "100 a picture and class"},
+        protocol=asdict(protocol) | {"pixels": size, "counted": f"{most} a picture{'' if federated else ' and class'}"},
         counts={**lost, **{f"{what}, used": n for what, n in data.report.converted.items()}, "boxes": len(truth.label),
                 "classes with boxes": len(np.unique(truth.label)), "classes": len(data.classes)},
         notes=tuple(notes), pictures=tuple(names))
@@ -142,7 +142,7 @@ def found_of(found: Sequence[tuple[np.ndarray, np.ndarray, np.ndarray]]) -> Foun
     return Found(np.repeat(np.arange(len(found)), [len(each[1]) for each in found]), label, box, score)
 
 
-def guesses(used: Sequence[Annotated], truth: Truth, classes: int, most: int) -> Found:
+def guesses(used: Sequence[Annotated], truth: Truth, most: int) -> Found:
     """What knows the data and not the picture: true names, and true boxes by their place in the picture, drawn at random."""
     rng = np.random.default_rng(0)
     if not len(truth.label):
