@@ -33,20 +33,20 @@ EMOJI = ("dog face", "cat face", "pizza", "soccer ball", "red apple", "umbrella"
 TOWERS = shlex.split("--image-size 96 --patch-size 12 --vision-width 128 --vision-depth 3 --vision-heads 4 --text-width 64 "
                      "--text-depth 1 --max-tokens 16 --batch 8")
 HEADS = shlex.split("--batch 8 --size 96 --lr 8e-4 --clip-by vmap --warmup 50 --negatives 20 --droplayer-image 0 "
-                    "--droplayer-text 0 --mosaics 1 --crop 0 --prompts name --workers 1 --log-every 25 --checkpoint-every 250")
+                    "--droplayer-text 0 --mosaics 1 --crop 0 --prompts bare --workers 1 --log-every 25 --checkpoint-every 250")
 
 
 def photos(out: Path) -> dict:
     """Where it learns from, with what options, and what it is measured on."""
     coco = f"coco:{DATA}/coco?first=40"
-    return {"towers": f"captions:{DATA}/coco/captions.json", "data": coco, "measured": f"{coco}&prompts=name",
+    return {"towers": f"captions:{DATA}/coco/captions.json", "data": coco, "measured": f"{coco}&prompt=bare",
             "options": ["--steps", "1500", "--flip", "0", "--lr-text", "0"]}
 
 
 def scenes(out: Path) -> dict:
     pictures = some_emoji(out / "emoji.zip")
     return {"towers": f"pictures:{pictures}", "data": f"scenes:{pictures}?size=96&count=2000",
-            "measured": f"scenes:{pictures}?size=96&count=200&split=test&prompts=name",
+            "measured": f"scenes:{pictures}?size=96&count=200&split=test&prompt=bare",
             "options": ["--steps", "700", "--flip", "0", "--lr-text", "8e-4"]}
 
 

@@ -10,9 +10,9 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from parity.trainer.detection.data import Annotated, BoxData, canonical
-from parity.trainer.detection.prompts import TEMPLATES, said
+from parity.trainer.detection.data import Annotated, canonical
 from sparc_ref.evaluate.detection import corners, iou, sized
+from sparc_ref.tasks.prompts import templates_of
 
 GREY = 128
 MERGED = 0.9                                              # IoU from which boxes are one
@@ -48,11 +48,10 @@ class Augmentation:
     crop_keep: float = 0.6          # share of a box' area that a crop has to leave
     mosaics: tuple[float, ...] = (0.4, 0.3, 0.3)  # probability of 1 x 1, 2 x 2, 3 x 3 pictures in one
     negatives: int = 50             # names that are not there, at least, drawn by how frequent they are
-    prompts: str = "clip"           # templates that names are said in: clip (80), best (7), name (the bare name)
+    prompts: str = "clip80"         # a template is drawn for each name: of CLIP's 80, of clip7, or bare: the name alone
 
     def __post_init__(self):
-        if self.prompts not in TEMPLATES:
-            raise ValueError(f"prompts: expected one of {', '.join(TEMPLATES)}, got {self.prompts!r}")
+        templates_of(self.prompts)
         for name in ("flip", "crop", "crop_keep"):
             if not 0 <= getattr(self, name) <= 1:
                 raise ValueError(f"{name}: expected a number in 0..1, got {getattr(self, name)}")
@@ -92,10 +91,15 @@ def make_item(
     names += others(names, frequency * ~banned, options.negatives - len(known), rng)
     order = rng.permutation(len(names))
     chosen = [names[i] for i in order]
-    templates = TEMPLATES[options.prompts]
-    texts = tuple(templates[rng.integers(len(templates))].format(said(classes[n])) for n in chosen)
+    templates = templates_of(options.prompts)
+    texts = tuple(templates[rng.integers(len(templates))].replace("{c}", said(classes[n])) for n in chosen)
     centre = np.concatenate([(box[:, :2] + box[:, 2:]) / 2, box[:, 2:] - box[:, :2]], 1)
     return Item(image, texts, has[:, chosen], centre)
+
+
+def said(name: str) -> str:
+    """A class' name as a query: lower case, no underscores."""
+    return " ".join(name.lower().replace("_", " ").split())
 
 
 def others(names: Sequence[int], frequency: np.ndarray, count: int, rng: np.random.Generator) -> list[int]:
@@ -181,8 +185,3 @@ def merged(box: np.ndarray, label: np.ndarray, classes: int) -> tuple[np.ndarray
 def forbidden_names(names: Sequence[str]) -> frozenset[str]:
     """Names that training must not show, in the form in which they are compared."""
     return frozenset(filter(None, map(canonical, names)))
-
-
-def rare_names(data: BoxData) -> list[str]:
-    """The names of LVIS's rare classes, of whatever federated file."""
-    return [name for name, how in zip(data.classes, data.frequency) if how == "r"]

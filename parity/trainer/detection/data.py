@@ -26,6 +26,7 @@ from sparc_ref.data.names import is_url
 
 MAX_JSON = 4 * 2**30                                      # bytes; the largest published file, Objects365's, has 3.6e9
 MAX_SIDE = 65_500                                         # of a picture, pixels: JPEG's own limit
+PUBLISHED = {"instances_val2017": "COCO", "lvis_v1_val": "LVIS"}  # what the paper measures on
 PAGE = "docs/tasks/detection.md"
 
 
@@ -152,8 +153,8 @@ def coco_like(path: Path, annotations: str, images: str, first: int, strict: boo
     if not pictures:
         raise ValueError(f"{file}: expected pictures, found none that can be used\n{report}")
     report.kept |= {"pictures": len(pictures), "boxes": sum(len(p.label) for p in pictures), "classes": len(kept)}
-    return BoxData(file.stem, tuple(c["name"] for c in kept), tuple(c["id"] for c in kept), tuple(pictures),
-                   opener(folder_of(file, path, images)), report, frequency)
+    return BoxData(PUBLISHED.get(file.stem, file.stem), tuple(c["name"] for c in kept), tuple(c["id"] for c in kept),
+                   tuple(pictures), opener(folder_of(file, path, images)), report, frequency)
 
 
 def boxes_of(notes: Sequence[Any], ids: dict[int, int], size: tuple[int, int], key: Any, report: LoadReport) -> tuple:

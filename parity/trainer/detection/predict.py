@@ -7,11 +7,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from parity.trainer.detection.augment import padded
+from parity.trainer.detection.augment import padded, said
 from parity.trainer.detection.heads import Detector
 from parity.trainer.detection.losses import corners
-from parity.trainer.detection.prompts import TEMPLATES, said
 from parity.trainer.evaluate import normalized
+from sparc_ref.tasks.prompts import templates_of
 
 Ensemble: TypeAlias = Literal["logits", "probs"]
 AT_ONCE = 256                                             # texts that are embedded at a time
@@ -20,13 +20,14 @@ AT_ONCE = 256                                             # texts that are embed
 @torch.no_grad()
 def embed_names(model: Detector, tokenizer: Any, names: Sequence[str], prompts: str, longest: int) -> Tensor:
     """Every class name in every template.      -> queries (R,K,D), R the templates"""
-    texts = [template.format(said(name)) for template in TEMPLATES[prompts] for name in names]
+    templates = templates_of(prompts)
+    texts = [template.replace("{c}", said(name)) for template in templates for name in names]
     device, longest = next(model.parameters()).device, min(longest, model.config.max_tokens)
     parts = []
     for a in range(0, len(texts), AT_ONCE):
         tokens, mask = (torch.from_numpy(x).to(device) for x in tokenizer.batch(texts[a:a + AT_ONCE], longest))
         parts.append(model.embed(tokens, mask))
-    return torch.cat(parts).unflatten(0, (len(TEMPLATES[prompts]), len(names)))
+    return torch.cat(parts).unflatten(0, (len(templates), len(names)))
 
 
 @torch.no_grad()

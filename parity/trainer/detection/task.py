@@ -12,16 +12,16 @@ import torch
 from parity.trainer.detection.data import KINDS, PAGE, Annotated, BoxData
 from parity.trainer.detection.pictures import draw
 from parity.trainer.detection.predict import Ensemble, detect, embed_names
-from parity.trainer.detection.prompts import TEMPLATES
 from parity.trainer.detection.train import load_detector
 from sparc_ref.data.load_report import Unusable
 from sparc_ref.evaluate.detection import LARGE, SMALL, Found, Truth, average_precision, averaged
 from sparc_ref.run.telling import progress
 from sparc_ref.tasks.embedder import identity_of
+from sparc_ref.tasks.prompts import templates_of
 from sparc_ref.tasks.result import Result
 
 __all__ = ["KINDS", "Protocol", "measure", "open_model"]
-GROUPS = {"r": "APr", "c": "APc", "f": "APf"}
+GROUPS = {"r": "ap_rare", "c": "ap_common", "f": "ap_frequent"}
 SHOWN = 12                                                # pictures that are drawn
 
 
@@ -29,15 +29,14 @@ SHOWN = 12                                                # pictures that are dr
 class Protocol:
     """What moves the numbers."""
 
-    prompts: str = "best"           # CLIP's 7 best templates, OWL-ViT's choice; name: the bare name; clip: all 80
+    prompt: str = "clip7"           # CLIP's 7 best templates, OWL-ViT's choice; bare: the name alone; clip80
     ensemble: Ensemble = "logits"   # how templates are averaged: the published code's; probs: what the paper says
     most: int = 300                 # detections of a picture, over patches and classes
     pixels: int = 0                 # a side; 0: what the detector was trained with
     per_class: bool = False         # also the AP of every class
 
     def __post_init__(self):
-        if self.prompts not in TEMPLATES:
-            raise ValueError(f"prompts: expected one of {', '.join(TEMPLATES)}, got {self.prompts!r}")
+        templates_of(self.prompt)
         if self.ensemble not in ("logits", "probs"):
             raise ValueError(f"ensemble: expected logits or probs, got {self.ensemble!r}")
         if self.most < 1 or self.pixels < 0:
@@ -68,13 +67,13 @@ def measure(
     model: Model, data: BoxData, protocol: Protocol, *, limit: int | None = None, pictures: Path | None = None,
     say: Callable[[str], Any] = print,
 ) -> Result:
-    """AP, AP50, AP75, by size; of LVIS also APr, APc, APf.      ValueError where nothing can be measured"""
+    """AP, AP50, AP75, by size; of LVIS also of rare, common, frequent classes.      ValueError where nothing can be measured"""
     size = protocol.pixels or model.about["size"]
     patch = model.detector.config.patch_size
     if size % patch:
         raise ValueError(f"pixels: expected a multiple of the detector's patches of {patch} pixels, got {size}")
     say(str(data.report))
-    queries = embed_names(model.detector, model.tokenizer, data.classes, protocol.prompts, model.about["tokens"])
+    queries = embed_names(model.detector, model.tokenizer, data.classes, protocol.prompt, model.about["tokens"])
     lost = Counter(data.report.skipped)
     used: list[Annotated] = []
     found: list[tuple] = []
@@ -117,12 +116,12 @@ def scores(truth: Truth, found: Found, data: BoxData, most: int) -> tuple[dict[s
     """The usual summary, and AP by class; what no class has truth for is left out."""
     K = len(data.classes)
     every = average_precision(truth, found, K, most=most)
-    numbers = {"AP": averaged(every), "AP50": averaged(every[:, 0]), "AP75": averaged(every[:, 5])}
-    for name, area in (("AP small", (0, SMALL)), ("AP medium", (SMALL, LARGE)), ("AP large", (LARGE, 1e10))):
+    numbers = {"ap": averaged(every), "ap50": averaged(every[:, 0]), "ap75": averaged(every[:, 5])}
+    for name, area in (("ap_small", (0, SMALL)), ("ap_medium", (SMALL, LARGE)), ("ap_large", (LARGE, 1e10))):
         numbers[name] = averaged(average_precision(truth, found, K, most=most, area=area))
     for letter, name in GROUPS.items() if data.frequency else ():
         numbers[name] = averaged(every[[how == letter for how in data.frequency]])
-    per_class = {f"AP {data.classes[k]}": averaged(every[k]) for k in range(K)}
+    per_class = {f"ap of {data.classes[k]}": averaged(every[k]) for k in range(K)}
     return tuple({k: x for k, x in each.items() if np.isfinite(x)} for each in (numbers, per_class))  # type: ignore
 
 

@@ -21,7 +21,7 @@ from sparc_ref.tasks.spec import open_data
 
 torch.set_num_threads(1)
 SMALL = Training(steps=4, batch=2, size=32, lr=1e-3, warmup=1, droplayer_image=0.0, droplayer_text=0.0, tokens=6)
-PLAIN = replace(augment.NONE, negatives=5, prompts="name")
+PLAIN = replace(augment.NONE, negatives=5, prompts="bare")
 
 
 @pytest.fixture(scope="module")
@@ -227,7 +227,7 @@ def model(towers, tmp_path_factory):
 
 
 def test_a_perfect_detector_scores_one_and_chance_nearly_nothing(model, tmp_path, monkeypatch):
-    data, protocol = open_data(task, f"scenes:{tmp_path}/drawn?size=64&count=8&prompts=name&per_class=true&most=40")
+    data, protocol = open_data(task, f"scenes:{tmp_path}/drawn?size=64&count=8&prompt=bare&per_class=true&most=40")
     own = iter(data.pictures)
 
     def perfect(*_):
@@ -236,7 +236,7 @@ def test_a_perfect_detector_scores_one_and_chance_nearly_nothing(model, tmp_path
     monkeypatch.setattr(task, "detect", perfect)
     result = task.measure(model, data, protocol, pictures=tmp_path, say=lambda text: None)
     assert list(result.numbers.values()) == pytest.approx([1.0] * len(result.numbers)) and result.examples == 8
-    assert result.chance["AP50"] < 0.1 and (tmp_path / "detections.png").stat().st_size > 10_000
+    assert result.chance["ap50"] < 0.1 and (tmp_path / "detections.png").stat().st_size > 10_000
     assert result.counts["boxes"] == sum(len(a.label) for a in data.pictures) and len(result.numbers) > 7
 
 
@@ -247,7 +247,7 @@ def test_the_first_class_is_predicted(model, tmp_path, monkeypatch):
     assert zero
     monkeypatch.setattr(task, "detect", lambda *_: (np.zeros((0, 4)), np.zeros(0, int), np.zeros(0)))
     none = task.measure(model, data, protocol, say=lambda text: None)
-    assert none.numbers["AP"] == 0
+    assert none.numbers["ap"] == 0
     own = iter(data.pictures)
 
     def only_zero(*_):
@@ -255,15 +255,15 @@ def test_the_first_class_is_predicted(model, tmp_path, monkeypatch):
         return a.box[a.label == 0], a.label[a.label == 0], np.ones((a.label == 0).sum())
     monkeypatch.setattr(task, "detect", only_zero)
     found = task.measure(model, data, replace(protocol, per_class=True), say=lambda text: None)
-    assert found.numbers[f"AP {data.classes[0]}"] == pytest.approx(1) and found.numbers["AP"] < 0.1
+    assert found.numbers[f"ap of {data.classes[0]}"] == pytest.approx(1) and found.numbers["ap"] < 0.1
 
 
 def test_an_untrained_detector_is_measured_and_its_choices_kept(model, tmp_path):
     data, protocol = open_data(task, f"scenes:{tmp_path}/drawn?size=64&count=4&ensemble=probs&most=50&pixels=48")
     result = task.measure(model, data, protocol, limit=3, say=lambda text: None)
-    assert result.examples == 3 and result.numbers["AP"] < 0.2
+    assert result.examples == 3 and result.numbers["ap"] < 0.2
     assert result.protocol["pixels"] == 48 and result.protocol["ensemble"] == "probs"
-    for wrong, said in (("ensemble=mean", "ensemble"), ("prompts=x", "prompts"), ("most=0", "most"), ("split=none", "split")):
+    for wrong, said in (("ensemble=mean", "ensemble"), ("prompt=x", "prompt"), ("most=0", "most"), ("split=none", "split")):
         with pytest.raises(ValueError, match=said):
             open_data(task, f"scenes:{tmp_path}/drawn?{wrong}")
 
@@ -278,7 +278,7 @@ def test_a_checkpoint_that_holds_no_detector(towers, tmp_path):
 def test_the_command_trains_and_refuses(towers, tmp_path, capsys):
     (tmp_path / "names.txt").write_text("red circle\n")
     common = ["--checkpoint", str(towers), "--out", str(tmp_path / "run"), "--steps", "1", "--batch", "2", "--size", "32",
-              "--warmup", "0", "--prompts", "name", "--without", str(tmp_path / "names.txt")]
+              "--warmup", "0", "--prompts", "bare", "--without", str(tmp_path / "names.txt")]
     said = []
     assert command.main([*common, "--data", f"scenes:{tmp_path}/drawn?count=4"], said.append) == 0
     assert "done: 1 updates" in said[-1]
