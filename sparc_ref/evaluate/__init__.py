@@ -4,5 +4,6 @@ retrieval.py      recall at K, pictures to captions and back
 segmentation.py   zero-shot segmentation: patches to class names, mean intersection over union
 grouping.py       does the alignment weight of a word fall on its object?
 grounding.py      does the fine-grained loss look at the picture at all?
+captioning.py     CIDEr-D, BLEU, ROUGE-L: captions against those that people wrote
 check.py          shapes and NaN
 """
