@@ -1,7 +1,5 @@
 """A small causal language model: pre-norm blocks, learned positions, the embedding as its head.      C width, V vocabulary"""
 
-from __future__ import annotations
-
 import math
 from collections.abc import Callable
 from dataclasses import dataclass

@@ -12,7 +12,7 @@ attn is query, key, value, out; ffn is norm, up, down.
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
@@ -39,7 +39,7 @@ class CaptionerConfig:
     heads: int = 8                  # of every cross-attention; open_flamingo's (Flamingo: 16 of 128)
     head_width: int = 64            # of one head; open_flamingo's
     ratio: int = 4                  # of a feed-forward's hidden width; Flamingo
-    activation: Literal["gelu", "squared_relu"] = "gelu"  # open_flamingo's; Flamingo: squared_relu
+    activation: str = "gelu"        # "gelu": open_flamingo's, "squared_relu": Flamingo's
     every: int = 1                  # blocks of the language model to one gated layer; Flamingo: 1, 4 or 7 by size
 
     def __post_init__(self):
