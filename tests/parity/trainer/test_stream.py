@@ -124,7 +124,8 @@ def test_gradients_are_as_near_to_float64_as_autocasts(rng):
 @pytest.mark.slow
 def test_two_ranks_are_one(tmp_path):
     """From the command line, in float32 parameters: what differs is which sums were rounded to bfloat16, as the parts of a
-    gradient are before their mean is taken.  Measured: losses within 3e-4, updates within 0.07 of their length."""
+    gradient are before their mean is taken.  Measured: losses within 2.5e-3; what six updates moved within 0.013 of its length,
+    of which float32 is off by 0.037."""
     more = ["--precision", "bf16_stream", "--steps", "6"]
     runs = {name: arguments(tmp_path / name, *more, *how) for name, how in {
         "ddp": [], "fsdp": ["--strategy", "fsdp", "--accumulate", "2"], "alone": [], "start": ["--steps", "1", "--lr", "1e-30"],
@@ -140,8 +141,8 @@ def test_two_ranks_are_one(tmp_path):
     for name in ("ddp", "fsdp", "float32"):
         print(name, np.abs(told[name] / told["alone"] - 1).max(), np.linalg.norm(last[name] - last["alone"]) / moved)
     for name in ("ddp", "fsdp"):
-        assert np.abs(told[name] / told["alone"] - 1).max() < 2e-3
-        assert np.linalg.norm(last[name] - last["alone"]) < 0.2 * moved
+        assert np.abs(told[name] / told["alone"] - 1).max() < 1e-2
+        assert np.linalg.norm(last[name] - last["alone"]) < 0.03 * moved
 
 
 def test_compiled_equals_eager(setup, drawn):
@@ -163,7 +164,7 @@ def test_compiled_equals_eager(setup, drawn):
 
 
 def test_the_loss_falls_as_under_autocast():
-    """Measured: from 2.12 to 0.30 with all three; see what is asserted."""
+    """Measured: from 2.64 to 0.0110, under autocast to 0.0106, in float32 to 0.0109."""
     config, found = replace(PRESETS["tiny"], vision_depth=1, text_depth=1), {}
     rng = torch.Generator().manual_seed(0)
     batch = (torch.randn(6, 3, config.image_size, config.image_size, generator=rng),
