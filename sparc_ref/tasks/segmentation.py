@@ -6,6 +6,7 @@ docs/tasks/segmentation.md measures what each choice of the protocol changes.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def measure(
     random = {how: [Tally(len(classes)) for _ in range(DRAWS)] for how in readings}
     rng = np.random.default_rng(0)
     shown = set(which[spread(len(which), 6)].tolist()) if pictures else set()
-    overlays, measured, report = [], 0, data.report
+    overlays, measured, report = [], 0, deepcopy(data.report)
     for part in batches(tqdm(which.tolist(), "pictures", unit="picture", disable=None, delay=1), model.batch):
         for i, picture, patches in embedded(model, data, part, side, heads, report):
             try:

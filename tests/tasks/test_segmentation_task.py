@@ -309,6 +309,14 @@ REFUSED = {
 }
 
 
+def test_the_same_data_measured_twice_counts_the_same(tmp_path):
+    root = of_voc(tmp_path / "data")
+    Image.new("L", (7, 8)).save(root / MASK)
+    data, protocol = open_data(task, f"voc:{root}")
+    first, again = (task.measure(Painted(), data, protocol) for _ in range(2))
+    assert first == again and first.counts["mask and picture of different sizes"] == 1
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_measured_is_an_error_with_its_remedy(tmp_path, case):
     make, damage, kind, message = REFUSED[case]
