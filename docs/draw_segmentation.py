@@ -18,7 +18,7 @@ from sparc_ref.tasks.spec import open_data
 
 OUT = Path(__file__).parent / "images"
 CHOICES = ("", "background=ignore", "background=class", "average=dataset", "average=dataset&background=ignore",
-           "upsample=bilinear", "size=96", "size=192", "classes=present", "prompt=templates", "resolution=48")
+           "upsample=bilinear", "size=96", "size=192", "classes=present", "prompt=clip7", "resolution=48")
 
 
 def write_folder(where: Path, count: int = 128, coverage: float = 0.6) -> None:

@@ -46,7 +46,7 @@ def tar(path: Path, members: dict[str, bytes]) -> Path:
 
 def webdataset(root: Path, samples: list[tuple[str, bytes, str]], *, shards: int = 2, split: str = "test",
                names: list[str] | None = None, templates: list[str] | None = None) -> Path:
-    """CLIP_benchmark's layout.      samples: (extension, picture, what comes with it); names: of the classes; None: retrieval"""
+    """CLIP_benchmark's layout.      samples: (extension, picture, what comes with it); names: of the classes, else retrieval"""
     suffix = "cls" if names else "txt"
     put(root / split / "nshards.txt", str(shards))
     for s in range(shards):
@@ -97,8 +97,8 @@ class Knows:
 def untrained(words: list[str], objective: str = "sparc", seed: int = 0) -> Embedder:
     """A tiny real model as it is drawn."""
     tokenizer = WordTokenizer(words)
-    config = SPARCConfig(image_size=16, patch_size=8, vision_width=16, vision_depth=1, vision_heads=2, text_width=16, text_depth=1,
-                         text_heads=2, embed_dim=16, max_tokens=12, vocab_size=tokenizer.vocab_size)
+    config = SPARCConfig(image_size=16, patch_size=8, vision_width=16, vision_depth=1, vision_heads=2, text_width=16,
+                         text_depth=1, text_heads=2, embed_dim=16, max_tokens=12, vocab_size=tokenizer.vocab_size)
     chosen, rng = ObjectiveConfig(objective=objective), np.random.default_rng(seed)
     params = init_params(config, rng) | init_own(chosen, config.embed_dim, rng)
     return Embedder(params, config, tokenizer, chosen, "untrained", batch=16, shards=1)

@@ -18,7 +18,7 @@ from sparc_ref.model import SPARCConfig
 Mixing: TypeAlias = Literal["accumulate", "round_robin", "merged"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 Strategy: TypeAlias = Literal["none", "ddp", "fsdp"]
-Precision: TypeAlias = Literal["float32", "bf16", "float64"]
+Precision: TypeAlias = Literal["float32", "bf16", "bf16_stream", "float64"]
 Form: TypeAlias = Literal["plain", "gathered", "chunked"]
 
 
@@ -62,7 +62,8 @@ class Machine:
 
     device: Device | None = None    # what the model runs on
     strategy: Strategy | None = None  # every rank holds the model, by DistributedDataParallel, or shards of it, by FSDP2
-    precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "float64": for proofs
+    precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "bf16_stream": what runs
+    #                                 through the blocks too, norms, softmax and losses inside float32; "float64": for proofs
     compile: bool = False           # torch.compile every block and the fine-grained loss; costs minutes at the start
     checkpoint_activations: bool = False  # keep each block's input alone, compute the block again in backward
     accumulate: int = 1             # parts that a rank's batch is cut into, exact for the global loss (GradCache)

@@ -98,7 +98,9 @@ class Run:
         self.then = f", then go on with:\n  {again or '--resume'}"
         torch.use_deterministic_algorithms(machine.deterministic)
         self.autocast = torch.bfloat16 if machine.precision == "bf16" else None
-        model = init_weights(SPARC(config, checkpoint=machine.checkpoint_activations, objective=objective), training.seed)
+        model = SPARC(config, checkpoint=machine.checkpoint_activations, objective=objective,
+                      stream="bfloat16" if machine.precision == "bf16_stream" else None)
+        init_weights(model, training.seed)
         self.dtype = torch.float64 if machine.precision == "float64" else torch.float32
         self.initial = model.to(self.dtype)
         if training.mixing == "merged" and len(datasets) > 1:

@@ -5,5 +5,6 @@ segmentation.py   zero-shot segmentation: patches to class names, mean intersect
 grouping.py       does the alignment weight of a word fall on its object?
 grounding.py      does the fine-grained loss look at the picture at all?
 detection.py      boxes, average precision as COCO and LVIS have it
+captioning.py     CIDEr-D, BLEU, ROUGE-L: captions against those that people wrote
 check.py          shapes and NaN
 """

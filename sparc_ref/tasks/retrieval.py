@@ -34,6 +34,7 @@ from sparc_ref.tasks.webdataset import open_shards, read_text, text_of
 
 PAGE = "docs/tasks/retrieval.md"
 SCORES = ("both", "cosine")
+KARPATHY = {"Flickr30k": 1000, "COCO": 5000}              # pictures of the test splits
 open_model = Embedder.open
 
 
@@ -82,8 +83,9 @@ def open_listed(kind: str, path: Path, *, images: str | None = None, split: str 
         raise ValueError(f"{path}: expected Karpathy's splits, a JSON with \"images\", each with \"split\" and \"sentences\"; "
                          f"it has no splits. Open it as captions:{path}. See {PAGE}")
     stem = path.stem.lower()
-    known = "Flickr30k" if "flickr30k" in stem else "COCO" if kind == "coco" or "coco" in stem else listed.name
-    return from_listed(kind, path, name or known, listed)
+    known = "Flickr30k" if "flickr30k" in stem else "COCO" if kind == "coco" or "coco" in stem else ""
+    known += f" {listed.split}" if known and listed.split not in ("", "test") else ""
+    return from_listed(kind, path, name or known or listed.name, listed)
 
 
 def open_flickr30k(path: Path, *, images: str | None = None, name: str | None = None) -> CaptionSet:
@@ -190,6 +192,8 @@ def measure(model: Embedder, data: CaptionSet, protocol: Protocol, *, limit: int
             i2t, t2i = native(partial(scores, own), store, got, Path(folder))
             numbers |= {f"native_{k}": x for k, x in retrieval_of_scores(i2t, t2i, got.owner, protocol.ks).items()}
             del i2t, t2i                                  # files, which Windows does not delete while they are open
+    if (whole := KARPATHY.get(data.name, len(got.at))) != len(got.at):
+        notes.append(f"Karpathy's test split of {data.name} has {whole:,} pictures: not comparable with published numbers")
     if len(got.at) < len(data.pictures):
         notes.append(f"{len(got.at):,} of {len(data.pictures):,} pictures: a smaller gallery is easier")
     one = retrieval_chance(got.owner, len(got.at), protocol.ks)

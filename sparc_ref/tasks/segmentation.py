@@ -14,17 +14,17 @@ import numpy as np
 
 from sparc_ref.backend import to_numpy
 from sparc_ref.data.load_report import Unusable
-from sparc_ref.evaluate.check import chosen, unit
+from sparc_ref.evaluate.check import chosen
 from sparc_ref.evaluate.segmentation import Tally, cells, centre, drawn, intersections, segment
 from sparc_ref.model import own_params
 from sparc_ref.objectives.chosen import patches_of
 from sparc_ref.tasks.embedder import Embedder, batches
+from sparc_ref.tasks.prompts import PROMPTS, class_vectors, templates_of
 from sparc_ref.tasks.result import Result
 from sparc_ref.tasks.segmentation_layouts import KINDS, Labelled
+from sparc_ref.tasks.stream import spread
 
 __all__ = ["KINDS", "Protocol", "measure", "open_model"]
-TEMPLATES = ("itap of a {}.", "a bad photo of the {}.", "a origami {}.", "a photo of the large {}.", "a {} in a video game.",
-             "art of the {}.", "a photo of the small {}.")  # CLIP's seven best
 DRAWS = 10                                                        # random labellings of every picture, for chance
 open_model = Embedder.open
 
@@ -39,13 +39,13 @@ class Protocol:
     upsample: str = "nearest"       # label patches, then enlarge (D.7) | "bilinear": enlarge cosines, then label (PACL)
     size: int = 0                   # of the square that the model sees; 0: its own | 448: finer, positions resampled
     classes: str = "all"            # candidates: the whole list, as PACL's 1.23 implies | "present": those in the picture
-    prompt: str = "name"            # the bare name (table 1's "one prompt") | "templates": the mean of CLIP's seven best
+    prompt: str = "bare"            # the bare name (table 1's "one prompt") | "clip7": CLIP's seven best | any of prompts.py
     resolution: int = 0             # of the truth; 0: its own | 320: squeezed to 320 x 320 first
 
     def __post_init__(self):
         for name, allowed in (("average", ("per_image", "dataset")), ("background", ("in_union", "ignore", "class")),
                               ("upsample", ("nearest", "bilinear")), ("classes", ("all", "present")),
-                              ("prompt", ("name", "templates"))):
+                              ("prompt", PROMPTS[:-1])):
             chosen(name, getattr(self, name), allowed)
         for name, most in (("size", 4096), ("resolution", 5000)):
             if not 0 <= getattr(self, name) <= most:
@@ -56,7 +56,7 @@ def measure(
     model: Embedder, data: Labelled, protocol: Protocol, *, limit: int | None = None, pictures: Path | None = None,
     say: Callable[[str], Any] = print,
 ) -> Result:
-    """mIoU of the first `limit` pictures, through h_v then g_v (D.7) as "miou" and through g_v alone as "miou_g_v".
+    """mIoU of `limit` pictures, evenly spread, through h_v then g_v (D.7) as "miou" and through g_v alone as "miou_g_v".
 
     The numbers of both averages and both readings of background come from the same predictions, under their own names.
     ValueError: nothing could be measured, with what was wrong.
@@ -66,21 +66,21 @@ def measure(
     side = protocol.size or model.config.image_size
     if side % model.config.patch_size:
         raise ValueError(f"size: expected a multiple of the patch, {model.config.patch_size}, got {side}")
-    total = len(data.keys) if limit is None else min(limit, len(data.keys))
-    if total < 1:
+    which = spread(len(data.keys), limit)
+    if not len(which):
         raise ValueError(f"limit: expected at least one picture, got {limit}")
     grid = (side // model.config.patch_size,) * 2
     one_more = protocol.background == "class"
     classes = (*data.classes, protocol.background_name) if one_more else data.classes
-    emb = class_embeddings(model, classes, protocol.prompt)
+    emb = class_vectors(model, classes, templates_of(protocol.prompt), "embeddings")
     readings = ("in_union",) if one_more else ("in_union", "ignore")
     heads = ("miou",) if model.config.h_v == "none" else ("miou", "miou_g_v")
     tallies = {(head, how): Tally(len(classes)) for head in heads for how in readings}
     random = {how: [Tally(len(classes)) for _ in range(DRAWS)] for how in readings}
     rng = np.random.default_rng(0)
-    shown = set(np.unique(np.linspace(0, total - 1, 6).astype(int)).tolist()) if pictures else set()
+    shown = set(which[spread(len(which), 6)].tolist()) if pictures else set()
     overlays, measured, report = [], 0, data.report
-    for part in batches(tqdm(range(total), "pictures", unit="picture", disable=None, delay=1), model.batch):
+    for part in batches(tqdm(which.tolist(), "pictures", unit="picture", disable=None, delay=1), model.batch):
         for i, picture, patches in embedded(model, data, part, side, heads, report):
             try:
                 truth = squeezed(data.truth(i), protocol.resolution)
@@ -121,8 +121,6 @@ def measure(
     if not np.isfinite(numbers["miou"]):
         raise ValueError(f"{data.name}: expected a class in some picture, found background alone in {measured}\n{report}")
     notes = [f"{n} left out, {reason}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
-    for note in notes:
-        say(note)
     files = draw(pictures, overlays, classes, data.ignore, side) if pictures and overlays else ()
     return Result("segmentation", report.source, data.name, measured, {k: float(x) for k, x in numbers.items()},
                   {k: float(x) for k, x in chance.items()}, asdict(protocol) | {"size": side},
@@ -146,12 +144,6 @@ def embedded(model, data, part, side, heads, report):
     of = {"miou": "segment", "miou_g_v": "v"}
     for n, (i, picture) in enumerate(read):
         yield i, picture, {head: out[of[head]][n] for head in heads}
-
-
-def class_embeddings(model: Embedder, classes, prompt: str) -> np.ndarray:
-    """The text of every class, or the mean of its texts in all templates, each of length one.      -> (K,D)"""
-    templates = TEMPLATES if prompt == "templates" else ("{}",)
-    return unit(np.mean([unit(model.pooled_texts([t.format(name) for name in classes])) for t in templates], axis=0))
 
 
 def squeezed(labels: np.ndarray, side: int) -> np.ndarray:

@@ -63,7 +63,7 @@ def context(path: Path, *, split: str = "val", masks: str = "SegmentationClassCo
         raise ValueError(f"{root / masks}: expected the folder of masks as PNGs, found none; trainval_merged.json is not read: "
                          "mmsegmentation's pascal_context.py writes PNGs from it; or name them with masks=FOLDER")
     given = [p for p in (root / masks / "59_labels.txt", root / "59_labels.txt") if p.is_file()]
-    return by_list("Pascal Context 59", root, ids, masks, CONTEXT, read_names(given[0], None) if given else None)
+    return by_list("Pascal Context", root, ids, masks, CONTEXT, read_names(given[0], None) if given else None)
 
 
 def devkit(path: Path, below: Sequence[str], lists: Sequence[str]) -> tuple[Path, list[str]]:

@@ -72,7 +72,7 @@ def lay_out(models: Mapping[str, Kept]) -> list[Laid]:
             found = [best([r for r, _ in kept if column.fits(r)]) for column in columns]
             placed |= {(id(r), column.number) for column in columns for r, _ in kept if column.fits(r)}
             if any(found):
-                cells = tuple(percent(r.numbers[c.number]) if r else "–" for r, c in zip(found, columns))
+                cells = tuple(printed(c.number, r.numbers[c.number]) if r else "–" for r, c in zip(found, columns))
                 ours.append((model, cells, tuple(f"{r.examples:,} examples" if r else "" for r in found)))
         paper = tuple((f"{model}, {size}", tuple(f"{values[i]:.1f}" for i in at)) for model, size, values in table.rows)
         title = f"Table {table.number}: {table.title} ({table.unit})"
@@ -96,16 +96,17 @@ def others(models: Mapping[str, Kept], placed: set) -> list[Laid]:
     laid = []
     for (task, name, how), found in groups.items():
         numbers = tuple(dict.fromkeys(n for r in found.values() for n in r.numbers))
-        rows = [(model, tuple(percent(r.numbers[n]) if n in r.numbers else "–" for n in numbers),
-                 tuple(f"chance {percent(r.chance[n])}" if n in r.chance else "" for n in numbers))
+        rows = [(model, tuple(printed(n, r.numbers[n]) if n in r.numbers else "–" for n in numbers),
+                 tuple(f"chance {printed(n, r.chance[n])}" if n in r.chance else "" for n in numbers))
                 for model, r in found.items()]
         examples = " / ".join(dict.fromkeys(f"{r.examples:,}" for r in found.values()))
         laid.append(Laid(f"{task.capitalize()} on {name}, {examples} examples ({how}), times 100", numbers, tuple(rows)))
     return laid
 
 
-def percent(x: float) -> str:
-    return f"{100 * x:.1f}"
+def printed(number: str, x: float) -> str:
+    """A fraction in percent; CIDEr is kept times 100 already."""
+    return f"{x if number.endswith('cider') else 100 * x:.1f}"
 
 
 def notes(models: Mapping[str, Kept]) -> list[str]:

@@ -97,7 +97,7 @@ def test_what_is_no_label_png_is_named(tmp_path):
     (tmp_path / "jpeg.png").write_bytes((tmp_path / "photo.jpg").read_bytes())
     (tmp_path / "cut.png").write_bytes(good.read_bytes()[:-20])
     bad = bytearray(good.read_bytes())
-    bad[45] ^= 1
+    bad[-14] ^= 1                                                 # of the checksum alone
     (tmp_path / "flipped.png").write_bytes(bad)
     Image.new("L", (6000, 5000)).save(tmp_path / "large.png")
     for name, reason in (("colour", "mask is not made of labels"), ("jpeg", "mask is no PNG"), ("cut", "truncated|corrupt"),

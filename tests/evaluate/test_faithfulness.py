@@ -99,6 +99,15 @@ def test_k_precision_is_at_least_recall_at_one(seed, count, noise):
     assert faithfulness(x, y, owner, captions, count=count)["kp"] >= retrieval(x, y, owner)["i2t_r1"] - 1e-12
 
 
+def test_what_is_level_is_what_retrieval_calls_level():
+    """Cosines .5 of another's caption, 6e-7 and 1.2e-6 less of its own two: level with its best are all three."""
+    angles = np.arccos(0.5 - np.array([0, 6e-7, 1.2e-6]))
+    y = np.stack([np.cos(angles), np.sin(angles)], 1)
+    x = np.array([[1.0, 0.0], [0.0, 1.0]])
+    got = faithfulness(x, y, [1, 0, 0], [["red"], ["cat"], ["dog"]])["kp"]
+    assert got == pytest.approx((2 / 3 + 1 / 3) / 2) and got >= retrieval(x, y, [1, 0, 0])["i2t_r1"] - 1e-12
+
+
 def test_a_single_reference_breaks_the_bound_that_joined_ones_keep():
     """What the bound needs: a hit scores 1. Of words that no caption has, it scores 0, as instruct-qa says."""
     x = np.eye(2)

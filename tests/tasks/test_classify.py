@@ -68,10 +68,10 @@ def test_folders_0_to_11_are_in_the_order_of_the_numbers(tmp_path):
 
 
 def test_a_blind_model_is_at_chance(tmp_path):
-    path = folders(tmp_path / "a", [f"number_{n}" for n in range(12)], each=60)
+    path = folders(tmp_path / "a", [f"number_{n}" for n in range(12)], each=20)
     got = run(f"folders:{path}", Knows(blind=True))
     for key, chance in got.chance.items():
-        assert abs(got.numbers[key] - chance) < 5 * np.sqrt(chance * (1 - chance) / 720), key
+        assert abs(got.numbers[key] - chance) < 5 * np.sqrt(chance * (1 - chance) / 240), key
 
 
 def test_corruptions_and_severities(tmp_path):
@@ -265,12 +265,16 @@ def bad(root: Path, which: str) -> str:
 
 
 BAD = {
-    "no folder": "expected a folder", "a file": "expected a folder", "no classes": "expected a folder for each class, found none",
-    "no pictures": "expected pictures in its 1 folders, found none. See", "one level too high": "name the folder of one split",
-    "all broken": "none of 1 could be read: 1 not an image", "no names": "expected the classes' names: put classnames.txt beside",
+    "no folder": "expected a folder", "a file": "expected a folder",
+    "no classes": "expected a folder for each class, found none",
+    "no pictures": "expected pictures in its 1 folders, found none. See",
+    "one level too high": "name the folder of one split",
+    "all broken": "none of 1 could be read: 1 not an image",
+    "no names": "expected the classes' names: put classnames.txt beside",
     "too few names": "has 2 names, and here are 3 folders", "names and wnids differ": "a folder for each of the 3 names",
     "a wnid twice": "expected each folder once, got 'n00000000' twice", "an empty line": "got an empty line 2",
-    "a folder without a name": "1 of its folders have no name in .*names.json: y", "names nested": "expected JSON, .*RecursionError",
+    "a folder without a name": "1 of its folders have no name in .*names.json: y",
+    "names nested": "expected JSON, .*RecursionError",
     "names of another form": "expected names, as lines, a list", "names in latin-1": "expected text in UTF-8",
     "one number twice": "two of one number, such as 1 and 01", "no corruption": "expected folders such as gaussian_noise",
     "another class in a corruption": "expected the 2 classes of fog/1, differs in n00000000, n00000002",
@@ -319,18 +323,20 @@ def test_what_is_left_out_is_counted(tmp_path):
 def pack(path: Path, root: Path) -> Path:
     """Folders of classes as a webdataset."""
     classes = sorted(p.name for p in path.iterdir())
-    samples = [(f.suffix[1:], f.read_bytes(), str(k)) for k, name in enumerate(classes) for f in sorted((path / name).iterdir())]
+    samples = [(f.suffix[1:], f.read_bytes(), str(k)) for k, name in enumerate(classes)
+               for f in sorted((path / name).iterdir())]
     return webdataset(root, samples, shards=3, names=[name.replace("_", " ") for name in classes])
 
 
 @pytest.mark.parametrize("which", ["pets", "emoji"])
 def test_real_pictures_in_two_layouts(tmp_path, sample_data, which):
     if which == "pets":
-        rows = [json.loads(line) for line in (sample_data / "pets" / "pets.jsonl").read_text().splitlines()][::10]
+        rows = [json.loads(line) for line in (sample_data / "pets" / "pets.jsonl").read_text().splitlines()][::20]
         for r in rows:
-            put(tmp_path / "a" / r["breed"].replace(" ", "_") / Path(r["file"]).name, (sample_data / "pets" / r["file"]).read_bytes())
+            file = sample_data / "pets" / r["file"]
+            put(tmp_path / "a" / r["breed"].replace(" ", "_") / file.name, file.read_bytes())
     else:
-        rows = [json.loads(line) for line in (sample_data / "emoji" / "emoji.jsonl").read_text().splitlines()][::20]
+        rows = [json.loads(line) for line in (sample_data / "emoji" / "emoji.jsonl").read_text().splitlines()][::40]
         with zipfile.ZipFile(sample_data / "emoji" / "noto.zip") as archive:
             for r in rows:
                 if f"{r['id']}.png" in archive.namelist():
@@ -339,10 +345,11 @@ def test_real_pictures_in_two_layouts(tmp_path, sample_data, which):
     model = untrained(" ".join(classes).lower().split())
     first = run(f"folders:{tmp_path / 'a'}?prompt=clip7", model, pictures=tmp_path)
     second = run(f"webdataset:{pack(tmp_path / 'a', tmp_path / 'w')}?prompt=clip7", model)
-    assert first.numbers == second.numbers and first.examples == second.examples > 40
+    assert first.numbers == second.numbers and first.examples == second.examples > 20
     assert first.chance["top1"] == pytest.approx(1 / len(classes)) and not set(first.counts) - {
         "tokens of prompts that the tokenizer does not know", "prompts cut at 12 tokens"}
-    assert first.pictures == ("predictions.png", "confusions.png") and all((tmp_path / p).stat().st_size for p in first.pictures)
+    assert first.pictures == ("predictions.png", "confusions.png")
+    assert all((tmp_path / name).stat().st_size > 5000 for name in first.pictures)
 
 
 def test_the_protocol_is_all_there():

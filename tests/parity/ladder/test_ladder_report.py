@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parity.ladder import charts, report
+from parity.ladder import charts, report, sensitivity
 
 
 def row(name="grad.v", side="trainer", dtype="float64", error=1e-16, budget=1e-15, **more):
@@ -141,6 +141,36 @@ def test_each_cell_is_the_row_that_came_closest():
     cells = next(report.lines(results(rung(rows=[*GOOD, row("late", error=9e-16), row("mild", error=1e-14, budget=1e-12)]))))
     assert cells == ["losses", "42", "0", "9.0e-16 of 1.0e-15", "1.0e-07 of 1.0e-06", "1.0e-02 of 5.0e-02", "ok", "1 s"]
     assert next(report.lines(FAILED))[3] == "2.5e-01 of 2.0e-15"
+
+
+AIMED = {"float64": (1e-12, "1e-12"), "float32": (1e-4, "1e-04"), "float16": (0.05, "5.0%"), "bfloat16": (0.05, "5.0%"),
+         "mixed": (0.05, "5.0%")}
+
+
+@pytest.mark.parametrize("dtype", AIMED)
+def test_an_aim_is_met_up_to_it_and_missed_beyond(dtype):
+    aim, text = AIMED[dtype]
+    for share, said in ((0.9, "met by every gradient"), (1.1, "missed by the worst gradient of losses: grad.1 (trainer)")):
+        rows = [row(f"grad.{i}", dtype=dtype, notices=x) for i, x in enumerate((aim / 10, share * aim))]
+        assert sensitivity.remarks(sensitivity.table([rung(rows=rows)]))[0].startswith(f"{dtype}, aim {text}: {said}")
+
+
+def test_what_is_noticed_stands_under_its_own_precision():
+    """Median and worst of gradients that differ; zeros, what failed and what is no gradient left out."""
+    seen = [row(f"grad.{i}", notices=x) for i, x in enumerate((4e-15, 1e-15, 2e-13, math.nan, math.nan))]
+    seen += [row(f"grad.{i}", "reference", "bfloat16", 0.01, 0.1, notices=x) for i, x in enumerate((0.0015, math.inf, 0.012))]
+    seen += [row("grad.late", dtype="float32", error=1.0, notices=0.5), row("loss")]
+    found = sensitivity.table([rung(rows=seen), rung("steps", rows=[row("grad.0", dtype="float32", notices=2e-5)])])
+    assert found[0] == {"rung": "losses", "dtype": "float64", "gradients": 3, "zero": 2, "median": 4e-15, "worst": 2e-13,
+                        "name": "grad.2", "side": "trainer"}
+    assert (found[1]["worst"], found[1]["name"], found[1]["side"]) == (math.inf, "grad.1", "reference")
+    said = results(rung(rows=seen), sensitivity=found)
+    for text in (terminal(said), report.markdown(said), " ".join(Strict(report.page(said)).text)):
+        assert re.search(r"losses\W+4e-15; 2e-13\W+1\.2%; none", text) and re.search(r"steps\W+2e-05; 2e-05", text)
+        assert "2 gradients are exactly zero" in text
+    assert sensitivity.HEAD == ["rung", "float64", "float32", "float16", "bfloat16", "mixed"]
+    assert sensitivity.cells(found) == [["losses", "4e-15; 2e-13", "", "", "1.2%; none", ""],
+                                        ["steps", "", "2e-05; 2e-05", "", "", ""]]
 
 
 @pytest.mark.parametrize("found", [PASSED, FAILED])
