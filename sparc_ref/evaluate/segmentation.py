@@ -103,10 +103,8 @@ def intersections(
     N = pred.shape[0]
     overlap, area, claimed = (np.zeros((N, K), np.int64) for _ in range(3))
     for n in range(N):
-        p, t = pred[n][counted[n]], truth[n][counted[n]]
-        area[n] = np.bincount(t[t >= 0], minlength=K)
-        claimed[n] = np.bincount(p[p >= 0], minlength=K)
-        overlap[n] = np.bincount(t[(t >= 0) & (t == p)], minlength=K)
+        p, t = pred[n][counted[n]] + 1, truth[n][counted[n]] + 1          # 0: background
+        area[n], claimed[n], overlap[n] = (np.bincount(x, minlength=K + 1)[1:] for x in (t, p, t[t == p]))
     return overlap, area + claimed - overlap, area
 
 

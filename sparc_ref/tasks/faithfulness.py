@@ -1,4 +1,4 @@
-"""Faithfulness (section 4.4, tables 4 and 6): does the caption that is found first for a picture say what its own say?
+"""Faithfulness (section 4.4, Table 4): does the caption that is found first for a picture say what its own say?
 
 For every picture the first of all captions of the set is the prediction, the picture's own captions are the references.
 evaluate/faithfulness.py counts; docs/tasks/faithfulness.md measures what each choice of the protocol changes.

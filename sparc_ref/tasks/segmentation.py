@@ -1,4 +1,4 @@
-"""Zero-shot segmentation (section 4.5, appendix D.7, table 8): every patch gets the class whose name is nearest to it.
+"""Zero-shot segmentation (section 4.5, appendix D.7, Table 6): every patch gets the class whose name is nearest to it.
 
 Pictures are squeezed to the model's square, as in training; predictions are enlarged to the truth's own size, where they are
 counted, one picture at a time. evaluate/segmentation.py counts, segmentation_layouts.py opens data;
@@ -6,6 +6,7 @@ docs/tasks/segmentation.md measures what each choice of the protocol changes.
 """
 
 from collections.abc import Callable
+from copy import deepcopy
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -79,7 +80,7 @@ def measure(
     random = {how: [Tally(len(classes)) for _ in range(DRAWS)] for how in readings}
     rng = np.random.default_rng(0)
     shown = set(which[spread(len(which), 6)].tolist()) if pictures else set()
-    overlays, measured, report = [], 0, data.report
+    overlays, measured, report = [], 0, deepcopy(data.report)
     for part in batches(tqdm(which.tolist(), "pictures", unit="picture", disable=None, delay=1), model.batch):
         for i, picture, patches in embedded(model, data, part, side, heads, report):
             try:
@@ -120,7 +121,7 @@ def measure(
             chance[key] = np.mean([tally.mean(average) for tally in random[how]])
     if not np.isfinite(numbers["miou"]):
         raise ValueError(f"{data.name}: expected a class in some picture, found background alone in {measured}\n{report}")
-    notes = [f"{n} left out, {reason}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
+    notes = [f"{reason}, {n}: {', '.join(report.names.get(reason, []))}" for reason, n in report.skipped.items()]
     files = draw(pictures, overlays, classes, data.ignore, side) if pictures and overlays else ()
     return Result("segmentation", report.source, data.name, measured, {k: float(x) for k, x in numbers.items()},
                   {k: float(x) for k, x in chance.items()}, asdict(protocol) | {"size": side},

@@ -282,11 +282,17 @@ def parse_instances(file: Path) -> dict:
         rows = content.get(part) if isinstance(content, dict) else None
         if not isinstance(rows, list):
             raise ValueError(f"{file}: expected COCO's instances, with the lists {', '.join(wanted)}; it has no list {part}")
-        types = {"file_name": str, "name": str, "width": int, "height": int}
         for n, row in enumerate(rows):
-            if not isinstance(row, dict) or not all(isinstance(row.get(f), types.get(f, (int, str))) for f in fields):
+            if not isinstance(row, dict) or not all(usable(f, row.get(f)) for f in fields):
                 raise ValueError(f"{file}: {part}, entry {n}: expected {', '.join(fields)}, got {str(row)[:80]}")
     return content
+
+
+def usable(field: str, x: Any) -> bool:
+    """Whether a value may stand under one of the names that are read."""
+    if field in ("file_name", "name"):
+        return isinstance(x, str)
+    return type(x) is int and (x > 0 or field not in ("width", "height"))
 
 
 def scenes(path: Path, *, names: str | None = None, split: str = "test", count: int = 256, pixels: int = 64,

@@ -36,7 +36,7 @@ def nltk() -> Tagger:
 
         nltk.pos_tag(nltk.word_tokenize("a cat"))                 # its models are looked for when they are asked
     except (ImportError, LookupError) as error:
-        reason = " ".join(str(error).split())[:100]
+        reason = " ".join(str(error).replace("*", "").split())[:60]
         raise ValueError(f"tagger: expected NLTK with its tokenizer and tagger ({reason}); get them with: {NLTK}") from error
     return lambda texts: [nltk.pos_tag(nltk.word_tokenize(text)) for text in texts]
 

@@ -2,6 +2,7 @@
 
 import json
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -13,6 +14,7 @@ from sparc_ref.data.images import resize
 from sparc_ref.evaluate.segmentation import miou, segment
 from sparc_ref.model import PRESETS, init_params
 from sparc_ref.objectives.chosen import ObjectiveConfig
+from sparc_ref.run.measure import truth_of
 from sparc_ref.tasks import segmentation as task
 from sparc_ref.tasks.embedder import Embedder
 from sparc_ref.tasks.segmentation_layouts import CONTEXT, VOC, read_names
@@ -285,7 +287,7 @@ def test_one_bad_picture_is_counted_and_the_others_measured(tmp_path, case):
     r = measured(f"{'voc' if make is of_voc else 'folder'}:{root}")
     found = [key for key in r.counts if key.startswith(reason)]
     assert found and r.counts[found[0]] == 1 and r.examples == 2
-    assert any("1 left out" in note and "1" in note for note in r.notes)
+    assert any(note.startswith(f"{found[0]}, 1: ") and "1" in note.partition(": ")[2] for note in r.notes)
 
 
 def without(root, name):
@@ -307,6 +309,14 @@ REFUSED = {
 }
 
 
+def test_the_same_data_measured_twice_counts_the_same(tmp_path):
+    root = of_voc(tmp_path / "data")
+    Image.new("L", (7, 8)).save(root / MASK)
+    data, protocol = open_data(task, f"voc:{root}")
+    first, again = (task.measure(Painted(), data, protocol) for _ in range(2))
+    assert first == again and first.counts["mask and picture of different sizes"] == 1
+
+
 @pytest.mark.parametrize("case", REFUSED)
 def test_what_cannot_be_measured_is_an_error_with_its_remedy(tmp_path, case):
     make, damage, kind, message = REFUSED[case]
@@ -322,6 +332,9 @@ BAD_COCO = {
     "no categories": (lambda c: json.dumps({k: x for k, x in c.items() if k != "categories"}), "no list categories"),
     "deep": (lambda c: "[" * 99999, "got no JSON"),
     "a picture without a size": (lambda c: json.dumps(c | {"images": [{"id": 0, "file_name": "a.jpg"}]}), "images, entry 0"),
+    "a picture of no size": (lambda c: json.dumps(c | {"images": [c["images"][0] | {"width": 0}]}), "images, entry 0"),
+    "ids of two kinds": (lambda c: json.dumps(c | {"categories": [{"id": i, "name": f"n{i}"} for i in (1, "2")]}),
+                         "categories, entry 1"),
     "no pictures": (lambda c: json.dumps(c | {"images": []}), "expected pictures with masks"),
     "categories of one name": (lambda c: json.dumps(c | {"categories": [{"id": i, "name": "a"} for i in (1, 2)]}),
                                "different names"),
@@ -376,8 +389,8 @@ def test_coco_objects_give_the_masks_that_lie_beside_them(sample_data):
 
 
 def test_photos_and_their_voc_masks_end_to_end(sample_data, tmp_path):
-    r = measured(f"folder:{sample_data / 'coco'}?masks=masks_voc20&of=voc20", model=tiny(VOC), limit=12, pictures=tmp_path)
-    assert r.examples == 12 and 0 <= r.numbers["miou"] < 0.2 and r.numbers["per_image_ignore"] >= r.numbers["miou"]
+    r = measured(f"folder:{sample_data / 'coco'}?masks=masks_voc20&of=voc20", model=tiny(VOC), limit=6, pictures=tmp_path)
+    assert r.examples == 6 and 0 <= r.numbers["miou"] < 0.2 and r.numbers["per_image_ignore"] >= r.numbers["miou"]
     assert 0 < r.chance["miou"] < 0.2 and r.counts["mask missing"] == 20 and (tmp_path / "segmentation.png").exists()
 
 
@@ -387,3 +400,21 @@ def test_emoji_scenes_end_to_end(sample_data):
     data, protocol = open_data(task, spec)
     r = task.measure(tiny(data.classes), data, protocol, say=lambda line: None)
     assert r.examples == 8 and len(data.classes) > 50 and r.numbers["miou"] < 0.2 < r.numbers["miou"] + 0.21
+
+
+def test_the_folder_that_the_page_measures(tmp_path):
+    from importlib.util import module_from_spec, spec_from_file_location
+
+    from sparc_ref.data import MosaicScenes
+
+    found = spec_from_file_location("draw_segmentation", Path(__file__).parents[2] / "docs" / "draw_segmentation.py")
+    script = module_from_spec(found)
+    found.loader.exec_module(script)
+    script.write_folder(tmp_path / "mosaics", 2)
+    data, _ = open_data(task, f"folder:{tmp_path / 'mosaics'}")
+    scenes = MosaicScenes("test", 96, 2, coverage=0.6)
+    for i in (0, 1):
+        assert np.array_equal(data.truth(i), truth_of(scenes[i], scenes.classes))
+    assert data.classes == scenes.classes and np.array_equal(data.picture(1, 96), scenes[1].image)
+    for choice in script.CHOICES:
+        open_data(task, f"folder:{tmp_path / 'mosaics'}?{choice}")
