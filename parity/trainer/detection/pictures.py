@@ -8,7 +8,7 @@ import numpy as np
 from parity.trainer.detection.data import Annotated
 from sparc_ref.run.files import write_whole
 
-LEAST, MOST, ACROSS = 0.15, 12, 4                         # score and number of boxes that are drawn; pictures in a row
+LEAST, MOST, ACROSS = 0.3, 12, 4                          # score and number of boxes that are drawn; pictures in a row
 SMALL = 7                                                 # points
 
 

@@ -14,6 +14,7 @@ from parity.trainer.detection.heads import Detector
 from parity.trainer.detection.train import Examples, Machine, Run, Training
 from parity.trainer.launch import ranks
 from parity.trainer.model import SPARC, dump_params, init_weights
+from parity.trainer.ranks import run_ranks
 from sparc_ref.data import DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS
 from sparc_ref.run import checkpoint
@@ -297,3 +298,15 @@ def test_a_detector_sees_positions_resized(towers):
     for size in (32, 64):
         logits, boxes = detector.detect(torch.zeros(1, 3, size, size), queries)
         assert logits.shape == (1, (size // 8) ** 2, 3) and boxes.shape == (1, (size // 8) ** 2, 4)
+
+
+@pytest.mark.slow
+def test_two_ranks_train_as_one(towers, tmp_path):
+    argv = ["--checkpoint", str(towers), "--data", f"scenes:{tmp_path}/drawn?count=6", "--steps", "2", "--batch", "4",
+            "--size", "32", "--warmup", "1", "--prompts", "bare", "--droplayer-image", "0", "--droplayer-text", "0",
+            "--lr-text", "1e-3"]
+    assert command.main([*argv, "--out", str(tmp_path / "one")], lambda text: None) == 0
+    run_ranks(2, "detector_rank:run", {}, {"argv": [*argv, "--out", str(tmp_path / "two")]}, timeout=600)
+    one, two = (train.load_detector(tmp_path / name)[0].state_dict() for name in ("one", "two"))
+    for name, x in one.items():
+        torch.testing.assert_close(two[name], x, rtol=1e-4, atol=1e-5, msg=lambda text, name=name: f"{name}: {text}")

@@ -159,6 +159,14 @@ def test_padding_targets_change_nothing():
     assert none["loss_l1"] == 0 and none["loss_giou"] == 0 and none["loss_label"] > 0
 
 
+def test_a_picture_without_boxes_asks_for_no_everywhere():
+    logits, box, labels, truth = drawn(3)
+    nothing = labels[:0], truth[:0]
+    got = losses.picture_loss(logits, box, *nothing, *matching.match(matching.match_cost(logits, box, *nothing)))
+    assert got["loss_l1"] == 0 and got["loss_giou"] == 0
+    assert got["loss"].item() == pytest.approx(losses.focal_loss(logits, torch.zeros_like(logits)).sum().item())
+
+
 def test_droplayer_leaves_out_branches_by_example_while_training():
     model = init_weights(SPARC(PRESETS["tiny"]), 0)
     images = torch.rand(64, 3, model.config.image_size, model.config.image_size)
