@@ -21,7 +21,8 @@ def needed(option: str, module: str) -> Any:
     try:
         return import_module(module)
     except ModuleNotFoundError as error:
-        raise ValueError(f"--{option}: needs the package {option}, found no module {error.name}: pip install {option}") from error
+        words = f"--{option}: needs the package {option}, found no module {error.name}: pip install {option}"
+        raise ValueError(words) from error
 
 
 class TensorBoard:

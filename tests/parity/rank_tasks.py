@@ -6,7 +6,7 @@ from parity.trainer import distributed, ranks
 
 
 def everything(arrays, options):
-    """cases_over_ranks' target: the fault that a case's label names is planted; and a rank without a sample is refused by all."""
+    """cases_over_ranks' target: the fault that a case's label names is planted; a rank without a sample is refused by all."""
     out = {}
     assert complaint([3, 0]) == "batch: expected at least one sample on every rank, got [3, 0]"
     for label, case in options["cases"].items():
