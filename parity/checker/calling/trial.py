@@ -84,7 +84,7 @@ class Trial:
         words = f"{error.get('type')}: {error.get('message')}"
         if error.get("type") == "TypeError" and error.get("entry") is None:
             return True
-        if OTHER_THINGS.search(words):
+        if OTHER_THINGS.search(words) or error.get("type") == "AssertionError":
             return True
         farther = (self.far.get("entry") or 0) > (error.get("entry") or 0)
         return bool(farther and SHAPES.search(words))
@@ -117,7 +117,7 @@ def numeric(out) -> list[str]:
     fits = [
         path for path, x in out.items()
         if path != "reply" and x is not None and np.asarray(x).dtype.kind == "f"
-        and (x.size == 1 or x.shape in (mask, mask[:1]))
+        and (x.size == 1 or x.shape in (mask, mask[:1], (int(PLAIN.mask.sum()),)))
     ]
     scalars = [path for path in fits if out[path].size == 1]
     return scalars or fits
