@@ -51,6 +51,7 @@ class Trial:
         self.tried, self.farthest = 0, ""                 # the call that got farthest in their code
         self.far: dict = {}                               # and its error
         self.entries: set[int | None] = set()
+        self.known: dict[tuple, list[float]] = {}         # answers of `measuring.values`
         self.odd = ""                                     # a call that ran and what came out, where that can be no loss
         self.call = ""
 

@@ -134,6 +134,7 @@ def trace(stage, where, kind=""):
     return lambda probe: Followed(stage, where, {"similarity": where}, kind=kind)
 
 
+MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
 ONE = {"settings": [PAPER]}
 # kind -> (a run in which it is true, its facts), (a run in which it is false, its facts)
@@ -145,8 +146,8 @@ RUNS = {
     "threshold": ((below(0.3), {"low": 0.29, "high": 0.31, "many": 64}), (fading, {"low": 0.388, "high": 0.39, "many": 64})),
     "flat": ((number(flat_else), {"setting": PAPER}), (setting(Variant(flat="zero")), {"setting": PAPER})),
     "two results": ((number(jumps), {}), (setting(PAPER), {})),
-    "followed": ((setting(PAPER), {"where": "x.py:3 s", "stage": "minmax", "followed": trace("minmax", "x.py:3 s")}),
-                 (setting(PAPER), {"where": "bmm()", "stage": "minmax", "followed": trace("minmax", "bmm()", "cosine")})),
+    "followed": ((setting(PAPER), MADE | {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")}),
+                 (setting(PAPER), MADE | {"where": "bmm()", "followed": trace("minmax", "bmm()", "cosine")})),
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
