@@ -43,6 +43,8 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: st
                 break
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
+            if trial.no_loss and best is None and way == "usual" and score < first:
+                return
             better = next(runnable(trial, convention, about, given, way), None)
             if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
@@ -192,6 +194,8 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
                         out = trial.run(ready, PLAIN)
                         if out is not None and numeric(out):
                             yield ready
+                        elif trial.no_loss and way == "usual":
+                            return                        # it runs and is no loss: no other form of a mask makes it one
                         if out is not None or "dtype" not in str(trial.last.get("message")):
                             break
 

@@ -54,6 +54,8 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
     for way in ways(about):
+        if not ready and trial.no_loss and way != "usual":
+            break
         pooled = bool(ready) and all(c.word("v") is None for c in ready)  # (N,D) and (N,D): one sample's, maybe
         if ready and way in LATE and not (way == "single" and pooled):
             continue

@@ -53,6 +53,7 @@ class Trial:
         self.entries: set[int | None] = set()
         self.known: dict[tuple, list[float]] = {}         # answers of `measuring.values`
         self.odd = ""                                     # a call that ran and what came out, where that can be no loss
+        self.no_loss = False                              # a call ran that gave nothing, or arrays of three axes alone
         self.call = ""
 
     def run(self, convention: Convention, probe: Probe, grads: bool = False) -> dict[str, Any] | None:
@@ -69,6 +70,8 @@ class Trial:
             self.keep(reply["error"], convention)
             return None
         out = {what["path"]: sent.get(f"out/{i}") for i, what in enumerate(reply["outputs"])} | {"reply": reply}
+        values = [x for path, x in out.items() if path != "reply" and x is not None]
+        self.no_loss = self.no_loss or all(x.ndim > 2 for x in values)
         if not self.odd and not numeric(out):
             each = reply["outputs"][:4]
             shapes = [f"{what['type']} {tuple(what['shape'])}" if "shape" in what else what["type"] for what in each]

@@ -382,7 +382,7 @@ def worker(folder):
         ("star", "*tensors[0] (v)=v,*tensors[1] (t)=t,*tensors[2] (mask)=mask,*tensors[3] (scale)=scale"),
         ("indexed", "inputs[0] (v)=v,inputs[1] (t)=t,inputs[2] (mask)=mask,tau=tau"), ("ConfiguredPlain", "v,t,mask"),
         ("ScaledWithin", "v,t,mask"), ("makes", "v,t,mask,temperature=tau"), ("sum_and_count", "v,t,mask,scale"),
-        ("mean_and_count", "v,t,mask,scale"), ("list_of_losses", "v,t_list,scale"), ("column_mask", "v,t,mask_bl1,scale"),
+        ("mean_and_count", "v,t,mask,scale"), ("list_of_losses", "v_list,t_list,scale"), ("column_mask", "v,t,mask_bl1,scale"),
         ("last_token", "v,t,ends,scale"), ("listed_lengths", "v,t,lengths_list,scale"), ("zeros_are_padding", "v,t_zero,scale"),
         ("of_a_run", "v,t,mask,scale,value:0"))),
 ])
