@@ -70,8 +70,8 @@ class Trial:
             self.keep(reply["error"], convention)
             return None
         out = {what["path"]: sent.get(f"out/{i}") for i, what in enumerate(reply["outputs"])} | {"reply": reply}
-        values = [x for path, x in out.items() if path != "reply" and x is not None]
-        self.no_loss = self.no_loss or all(x.ndim > 2 for x in values)
+        arrays = [x for x in out.values() if isinstance(x, np.ndarray)]
+        self.no_loss = self.no_loss or all(x.ndim > 2 for x in arrays)
         if not self.odd and not numeric(out):
             each = reply["outputs"][:4]
             shapes = [f"{what['type']} {tuple(what['shape'])}" if "shape" in what else what["type"] for what in each]
