@@ -11,7 +11,6 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from small_run import arguments
 
 from parity import oracle
 from parity.trainer import __main__ as command
@@ -21,7 +20,7 @@ from parity.trainer.data.stream import Stream
 from parity.trainer.launch import ranks
 from parity.trainer.model import SPARC, init_weights
 from parity.trainer.settings import Machine, Training
-from sparc_ref.data import Example, Joined, WordTokenizer
+from sparc_ref.data import DrawnScenes, Example, Joined, MosaicScenes, WordTokenizer
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run import checkpoint
@@ -203,29 +202,30 @@ def test_the_command_line_is_handed_on(monkeypatch, tmp_path):
     """Every option of what, how and where; which data is trained on and which measured."""
     handed = SimpleNamespace()
     monkeypatch.setattr(command, "train", lambda *given, **named: vars(handed).update(given=given, **named))
-    model = {k: x for k, x in asdict(CONFIG).items() if k != "vocab_size"}
+    model = {k: x for k, x in asdict(CONFIG).items() if k != "vocab_size"} | {"image_size": 24}
     machine = {"device": "cpu", "strategy": "none", "precision": "float64", "form": "chunked", "chunk": 7, "fine_chunk": 2,
                "pair_chunk": 3, "accumulate": 2, "workers": 1, "log_every": 3, "eval_every": 4, "checkpoint_every": 5,
                "keep": 6, "export_every": 7, "skips": 8, "compile": True, "checkpoint_activations": True,
-               "async_checkpoints": True, "strict": True, "tensorboard": True, "deterministic": True, "fused": True}
-    assert machine.keys() == {f.name for f in fields(Machine)}
-    own = {"objective": "filip", "filip_keep": 0.5} if hasattr(ObjectiveConfig(), "filip_keep") else {"objective": "filip"}
+               "async_checkpoints": True, "strict": True, "tensorboard": True, "deterministic": True}
+    assert machine.keys() | {"fused"} == {f.name for f in fields(Machine)}
+    own = {"objective": "filip", "filip_keep": 0.5}
     training = HOW | {"mixing": "round_robin"}
-    for more, checks, splits in ((["--validation", "drawn?count=8&style=full", "mosaic?count=9"], [8, 9], "validation"),
-                                 ([], [6, 6], "validation")):
-        argv = ["--out", str(tmp_path / str(len(more))), "--data", "drawn?count=20&style=short", "mosaic?count=30", *more,
-                "--no-eos", "--no-lower", *flags(model | training | machine | own)]
+    named = ["--validation", "drawn?count=8&style=full", "mosaic?count=9"]
+    for more, checks in ((named, [8, 9]), ([], [20, HOW["eval_limit"]])):
+        out = tmp_path / str(len(more))
+        argv = ["--out", str(out), "--data", "drawn?count=20&style=short", "mosaic", *more, "--no-eos", "--no-lower",
+                *flags(model | training | machine | own), "--fused", "True"]
         assert command.main(argv, say=lambda text: None) == 0
-        config, how, where, sets, tokenizer, out, place = handed.given
-        assert asdict(config) == asdict(CONFIG) | {"vocab_size": tokenizer.vocab_size}
-        assert asdict(how) == training and asdict(where) == machine
-        assert asdict(handed.objective) == asdict(ObjectiveConfig()) | own
-        assert [(d.name, len(d)) for d in sets] == [(d.name, n) for d, n in zip(sets, (20, 30))]
-        assert [len(d) for d in handed.validation.values()] == checks and not tokenizer.eos and not tokenizer.lower
-        assert {d.describe()["split"] for d in handed.validation.values()} == {splits}
-        assert [d.describe()["split"] for d in sets] == ["train", "train"] and out == tmp_path / str(len(more))
-        assert not handed.resume and handed.init is None and handed.again.endswith("--resume") and place.world == 1
-    argv = arguments(tmp_path / "small", "--preset", "small", "--resume", "--init", str(tmp_path / "weights"))
-    assert command.main(argv, say=lambda text: None) == 0
+        config, how, where, sets, tokenizer, there, place = handed.given
+        assert asdict(config) == model | {"vocab_size": tokenizer.vocab_size} and there == out and place.world == 1
+        assert asdict(how) == training and asdict(where) == machine | {"fused": True}
+        assert asdict(handed.objective) == asdict(ObjectiveConfig()) | own and not tokenizer.eos and not tokenizer.lower
+        assert [(type(d), d.split) for d in sets] == [(DrawnScenes, "train"), (MosaicScenes, "train")] and len(sets[0]) == 20
+        assert [(type(d), d.split, len(d)) for d in handed.validation.values()] == [
+            (DrawnScenes, "validation", checks[0]), (MosaicScenes, "validation", checks[1])]
+        assert not handed.resume and handed.init is None and handed.again.endswith("--resume")
+    argv = ["--out", str(tmp_path / "small"), "--data", "drawn?style=short", "--preset", "small", "--resume"]
+    assert command.main([*argv, "--init", str(tmp_path / "weights")], say=lambda text: None) == 0
     assert handed.resume and handed.init == tmp_path / "weights"
-    assert handed.given[0].mlp_ratio == PRESETS["small"].mlp_ratio != PRESETS["tiny"].mlp_ratio
+    assert handed.given[0].vision_width == PRESETS["small"].vision_width != PRESETS["tiny"].vision_width
+    assert handed.given[1].steps == 2000
