@@ -51,3 +51,8 @@ def test_what_the_opener_refuses_names_the_data():
 def test_absolute(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert absolute("voc:a/b?average=dataset") == f"voc:{tmp_path}/a/b?average=dataset"
+    (tmp_path / "names.txt").touch()
+    (tmp_path / "a").mkdir()
+    assert absolute("voc:a?names=names.txt&split=val") == f"voc:{tmp_path}/a?names={tmp_path}/names.txt&split=val"
+    (tmp_path / "a/names.txt").touch()
+    assert absolute("voc:a?names=names.txt") == f"voc:{tmp_path}/a?names=names.txt"   # seen from the data's own folder
