@@ -191,6 +191,5 @@ def ranges(tried: dict[str, list]) -> str:
     ends = {key: tried[key] for key in RANGES if key in tried}
     spans = [f"{RANGES[key]} {plain(low)}" + f"-{plain(high)}" * (high != low) for key, (low, high) in ends.items()]
     if "similarity" in tried:
-        low, high = tried["similarity"]
-        spans.append(f"largest similarity of a batch {plain(low)}-{plain(high)}")
+        spans.append(f"similarities to {plain(tried['similarity'][1])}")
     return ", ".join([*spans, *(" and ".join(x) for x in [tried.get("dtypes")] if x)])

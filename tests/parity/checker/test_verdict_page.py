@@ -176,7 +176,7 @@ def test_limits_ties_and_what_was_tried_are_said():
     tried = {"B": [1, 64], "P": [2, 256], "similarity": [0.3, 500.0], "dtypes": ["float64"]}
     seen = Reader(page(report(edges=[tie], tried=tried)))
     assert "Only where numbers are exactly equal" in seen.shown() and "The threshold is strict" in seen.shown()
-    assert "Tried: B 1-64, P 2-256, largest similarity of a batch 0.3-500, float64." in seen.shown()
+    assert "Tried: B 1-64, P 2-256, similarities to 500, float64." in seen.shown()
 
 
 def test_listing_1_is_a_reading_and_no_fault():
