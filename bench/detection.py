@@ -29,7 +29,8 @@ from sparc_ref.tasks.spec import open_data
 
 HERE = Path(__file__).resolve().parents[1]
 DATA = Path(os.environ.get("SPARC_REF_DATA", HERE.parent / "shared" / "data"))
-EMOJI = ("dog face", "cat face", "soccer ball", "red apple", "umbrella", "rocket", "key", "clown face", "bicycle", "alarm clock")
+EMOJI = ("dog face", "cat face", "soccer ball", "red apple", "umbrella", "rocket", "key", "clown face", "bicycle",
+         "alarm clock")
 TOWERS = shlex.split("--image-size 96 --patch-size 12 --vision-width 128 --vision-depth 3 --vision-heads 4 --text-width 64 "
                      "--text-depth 1 --max-tokens 16 --batch 8")
 HEADS = shlex.split("--batch 8 --size 96 --lr 8e-4 --clip-by vmap --warmup 50 --negatives 20 --droplayer-image 0 "
