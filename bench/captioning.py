@@ -2,9 +2,9 @@
 
     .venv/bin/python bench/captioning.py --out /tmp/captioning        # minutes on two cores; goes on where it stopped
 
-photos   a captioner is trained until it says the one caption of each of 40 COCO photos again.  Control: its captions dealt to
+photos   a captioner is trained until it says the one caption of each of 24 COCO photos again.  Control: its captions dealt to
          other photos, and the caption of a grey picture under all.
-scenes   scenes of one or two of 64 emoji animals: trained on the train split, measured on scenes that it never saw.  The same
+scenes   scenes of one or two of 24 emoji animals: trained on the train split, measured on scenes that it never saw.  The same
          controls, and the same training without eyes: every picture replaced by grey while it is trained.
 """
 
@@ -34,7 +34,7 @@ def done(folder: Path) -> bool:
     return bool(checkpoint.steps(folder / "checkpoints"))
 
 
-def photos_with_one_caption(data: Path, out: Path, count: int = 40) -> Path:
+def photos_with_one_caption(data: Path, out: Path, count: int = 24) -> Path:
     """COCO's first photos with captions, the first caption of each."""
     content = json.loads((data / "coco" / "captions.json").read_text())
     files, first = {p["id"]: p["file_name"] for p in content["images"]}, {}
@@ -46,11 +46,12 @@ def photos_with_one_caption(data: Path, out: Path, count: int = 40) -> Path:
     return file
 
 
-def animals(data: Path, out: Path, count: int = 64) -> Path:
+def animals(data: Path, out: Path, count: int) -> Path:
     rows = [json.loads(line) for line in (data / "emoji" / "emoji.jsonl").read_text().splitlines()]
     rows = [r for r in rows if r["group"] == "Animals & Nature" and r["split"] == "train" and "face" not in r["name"]][:count]
-    write_whole(out / "animals.jsonl", "".join(json.dumps(row) + "\n" for row in rows))
-    return out / "animals.jsonl"
+    file = out / f"animals-{count}.jsonl"
+    write_whole(file, "".join(json.dumps(row) + "\n" for row in rows))
+    return file
 
 
 class Blind:
@@ -72,10 +73,10 @@ class Blind:
         return {"blind": self.dataset.describe()}
 
 
-def words(data: tuple[str, ...], out: Path, model: GPTConfig, steps: int) -> float:
+def words(data: tuple[str, ...], out: Path, model: GPTConfig, steps: int, lr: float) -> float:
     began = time.perf_counter()
     if not done(out):
-        language.run(LanguageOptions(data, out, model, Training(steps=steps, batch=48, lr=2e-3, warmup=50)))
+        language.run(LanguageOptions(data, out, model, Training(steps=steps, batch=48, lr=lr, warmup=50)))
     return time.perf_counter() - began
 
 
@@ -86,7 +87,7 @@ def captioner(tower: Path, words: Path, data: str, out: Path, training: Training
         if blind:
             train.open_source = lambda *given, **options: Blind(sound(*given, **options))
         try:
-            train.run(train.Options(tower, words, (data,), out, max_tokens=32, space=0, model=SMALL, training=training))
+            train.run(train.Options(tower, words, (data,), out, max_tokens=48, space=0, model=SMALL, training=training))
         finally:
             train.open_source = sound
     return time.perf_counter() - began
@@ -104,30 +105,30 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--out", type=Path, required=True)
     parser.add_argument("--data", type=Path, default=DATA, help="the folder of sample data")
-    parser.add_argument("--tower-steps", type=int, default=400)
+    parser.add_argument("--tower-steps", type=int, default=300)
     given = parser.parse_args()
     out, results, seconds = given.out, {}, {}
     out.mkdir(parents=True, exist_ok=True)
-    noto = f"pictures:{given.data}/emoji/noto.zip?names={animals(given.data, out)}&objects=1,2"
+    noto, few = (f"pictures:{given.data}/emoji/noto.zip?names={animals(given.data, out, n)}&objects=1,2" for n in (64, 24))
     if not done(out / "tower"):
         train_tower(["--data", noto, "--out", str(out / "tower"), "--preset", "tiny", "--steps", str(given.tower_steps),
-                     "--batch", "48", "--workers", "0", "--eval-limit", "128", "--device", "cpu"])
+                     "--batch", "32", "--workers", "0", "--eval-limit", "64", "--device", "cpu"])
     with gzip.open(given.data / "captions" / "coco_captions_val2017.jsonl.gz", "rt") as rows:
         texts = [" ".join(text.split()) for row in rows for text in json.loads(row)["captions"][:2]]
     write_whole(out / "coco.txt", "\n".join(texts) + "\n")
     seconds["words of photos"] = words((f"text:{out / 'coco.txt'}",), out / "words-photos",
-                                       GPTConfig(width=128, depth=4, max_tokens=48), 400)
+                                       GPTConfig(width=128, depth=3, max_tokens=64, vocab_size=800), 300, 3e-3)
     seconds["words of scenes"] = words((f"{noto}&count=4000",), out / "words-scenes",
-                                       GPTConfig(width=96, depth=3, heads=3, max_tokens=48), 300)
+                                       GPTConfig(width=96, depth=3, heads=3, max_tokens=48), 200, 2e-3)
     photos = f"captions:{photos_with_one_caption(given.data, out)}?images={given.data}/coco/images"
     seconds["photos"] = captioner(out / "tower", out / "words-photos", photos, out / "photos",
-                                  Training(steps=400, batch=20, lr=2e-3, warmup=40, checkpoint_every=200))
+                                  Training(steps=400, batch=24, lr=3e-3, warmup=40, checkpoint_every=100))
     for name, blind in (("scenes", False), ("scenes-blind", True)):
-        seconds[name] = captioner(out / "tower", out / "words-scenes", f"{noto}&split=train", out / name,
-                                  Training(steps=600 if not blind else 200, batch=32, lr=2e-3, warmup=40, checkpoint_every=200),
+        seconds[name] = captioner(out / "tower", out / "words-scenes", f"{few}&split=train", out / name,
+                                  Training(steps=100 if blind else 500, batch=32, lr=2e-3, warmup=20, checkpoint_every=100),
                                   blind)
-    for name, spec in (("photos", photos), ("scenes", f"{noto}&split=test&count=200"),
-                       ("scenes-blind", f"{noto}&split=test&count=200")):
+    for name, spec in (("photos", f"{photos}&most=40"), ("scenes", f"{few}&split=test&count=200"),
+                       ("scenes-blind", f"{few}&split=test&count=200")):
         results[name] = measured(out / name, spec, out / "pages" / name)
         n, c = results[name]["numbers"], results[name]["chance"]
         print(f"{name}: CIDEr {n['cider']:.1f}, dealt to other pictures {c['cider']:.1f}, of a grey picture "

@@ -207,8 +207,8 @@ def streams(bench: Bench, size: int, rounds: int, peak: float) -> None:
     for name, run in runs.items():
         second = statistics.median(found[name])
         done = meters.operations(bench.config, size, 1)
-        tell("stream", how=name, compiled="yes" if bench.compiled else "no", batch=size, seconds=second, to_autocast=ratio(found, name, "autocast"),
-             mfu=done / second / peak if peak else 0.0, GiB=peak_of(run) / 2**30)
+        tell("stream", how=name, compiled="yes" if bench.compiled else "no", batch=size, seconds=second,
+             to_autocast=ratio(found, name, "autocast"), mfu=done / second / peak if peak else 0.0, GiB=peak_of(run) / 2**30)
         if CUDA:
             kernels(run, name, size)
 

@@ -1,4 +1,4 @@
-"""Retrieval, under an objective's own score too, and the grounding gap while training, by the trainer's own towers on all ranks.
+"""Retrieval, under an objective's own score too, and the grounding gap, while training, by the trainer's towers on all ranks.
 
 sparc_ref.evaluate, which takes plain arrays and knows no model, turns them into numbers.
 """

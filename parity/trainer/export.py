@@ -71,7 +71,7 @@ class Taken:
         return "\n".join(out)
 
 
-LAYER = {                                                 # what is inside of a block: Hugging Face's, timm's, open_clip's -> ours
+LAYER = {                                                 # inside of a block: Hugging Face's, timm's, open_clip's -> ours
     "layernorm_before": "norm1", "layer_norm1": "norm1", "norm1": "norm1", "ln_1": "norm1",
     "layernorm_after": "norm2", "layer_norm2": "norm2", "norm2": "norm2", "ln_2": "norm2",
     "attention.attention.query": "attn.query", "self_attn.q_proj": "attn.query", "attention.q_proj": "attn.query",
@@ -145,8 +145,8 @@ def take_weights(model: SPARC, file: str | Path, only: tuple[str, ...] = ()) -> 
         text = {"embeddings.token_embedding.weight", "token_embedding.weight"}
         alone = "text" if text & set(names) else "vision"
         for name in names:
-            ours = name if name in own else renamed(name, alone)
-            for source, ours, x in pieces(name, ours, tensors.get_tensor(name)):
+            here = name if name in own else renamed(name, alone)
+            for source, ours, x in pieces(name, here, tensors.get_tensor(name)):
                 take(own, found, source, ours, x, only)
     found.drawn.extend(name for name in own if name not in found.taken)
     return found

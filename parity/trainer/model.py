@@ -76,7 +76,8 @@ class SPARC(nn.Module):
     def encode_images(self, images: Tensor) -> dict[str, Tensor]:
         """images (B,3,H,W) -> image_features (B,P,C), v (B,P,D), v_bar (B,D)"""
         f_v = self.vision(images)
-        return {"image_features": f_v, "v": self.g_v(f_v), "v_bar": self.image_head(f_v.mean(1, dtype=inside(f_v)).to(f_v.dtype))}
+        pooled = f_v.mean(1, dtype=inside(f_v)).to(f_v.dtype)
+        return {"image_features": f_v, "v": self.g_v(f_v), "v_bar": self.image_head(pooled)}
 
     def image_head(self, x: Tensor) -> Tensor:
         """g_v(h_v(x)), of the pooled picture, and in zero-shot segmentation of each patch.      x (...,C) -> (...,D)"""

@@ -1,8 +1,8 @@
 """The towers as open_clip holds them: a timm ViT without a class token, and open_clip's text tower, looking both ways.
 
     python -m parity.trainer.open_clip --run RUN --out FOLDER
-    timm.models.VisionTransformer(**json of FOLDER/vision.json)            # takes FOLDER/vision.safetensors; forward_features: f_v
-    open_clip.transformer.TextTransformer(**json of FOLDER/text.json)      # takes FOLDER/text.safetensors; ..., tokens: f_t
+    timm.models.VisionTransformer(**json of FOLDER/vision.json)            # takes vision.safetensors; forward_features: f_v
+    open_clip.transformer.TextTransformer(**json of FOLDER/text.json)      # takes text.safetensors; ..., tokens: f_t
 
 What differs, and what a kind of layer must be given beside the JSON, is said in FOLDER/README.md and printed.
 """
@@ -21,10 +21,10 @@ from sparc_ref.run.files import put
 from sparc_ref.run.rundir import load_run
 
 DIFFERENCE = """\
-vision.*  timm.models.VisionTransformer: forward_features is SPARC's f_v. As an open_clip model's visual.trunk it has these names too.
+vision.*  timm.models.VisionTransformer: forward_features is SPARC's f_v. An open_clip model's visual.trunk has the same names.
 text.*    open_clip.transformer.TextTransformer: the tokens it returns are SPARC's f_t. Ids of padding must be pad_id, 0, and no
           real token may be. Its pooled output is NOT t_bar: open_clip pools one token, SPARC takes the mean over real tokens.
-Both      norm_layer=partial(LayerNorm, eps={eps:g}) and act_layer=partial(GELU, approximate="{gelu}") must be given: JSON cannot hold them.
+Both      norm_layer=partial(LayerNorm, eps={eps:g}) and act_layer=partial(GELU, approximate="{gelu}") must be given too.
 sparc.safetensors  what open_clip has no place for: h_v, g_v, g_t, theta (its logit_scale). With them
           v = g_v(f_v), t = g_t(f_t), v_bar = g_v(gelu(h_v(mean f_v))), t_bar = g_t(mean of f_t over real tokens).
 open_clip's own vision tower has a class token that patches attend to, and SPARC none: it cannot hold this one.
@@ -36,7 +36,7 @@ OPEN_CLIP = {"norm1": "ln_1", "norm2": "ln_2", "attn.out": "attn.out_proj", "mlp
 
 def blocks(params: dict[str, np.ndarray], tower: str, depth: int, theirs: str, names: dict[str, str], packed: str) -> dict:
     """The blocks of one tower under the names of another's, queries, keys and values packed."""
-    out = {}
+    out: dict[str, np.ndarray] = {}
     for i in range(depth):
         ours = f"{tower}.blocks.{i}"
         for kind in ("weight", "bias"):

@@ -30,7 +30,7 @@ def native_scores(
     objective: Any, embeddings: Parts, mask: Tensor, params: Mapping[str, Tensor]
 ) -> tuple[Tensor, Tensor] | None:
     """embeddings: v (N,P,D), t (M,L,D), v_bar (N,D), t_bar (M,D); mask (M,L) bool; params: what the losses use, by name.
-    -> (N,M) for pictures that ask, (N,M) for captions that ask; None where the score is the cosine: SPARC, CLIP, MGCA, SigLIP"""
+    -> (N,M) for pictures that ask, (N,M) for captions that ask; None where the score is the cosine"""
     if objective is None or objective.objective not in SCORES:
         return None
     with torch.autocast(mask.device.type, enabled=False):

@@ -82,6 +82,7 @@ class Machine:
     skips: int = 10                 # updates in a row with a loss or gradient that is not finite: skipped, then the run stops
     strict: bool = False            # stop at the first sample or shard that cannot be used
     tensorboard: bool = False       # write the metrics for TensorBoard too
+    wandb: bool = False             # send the metrics to Weights & Biases too; their environment variables say where
     deterministic: bool = False     # torch.use_deterministic_algorithms; on CPUs nothing random is used anyway
 
     def __post_init__(self):

@@ -26,7 +26,7 @@ def combine(prompts: np.ndarray, how: str = "embeddings") -> np.ndarray:
     """
     chosen("how", how, COMBINE)
     prompts = np.asarray(prompts)
-    prompts = finite("prompts", prompts, (*("ABCDEFGH"[:prompts.ndim - 2]), "T", "D"))
+    prompts = finite("prompts", prompts, (*"ABCDEFGH"[:max(prompts.ndim - 2, 0)], "T", "D"))
     if prompts.shape[-2] == 0:
         raise ValueError("prompts: expected at least one for each class, got 0")
     mean = np.mean(unit(prompts), axis=-2)
@@ -44,10 +44,10 @@ def hits(
     """
     image_emb = finite("image_emb", image_emb, ("N", "D"))
     N, D = image_emb.shape
-    class_vec = finite("class_vec", class_vec, ("C", D))
+    class_vec = vectors(class_vec, D)
     labels, candidates = checked(labels, candidates, N, len(class_vec))
     ks = positive(ks)
-    score = unit(image_emb) @ np.asarray(class_vec, np.float64).T                      # (N,C)
+    score = unit(image_emb) @ class_vec.T                                              # (N,C)
     own = score[np.arange(N), labels][:, None]
     score = np.where(candidates, score, -np.inf)
     tie = max(tie, 1e-12)                                                               # the rounding of our own products
@@ -59,7 +59,7 @@ def hits(
 def nearest(image_emb: np.ndarray, class_vec: np.ndarray, candidates: np.ndarray | None = None) -> np.ndarray:
     """The nearest class of each picture; a tie goes to the first.      image_emb (N,D), class_vec (C,D) -> (N,) int"""
     image_emb = finite("image_emb", image_emb, ("N", "D"))
-    class_vec = finite("class_vec", class_vec, ("C", image_emb.shape[1]))
+    class_vec = vectors(class_vec, image_emb.shape[1])
     _, candidates = checked(np.zeros(0, np.int64), candidates, 0, len(class_vec))
     return np.argmax(np.where(candidates, unit(image_emb) @ class_vec.T, -np.inf), axis=1)
 
@@ -86,6 +86,16 @@ def classification_chance(classes: int, ks: Sequence[int] = KS) -> dict[str, flo
     """What a constant embedding scores among so many candidates.      -> dict as accuracy"""
     out = {f"top{k}": min(k / classes, 1.0) for k in positive(ks)}
     return out | ({"mean_per_class": 1 / classes} if 1 in ks else {})
+
+
+def vectors(class_vec, D):
+    """class_vec in float64.   ValueError for vectors longer than 1: `combine` has not been there, and lengths would decide"""
+    class_vec = np.asarray(finite("class_vec", class_vec, ("C", D)), np.float64)
+    with np.errstate(over="ignore"):
+        longest = np.max(np.linalg.norm(class_vec, axis=1), initial=0)
+    if not longest < 1 + 1e-5:
+        raise ValueError(f"class_vec: expected vectors of length 1 at most, as combine gives them, got one of {longest:.4g}")
+    return class_vec
 
 
 def checked(labels, candidates, N, C):

@@ -54,7 +54,7 @@ def open_folders(kind: str, title: str, expected: int, path: Path, *, classnames
     classnames, wnids: files, see class_names; name: what tables call the data.   ValueError: no class, no picture, no names
     """
     folders = class_folders(path)
-    classes, index, notes = class_names(kind, path, list(folders), classnames, wnids)
+    classes, index, notes = class_names(kind, path, folders, classnames, wnids)
     counts: Counter[str] = Counter()
     pictures, labels = list_pictures(path, folders, index, counts)
     own = np.zeros(len(classes), bool)
@@ -96,10 +96,10 @@ def open_imagenet_c(path: Path, *, classnames: str | None = None, wnids: str | N
                 continue
             folders = class_folders(folder)
             if not classes:
-                classes, first, notes = class_names("imagenet-c", folder, list(folders), classnames, wnids, path)
+                classes, first, notes = class_names("imagenet-c", folder, folders, classnames, wnids, path)
                 own = np.zeros(len(classes), bool)
                 own[list(first.values())] = True
-            if list(folders) != list(first):
+            if folders != list(first):
                 odd = sorted(set(folders) ^ set(first))
                 raise ValueError(f"{folder}: expected the {len(first)} classes of {cells[0].corruption}/{cells[0].severity}, "
                                  f"differs in {', '.join(odd[:5])}; complete it")
@@ -149,23 +149,25 @@ def subfolders(path: Path) -> list[str]:
         raise ValueError(f"{path}: expected a folder ({error.strerror}). See {PAGE}") from error
 
 
-def class_folders(path: Path) -> dict[str, str]:
-    """The folders of the classes in order: numbers by their value, so that 10 follows 9; names by their characters."""
+def class_folders(path: Path) -> list[str]:
+    """The folders of the classes, sorted.   ValueError: none, or two of one number"""
     found = subfolders(path)
     if not found:
         raise ValueError(f"{path}: expected a folder for each class, found none. See {PAGE}")
-    if all(re.fullmatch("[0-9]{1,9}", f) for f in found):
-        found.sort(key=int)
-        if len({int(f) for f in found}) < len(found):
-            raise ValueError(f"{path}: expected a folder for each class, got two of one number, such as 1 and 01")
-    return {f: f for f in found}
+    if numbered(found) and len({int(f) for f in found}) < len(found):
+        raise ValueError(f"{path}: expected a folder for each class, got two of one number, such as 1 and 01")
+    return found
 
 
-def holds_folders(path: Path, folders: dict[str, str]) -> bool:
-    return any(subfolders(path / f) for f in list(folders)[:20])
+def numbered(folders: list[str]) -> bool:
+    return all(re.fullmatch("[0-9]{1,9}", f) for f in folders)
 
 
-def list_pictures(path: Path, folders: dict[str, str], index: dict[str, int],
+def holds_folders(path: Path, folders: list[str]) -> bool:
+    return any(subfolders(path / f) for f in folders[:20])
+
+
+def list_pictures(path: Path, folders: list[str], index: dict[str, int],
                   counts: Counter[str]) -> tuple[list[Source], np.ndarray]:
     """The pictures of every class, sorted by name; links that leave the folder and other files are counted."""
     root = path.resolve()
@@ -213,7 +215,7 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
     if not keys:
         there = [place / "wnids.txt" for place in places if (place / "wnids.txt").is_file()]
         order = Path(wnids) if wnids else there[0] if there and kind != "imagenet-v2" else None
-        if all(f.isdigit() for f in folders):
+        if numbered(folders):
             keys = [str(n) for n in range(len(names))]
             folders_as = {f: str(int(f)) for f in folders}
         elif order:

@@ -91,11 +91,12 @@ def test_the_two_rules_differ_where_prompts_disagree():
 
 @pytest.mark.parametrize("x, vec, labels, candidates, words", [
     (np.ones((2, 3)), np.ones((4, 2)), [0, 1], None, r"class_vec: expected \(C,3\), got \(4, 2\)"),
-    (np.full((2, 3), np.nan), np.ones((4, 3)), [0, 1], None, "image_emb: expected finite numbers, got 6 of 6"),
-    (np.ones((2, 3)), np.ones((4, 3)), [0, 4], None, r"labels: expected classes 0..3, got 0..4"),
-    (np.ones((2, 3)), np.ones((4, 3)), [0.0, 1], None, "labels: expected integers"),
-    (np.ones((2, 3)), np.ones((4, 3)), [0, 1], np.array([True, False, True, True]), "got class 1, which is none"),
-    (np.ones((2, 3)), np.ones((4, 3)), [0, 1], np.zeros(4, bool), "at least one class, got none"),
+    (np.full((2, 3), np.nan), np.eye(4, 3), [0, 1], None, "image_emb: expected finite numbers, got 6 of 6"),
+    (np.ones((2, 3)), np.eye(4, 3), [0, 4], None, r"labels: expected classes 0..3, got 0..4"),
+    (np.ones((2, 3)), np.ones((4, 3)), [0, 1], None, "class_vec: expected vectors of length 1 at most, .* got one of 1.732"),
+    (np.ones((2, 3)), np.eye(4, 3), [0.0, 1], None, "labels: expected integers"),
+    (np.ones((2, 3)), np.eye(4, 3), [0, 1], np.array([True, False, True, True]), "got class 1, which is none"),
+    (np.ones((2, 3)), np.eye(4, 3), [0, 1], np.zeros(4, bool), "at least one class, got none"),
 ])  # fmt: skip
 def test_refuses(x, vec, labels, candidates, words):
     with pytest.raises(ValueError, match=words):

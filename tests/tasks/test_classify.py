@@ -121,9 +121,19 @@ def test_squash_and_crop_see_other_pixels(tmp_path):
 
 
 def test_a_limit_is_spread_over_the_classes(tmp_path):
-    path = folders(tmp_path / "a", [f"number_{n}" for n in range(12)], each=10)
+    """The first two classes alone have the right pictures: of the first 24 pictures that would be 20."""
+    path = folders(tmp_path / "a", [f"number_{n:02d}" for n in range(12)], [0, 1, *range(102, 112)], each=10)
     got = run(f"folders:{path}", limit=24)
-    assert got.examples == 24 and got.numbers["mean_per_class"] == 1 and "evenly spread" in " ".join(got.notes)
+    assert got.examples == 24 and got.numbers["top1"] < 0.5 and "evenly spread" in " ".join(got.notes)
+
+
+def test_classes_without_a_folder_are_no_candidates(tmp_path):
+    """Two folders of twelve names, and a model that guesses."""
+    listed(tmp_path, 12)
+    path = folders(tmp_path / "a", ["3", "7"], [3, 7], each=100)
+    own, every = (run(f"imagenet-v2:{path}?candidates={c}", Knows(blind=True)) for c in ("own", "all"))
+    assert abs(own.numbers["top1"] - 1 / 2) < 0.18 and abs(every.numbers["top1"] - 1 / 12) < 0.1
+    assert own.chance["top1"] == 1 / 2 and every.chance["top1"] == 1 / 12
 
 
 def test_a_batch_at_a_time(tmp_path):

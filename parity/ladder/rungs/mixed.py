@@ -293,7 +293,7 @@ def rows(
     setup: Setup, drawn: Any, trained: Trained, dtype: str, side: str, dloss: Upstream,
     again: Callable[[], Trained] | None = None, clip: float | None = None,
 ) -> Iterator[Row]:  # fmt: skip
-    """Every step, then every gradient.      dtype: "mixed" | "stream" | "float64", in which nothing is rounded; again: in float64
+    """Every step, then every gradient.      dtype: "mixed" | "stream" | "float64", which rounds nothing; again: in float64
 
     clip: the limit to which the trainer has scaled the gradients before they were taken.
     """

@@ -61,10 +61,11 @@ class Pictures:
 
     def open(self, size: int) -> Any:
         """ValueError: what the data itself refuses"""
-        options = "&".join(f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in self.options.items())
-        return open_source(self.spec(options), size, split="test")
+        return open_source(self.spec, size, split="test")
 
-    def spec(self, options: str = "") -> str:
+    @property
+    def spec(self) -> str:
+        options = "&".join(f"{k}={','.join(map(str, v)) if isinstance(v, tuple) else v}" for k, v in self.options.items())
         return f"{self.kind}:{self.path.absolute()}{'?' + options if options else ''}"
 
 
@@ -125,7 +126,7 @@ def measure(
     model's own captions dealt to other pictures.
     """
     dataset = data.open(model.size) if isinstance(data, Pictures) else data
-    spec, name = (data.spec(), data.name) if isinstance(data, Pictures) else (dataset.name, dataset.name)
+    spec, name = (data.spec, data.name) if isinstance(data, Pictures) else (dataset.name, dataset.name)
     if hasattr(dataset, "report"):
         say(str(dataset.report))
     how, count = words.chosen(protocol.words), min(len(dataset), limit or len(dataset))

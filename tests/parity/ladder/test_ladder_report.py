@@ -295,3 +295,26 @@ def test_axes_and_texts_are_seen(scheme):
     for name in ("alarm", "good-paper", "part-paper", "stripe"):
         assert contrast(colour["ink"], colour[name]) >= 7, name
     assert contrast(colour["failed"], colour["alarm"]) >= 4.5
+
+
+def test_facts_outcomes_and_notes_are_their_own():
+    found = results(rung("losses", rows=GOOD, notes=["a first note", "another"]), rung("steps", "failed", [BAD]),
+                    rung("compile", "not run", reason="no compiler"))
+    assert report.facts(found).startswith("preset quick, device cpu, seed 0, threads 1, TF32 off (CPU), sparc_ref 0.1, ")
+    assert [cells[report.OUTCOME] for cells in report.lines(found)] == ["ok", "FAILED", "NOT RUN"]
+    for text in (terminal(found), report.markdown(found), " ".join(Strict(report.page(found)).text)):
+        for said in ("losses: a first note", "losses: another", "NOT RUN: compile: no compiler"):
+            assert said in text
+
+
+def test_a_mark_has_its_sides_form_and_a_bar_its_precisions_colour():
+    marks = re.findall(r'<title>\w+, (\w+), [^<]*</title>.*?<circle[^>]* fill="([^"]+)"', charts.errors(GOOD[:2]))
+    assert [(side, fill == charts.PAPER) for side, fill in marks] == [("trainer", False), ("reference", True)]
+    kinds = ("float64", "float32", "bfloat16", "mixed")
+    bars = charts.overview([{"name": d, "said": "", "share": 0.5, "dtype": d, "ok": True} for d in kinds])
+    fills = re.findall(r'height="14" fill="([^"]+)"', bars)
+    assert fills == [charts.COLOURS[name] for name in ("float64", "float32", "16-bit", "16-bit")] and len(set(fills)) == 3
+
+
+def test_updates_are_counted_from_one():
+    assert re.findall(r'y="295" text-anchor="middle"[^>]*>(\d+)<', charts.curves(SERIES)) == ["1", "1", "2", "2", "3", "3"]

@@ -117,7 +117,7 @@ def draws():
 
 def of_others(out):
     """timm's and open_clip's own towers, as open_clip.py says they are to be made."""
-    others = [pytest.importorskip(name, exc_type=ImportError, reason=f"{name} cannot be imported here: its towers are not compared")
+    others = [pytest.importorskip(name, exc_type=ImportError, reason=f"{name} cannot be imported: its towers are not compared")
               for name in ("timm", "open_clip")]
     how = {"norm_layer": partial(torch.nn.LayerNorm, eps=CONFIG.layer_norm_eps),
            "act_layer": partial(torch.nn.GELU, approximate="tanh")}
@@ -181,15 +181,15 @@ def test_towers_of_timm_and_open_clip_compute_the_same_when_taken(written, tmp_p
 
 @pytest.mark.parametrize("layout", ["timm", "open_clip"])
 def test_every_name_of_timm_and_open_clip_is_accounted_for(tmp_path, layout):
-    """A ViT with class token, layer scale and head; CLIP's two towers in one file, of which the text tower stands at the top."""
+    """A ViT with class token, layer scale and head; CLIP's two towers in one file, the text tower's names without a prefix."""
     c, rng = CONFIG, np.random.default_rng(0)
     width, p, patches = c.vision_width, c.patch_size, (c.image_size // c.patch_size) ** 2
     patch, packed = (width, 3, p, p), (3 * width, width)
     files = {"timm": {
         "cls_token": (1, 1, width), "pos_embed": (1, patches + 1, width), "patch_embed.proj.weight": patch,
         "blocks.0.attn.qkv.weight": packed, "blocks.0.attn.qkv.bias": (3 * width,), "blocks.0.attn.proj.bias": (width,),
-        "blocks.0.ls1.gamma": (width,), "blocks.0.attn.q_norm.weight": (width,), "norm.bias": (width,), "fc_norm.weight": (width,),
-        "head.weight": (10, width)}, "open_clip": {
+        "blocks.0.ls1.gamma": (width,), "blocks.0.attn.q_norm.weight": (width,), "norm.bias": (width,),
+        "fc_norm.weight": (width,), "head.weight": (10, width)}, "open_clip": {
         "visual.class_embedding": (width,), "visual.positional_embedding": (patches + 1, width), "visual.conv1.weight": patch,
         "visual.ln_pre.weight": (width,), "visual.ln_post.bias": (width,), "visual.proj": (width, 5),
         "visual.transformer.resblocks.0.attn.in_proj_weight": packed,

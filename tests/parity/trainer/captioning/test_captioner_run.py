@@ -260,7 +260,7 @@ def test_scenes_are_pictures_with_captions_too(trained, tmp_path):
         Image.fromarray(image).save(tmp_path / f"thing-{'abcde'[i]}.png")
     data, protocol = open_data(task, f"pictures:{tmp_path}?split=train&count=5&objects=1,2&words=plain&most=4&beams=1")
     found = task.measure(task.open_model(trained), data, protocol, say=lambda text: None)
-    assert found.examples == 5 and found.data.endswith(str(tmp_path))
+    assert found.examples == 5 and found.data == f"pictures:{tmp_path}?split=train&count=5&objects=1,2"
 
 
 def test_words_say_how_they_were_cut(monkeypatch):
