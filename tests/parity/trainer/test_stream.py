@@ -117,7 +117,7 @@ def test_gradients_are_as_near_to_float64_as_autocasts(rng):
         return np.array([np.linalg.norm(got[n] - g) / np.linalg.norm(g) for n, g in want.items()])
 
     stream, autocast = off(**STREAM), off(autocast=True)
-    print(f"stream {np.median(stream):.4f}, at most {stream.max():.4f}; autocast {np.median(autocast):.4f}, {autocast.max():.4f}")
+    print({name: (float(np.median(x)), float(x.max())) for name, x in (("stream", stream), ("autocast", autocast))})
     assert np.median(stream) < 2 * np.median(autocast) and stream.max() < 0.3  # NaN is below nothing
 
 

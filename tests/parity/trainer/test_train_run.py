@@ -156,7 +156,8 @@ def test_wandb_gets_every_row_of_one_run(tmp_path, monkeypatch, capsys):
     class Stand(types.ModuleType):
         def init(self, **given):
             started.append(given)
-            return types.SimpleNamespace(log=lambda numbers, step: sent.append((step, numbers)), finish=lambda: sent.append("end"))
+            return types.SimpleNamespace(log=lambda numbers, step: sent.append((step, numbers)),
+                                         finish=lambda: sent.append("end"))
 
     argv = arguments(tmp_path / "run", "--steps", "4", "--wandb")
     monkeypatch.setitem(sys.modules, "wandb", Stand("wandb"))
