@@ -1,7 +1,8 @@
 """The trainer's speed on one device, side by side:  python bench/device.py steps|losses|growth|towers [--out F]
 
     steps    whole updates in bf16: SPARC and the same model with the global loss alone take turns, eager and compiled, at the
-             largest batch that fits; model FLOPs utilisation; a breakdown; which kernels the time goes to
+             largest batch that fits; model FLOPs utilisation; a breakdown; which kernels the time goes to; then compiled again
+             with a bf16 stream, beside autocast in turns
     losses   the global loss plain, gathered, chunked as the batch grows
     growth   every objective's loss against CLIP's as the batch doubles: time and peak memory
     towers   the vision tower against timm's ViT, transformers' CLIP and torch's own encoder, of one size, where installed
@@ -97,12 +98,16 @@ def ratio(found: dict[str, list[float]], name: str, to: str) -> float:
 
 
 class Bench:
-    """A model, its optimiser and batches.  One model serves SPARC and the global loss alone: the weight lambda_f is changed."""
+    """A model, its optimiser and batches.  One model serves SPARC and the global loss alone: the weight lambda_f is changed.
 
-    def __init__(self, preset: str):
-        self.config = PRESETS[preset]
+    stream: "bfloat16", --precision bf16_stream; None: --precision bf16, autocast
+    """
+
+    def __init__(self, preset: str, stream: str | None = None):
+        self.preset, self.config = preset, PRESETS[preset]
         self.alone = replace(self.config, lambda_f=0.0)
-        self.model = init_weights(SPARC(self.config), 0).to(DEVICE)
+        self.autocast = torch.bfloat16 if stream is None else None
+        self.model = init_weights(SPARC(self.config, stream=stream), 0).to(DEVICE)
         self.optimizer = optim.make_adamw(self.model, 1e-4)
         self.compiled = False
 
@@ -116,7 +121,7 @@ class Bench:
     def step(self, batch: Any, sparc: bool = True, **options: Any) -> Callable[[], Any]:
         def run():
             self.model.config = self.config if sparc else self.alone
-            optim.train_step(self.model, batch, self.optimizer, 1e-4, autocast=torch.bfloat16,
+            optim.train_step(self.model, batch, self.optimizer, 1e-4, autocast=self.autocast,
                              compiled=self.compiled and sparc, **options)
 
         return run
@@ -163,6 +168,7 @@ def steps(preset: str, rounds: int, largest: int, small: int, limit: float, comp
         raise SystemExit(f"not even a batch of {size} fits")
     measured("eager", size)
     if not compiled:
+        streams(bench, size, rounds, peak)
         return
     bench.compile()
     bench.step(bench.batch(size))()                       # compiles
@@ -179,6 +185,32 @@ def steps(preset: str, rounds: int, largest: int, small: int, limit: float, comp
             tell("largest", batch=before, GiB=now / 2**30, note="twice as many ran out of memory")
             break
         measured("compiled", size)
+    streams(bench, size, rounds, peak)
+
+
+def streams(bench: Bench, size: int, rounds: int, peak: float) -> None:
+    """SPARC's update with a bf16 stream beside autocast's, in turns; half the batch where both do not fit at once."""
+    torch._dynamo.reset()
+    other = Bench(bench.preset, stream="bfloat16")
+    if bench.compiled:
+        other.compile()
+    while True:
+        batch = bench.batch(size)
+        runs = {"autocast": bench.step(batch), "bf16 stream": other.step(batch)}
+        if all(fits(run) for run in runs.values()) or size == 1:
+            break
+        torch._dynamo.reset()
+        size //= 2
+    for run in runs.values():
+        run()
+    found = in_turns(runs, rounds)
+    for name, run in runs.items():
+        second = statistics.median(found[name])
+        done = meters.operations(bench.config, size, 1)
+        tell("stream", how=name, compiled="yes" if bench.compiled else "no", batch=size, seconds=second,
+             to_autocast=ratio(found, name, "autocast"), mfu=done / second / peak if peak else 0.0, GiB=peak_of(run) / 2**30)
+        if CUDA:
+            kernels(run, name, size)
 
 
 def flash(bench: Bench) -> str:

@@ -20,6 +20,7 @@ from sparc_ref import (
     init_params,
 )
 from sparc_ref.alignment import CHOICES
+from sparc_ref.evaluate.classification import combine, hits
 from sparc_ref.evaluate.grounding import grounding_gap
 from sparc_ref.evaluate.grouping import queries
 from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
@@ -158,6 +159,8 @@ PUBLIC = {
     "retrieval": ("v_bar t_bar owner", lambda *given: retrieval(*given).values()),
     "retrieval_of_scores": ("scores scores owner", lambda *given: retrieval_of_scores(*given).values()),
     "retrieval_chance": ("owner", lambda owner: retrieval_chance(owner, B).values()),
+    "hits": ("v_bar t owner", lambda v, t, owner: [hits(v, combine(t), owner)]),
+    "combine": ("t", lambda t: [combine(t), combine(t, "similarities")]),
     "segment": ("cells t_bar", lambda *given: [segment(*given, (2, 2), (4, 4))]),
     "miou": ("labels labels", lambda *given: [miou(*given, 3)]),
     "mean_iou": ("counts counts counts", lambda *given: [mean_iou(*given)]),

@@ -227,14 +227,18 @@ def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":
 
 
 def with_cls(ask, diagnosis):
-    """A [CLS] slot that the global loss reads: the paper has none, it pools the patches."""
+    """A [CLS] slot that the global loss reads: the paper has none, it pools the patches.
+
+    With a slot in both sides it is the place of the pooled embeddings: `reading`.
+    """
     import numpy as np
 
     from parity.checker.diagnosis.deviations import Found
     from parity.checker.probes import PROBES
 
     given = {w for _, w in ask.convention.arguments}
-    if not given & {"v_cls", "v_pbd_cls"} or "v_bar" in given or any(f.id == "global.uses_cls" for f in diagnosis.deviations):
+    known = any(f.id == "global.uses_cls" for f in diagnosis.deviations)
+    if not given & {"v_cls", "v_pbd_cls"} or given & {"v_bar", "t_cls"} or known:
         return diagnosis
     grads = ask(PROBES["padded"]).grads
     if not any(np.any(grads.get(loss, {}).get("v_bar", 0)) for loss in ("global", "total")):

@@ -1,4 +1,4 @@
-"""Retrieval and the grounding gap while training, by the trainer's own towers on all ranks.
+"""Retrieval, under an objective's own score too, and the grounding gap, while training, by the trainer's towers on all ranks.
 
 sparc_ref.evaluate, which takes plain arrays and knows no model, turns them into numbers.
 """
@@ -13,12 +13,15 @@ from torch.distributed.fsdp import FSDPModule
 from parity.trainer.launch import Place, gathered
 from parity.trainer.loss import token_losses
 from parity.trainer.model import bare
+from parity.trainer.optim import loss_params
+from parity.trainer.scores import native_scores
 from sparc_ref.data.images import resize
 from sparc_ref.data.load_report import Unusable
 from sparc_ref.evaluate.grounding import grounding_gap
-from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance
+from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
 
 GROUNDING = 256                                           # pictures of the grounding gap
+SCORED = 64                                               # pictures that an objective scores at a time
 
 
 @torch.no_grad()
@@ -57,7 +60,10 @@ def evaluate(model: Any, dataset: Any, tokenizer: Any, limit: int, batch: int, d
     owner = np.concatenate(owners)
     out = {"images": float(count), "captions": float(len(owner))}
     out |= retrieval(np.concatenate(v_bar), np.concatenate(t_bar), owner)
-    out |= {f"{name}_chance": x for name, x in retrieval_chance(owner, count).items()}
+    chance = {f"{name}_chance": x for name, x in retrieval_chance(owner, count).items()}
+    out |= chance
+    if scores := scored(model, [part for _, part in parts], device):
+        out |= {f"native_{name}": x for name, x in (retrieval_of_scores(*scores, owner) | chance).items()}
     if config.lambda_f and count > 1:
         out |= gap(model, config, fine, seed)
     return {name: float(x) for name, x in out.items() if np.isfinite(x)}
@@ -121,6 +127,28 @@ def shared(mine: list, place: Place, device: torch.device) -> list[list]:
             at += size
         out.append(list(parts.items()))
     return out
+
+
+def scored(model: Any, parts: list[dict], device: torch.device) -> tuple[np.ndarray, np.ndarray] | None:
+    """The scores of every picture and caption, N x M, by the objective's own rule; None where it has none."""
+    params, objective = loss_params(model), bare(model).objective
+    longest = max(part["t"].shape[1] for part in parts)
+
+    def all_of(name: str, longer: bool = False) -> Tensor:
+        found = [part[name] for part in parts]
+        if longer:
+            found = [np.pad(x, ((0, 0), (0, longest - x.shape[1]), *((0, 0),) * (x.ndim - 2))) for x in found]
+        return torch.from_numpy(np.concatenate(found)).to(device)
+
+    x = {"t": all_of("t", longer=True), "t_bar": all_of("t_bar")}
+    mask = all_of("mask", longer=True)
+    rows = []
+    for v, v_bar in zip(all_of("v").split(SCORED), all_of("v_bar").split(SCORED)):
+        if (found := native_scores(objective, x | {"v": v, "v_bar": v_bar}, mask, params)) is None:
+            return None
+        rows.append([s.float().cpu().numpy() for s in found])
+    i2t, t2i = (np.concatenate(each) for each in zip(*rows))
+    return i2t, t2i
 
 
 def gap(model: Any, config: Any, parts: list, seed: int) -> dict[str, float]:

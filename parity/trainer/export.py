@@ -71,35 +71,44 @@ class Taken:
         return "\n".join(out)
 
 
-HF_LAYER = {                                              # Hugging Face's ViT, CLIP and BERT towers -> ours, inside of a block
-    "layernorm_before": "norm1", "layer_norm1": "norm1", "layernorm_after": "norm2", "layer_norm2": "norm2",
-    "attention.attention.query": "attn.query", "self_attn.q_proj": "attn.query",
-    "attention.attention.key": "attn.key", "self_attn.k_proj": "attn.key",
-    "attention.attention.value": "attn.value", "self_attn.v_proj": "attn.value",
+LAYER = {                                                 # inside of a block: Hugging Face's, timm's, open_clip's -> ours
+    "layernorm_before": "norm1", "layer_norm1": "norm1", "norm1": "norm1", "ln_1": "norm1",
+    "layernorm_after": "norm2", "layer_norm2": "norm2", "norm2": "norm2", "ln_2": "norm2",
+    "attention.attention.query": "attn.query", "self_attn.q_proj": "attn.query", "attention.q_proj": "attn.query",
+    "attention.attention.key": "attn.key", "self_attn.k_proj": "attn.key", "attention.k_proj": "attn.key",
+    "attention.attention.value": "attn.value", "self_attn.v_proj": "attn.value", "attention.v_proj": "attn.value",
+    "attn.qkv": "attn.PACKED", "attn.in_proj": "attn.PACKED",
     "attention.output.dense": "attn.out", "self_attn.out_proj": "attn.out", "attention.o_proj": "attn.out",
-    "attention.q_proj": "attn.query", "attention.k_proj": "attn.key", "attention.v_proj": "attn.value",
-    "intermediate.dense": "mlp.up", "mlp.fc1": "mlp.up", "output.dense": "mlp.down", "mlp.fc2": "mlp.down",
+    "attn.proj": "attn.out", "attn.out_proj": "attn.out",
+    "intermediate.dense": "mlp.up", "mlp.fc1": "mlp.up", "mlp.c_fc": "mlp.up",
+    "output.dense": "mlp.down", "mlp.fc2": "mlp.down", "mlp.c_proj": "mlp.down",
 }  # fmt: skip
 VISION = {
     "embeddings.patch_embeddings.projection": "vision.patch", "embeddings.patch_embedding": "vision.patch",
+    "patch_embed.proj": "vision.patch", "conv1": "vision.patch",
     "embeddings.position_embeddings": "vision.positions", "embeddings.position_embedding.weight": "vision.positions",
-    "layernorm": "vision.norm", "post_layernorm": "vision.norm",
+    "pos_embed": "vision.positions", "positional_embedding": "vision.positions",
+    "layernorm": "vision.norm", "post_layernorm": "vision.norm", "norm": "vision.norm", "ln_post": "vision.norm",
 }  # fmt: skip
 TEXT = {
-    "embeddings.token_embedding": "text.embedding", "embeddings.position_embedding.weight": "text.positions",
-    "final_layer_norm": "text.norm",
+    "embeddings.token_embedding": "text.embedding", "token_embedding": "text.embedding",
+    "embeddings.position_embedding.weight": "text.positions", "positional_embedding": "text.positions",
+    "final_layer_norm": "text.norm", "ln_final": "text.norm",
 }  # fmt: skip
+BLOCK = r"(?:encoder\.|transformer\.)?(?:layers?|blocks|resblocks)\.(\d+)\.(.+?)[._](weight|bias)"
+PARTS = ("query", "key", "value")                         # in the order in which others pack them
 
 
 def renamed(name: str, alone: str = "vision") -> str:
-    """Our name for a tensor of a ViT or CLIP file in Hugging Face's layout; its own where it is none of theirs.
+    """Our name for a tensor of a tower in the layout of Hugging Face, timm or open_clip; its own where it is none of theirs.
 
-    alone: whose tower a file is that does not say so in its names, as newer ones do not
+    alone: whose tower a tensor is that does not say so in its name.  What others pack, queries, keys and values, is PACKED.
     """
-    short = re.sub(r"^(vit|vision_model|text_model)\.", "", name)
-    tower = "text" if name.startswith("text_model.") or (short == name and alone == "text") else "vision"
-    if match := re.fullmatch(r"(?:encoder\.)?layers?\.(\d+)\.(.+)\.(weight|bias)", short):
-        inside = HF_LAYER.get(match[2])
+    short = re.sub(r"^(vit|vision_model|text_model|visual\.trunk|visual|text)\.", "", name)
+    says = re.match(r"(text|vi)", name) if short != name else None
+    tower = {"text": "text", "vi": "vision"}[says[1]] if says else alone
+    if match := re.fullmatch(BLOCK, short):
+        inside = LAYER.get(match[2])
         return f"{tower}.blocks.{match[1]}.{inside}.{match[3]}" if inside else name
     table = TEXT if tower == "text" else VISION
     for theirs, ours in table.items():
@@ -110,12 +119,20 @@ def renamed(name: str, alone: str = "vision") -> str:
     return name
 
 
+def pieces(name: str, ours: str, x: Tensor) -> list[tuple[str, str, Tensor]]:
+    """A tensor of a file, as its own name, ours, numbers: one, or three where queries, keys and values are packed."""
+    if "PACKED" not in ours:
+        return [(name, ours, x)]
+    return [(f"{name}[{part}]", ours.replace("PACKED", part), y) for part, y in zip(PARTS, x.chunk(3))]
+
+
 @torch.no_grad()
 def take_weights(model: SPARC, file: str | Path, only: tuple[str, ...] = ()) -> Taken:
     """Copy what fits from a safetensors file into the model.      only: starts of parameter names, such as vision.; (): all
 
-    Read are our own names (an export, parameters.safetensors of any checkpoint) and Hugging Face's ViT and CLIP towers; a
-    convolution becomes the product it is, a class token and its position are dropped.  Every name is accounted for.
+    Read are our own names (an export, parameters.safetensors of any checkpoint), ViT and CLIP towers in Hugging Face's layout,
+    timm's ViTs, and open_clip's towers, alone or both; a convolution becomes the product it is, a class token and its position
+    are dropped.  Every name is accounted for.
     """
     own = model.state_dict()
     found = Taken(drawn=[])
@@ -124,30 +141,40 @@ def take_weights(model: SPARC, file: str | Path, only: tuple[str, ...] = ()) -> 
     except Exception as error:
         raise ValueError(f"{file}: not a readable safetensors file ({error})") from error
     with handle as tensors:
-        alone = "text" if "embeddings.token_embedding.weight" in tensors.keys() else "vision"  # noqa: SIM118, no dict
-        for name in list(tensors.keys()):
-            ours = renamed(name, alone)
-            if ours not in own:
-                found.dropped[name] = "this model has none of that name"
-                continue
-            if only and not ours.startswith(only):
-                found.dropped[name] = "not asked for"
-                continue
-            x = tensors.get_tensor(name)
-            if ours == "vision.patch.weight" and x.ndim == 4:
-                x = x.flatten(1)                          # (C,3,p,p) -> (C,3pp), the order of our patches
-            if ours == "vision.positions" and x.ndim == 3:
-                x = x[0]
-            if ours == "vision.positions" and len(x) == len(own[ours]) + 1:
-                x = x[1:]
-                found.dropped[f"{name}[0]"] = "the class token's position"
-            if x.shape != own[ours].shape:
-                found.dropped[name] = f"is {tuple(x.shape)}, not {tuple(own[ours].shape)}"
-                continue
-            own[ours].copy_(x)
-            found.taken[ours] = name
+        names = list(tensors.keys())
+        text = {"embeddings.token_embedding.weight", "token_embedding.weight"}
+        alone = "text" if text & set(names) else "vision"
+        for name in names:
+            here = name if name in own else renamed(name, alone)
+            for source, ours, x in pieces(name, here, tensors.get_tensor(name)):
+                take(own, found, source, ours, x, only)
     found.drawn.extend(name for name in own if name not in found.taken)
     return found
+
+
+def take(own: dict[str, Tensor], found: Taken, source: str, ours: str, x: Tensor, only: tuple[str, ...]) -> None:
+    """One tensor, into `own` if it fits.      source: its name in the file"""
+    if ours.endswith("attn.key.bias"):
+        found.dropped[source] = "keys have no bias here: softmax cancels it"
+        return
+    if ours not in own:
+        found.dropped[source] = "this model has none of that name"
+        return
+    if only and not ours.startswith(only):
+        found.dropped[source] = "not asked for"
+        return
+    if ours == "vision.patch.weight" and x.ndim == 4:
+        x = x.flatten(1)                                  # (C,3,p,p) -> (C,3pp), the order of our patches
+    if ours.endswith(".positions") and x.ndim == 3:
+        x = x[0]
+    if ours == "vision.positions" and len(x) == len(own[ours]) + 1:
+        x = x[1:]
+        found.dropped[f"{source}[0]"] = "the class token's position"
+    if x.shape != own[ours].shape:
+        found.dropped[source] = f"is {tuple(x.shape)}, not {tuple(own[ours].shape)}"
+        return
+    own[ours].copy_(x)
+    found.taken[ours] = source
 
 
 # ------------------------------------------------------------------------------------------------------------ the command

@@ -28,7 +28,7 @@ def peak_operations(device: torch.device, precision: str) -> float | None:
         return None
     name = torch.cuda.get_device_name(device)
     known = next((peaks for part, peaks in PEAKS.items() if part in name), None)
-    return known[precision != "bf16"] if known else None
+    return known[precision not in ("bf16", "bf16_stream")] if known else None
 
 
 def operations(config: SPARCConfig, batch: int, world: int, objective: ObjectiveConfig | None = None) -> float:

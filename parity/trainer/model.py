@@ -36,22 +36,27 @@ class SPARC(nn.Module):
     fused_qkv  queries, keys and values in one product | three
     checkpoint keep each block's input alone and compute the block again in backward
     objective  settings with ObjectiveConfig's attributes, whose own parameters are then the model's; None: SPARC's
+    stream     "bfloat16": what runs through the blocks is bfloat16, parameters are rounded to it where they are used, norms,
+               softmax and means are float32 inside; not under autocast | None: as parameters and autocast have it
     """
 
     def __init__(
         self, config: SPARCConfig, *, attention: str = "sdpa", fused_qkv: bool = True, checkpoint: bool = False,
-        objective: Any = None,
+        objective: Any = None, stream: str | None = None,
     ):
         super().__init__()
         if attention not in ("sdpa", "plain"):
             raise ValueError(f"attention: expected sdpa or plain; got {attention!r}")
         c = self.config = config
-        how = {"gelu": c.gelu, "eps": c.layer_norm_eps, "attention": attention, "fused": fused_qkv, "checkpoint": checkpoint}
+        if stream not in (None, "bfloat16"):
+            raise ValueError(f"stream: expected bfloat16 or None; got {stream!r}")
+        how = {"gelu": c.gelu, "eps": c.layer_norm_eps, "attention": attention, "fused": fused_qkv, "checkpoint": checkpoint,
+               "stream": None if stream is None else torch.bfloat16}
         self.vision = VisionTower(c, how)
         self.text = TextTower(c, how)
-        self.h_v = nn.Linear(c.vision_width, c.vision_width) if c.h_v == "dense_gelu" else None
-        self.g_v = nn.Linear(c.vision_width, c.embed_dim)
-        self.g_t = nn.Linear(c.text_width, c.embed_dim)
+        self.h_v = Linear(c.vision_width, c.vision_width) if c.h_v == "dense_gelu" else None
+        self.g_v = Linear(c.vision_width, c.embed_dim)
+        self.g_t = Linear(c.text_width, c.embed_dim)
         self.theta = nn.Parameter(torch.tensor(math.log(1 / c.temperature_init)))
         self.theta_fine = nn.Parameter(self.theta.detach().clone()) if c.temperature == "separate" else None
         self.objective = objective
@@ -71,7 +76,8 @@ class SPARC(nn.Module):
     def encode_images(self, images: Tensor) -> dict[str, Tensor]:
         """images (B,3,H,W) -> image_features (B,P,C), v (B,P,D), v_bar (B,D)"""
         f_v = self.vision(images)
-        return {"image_features": f_v, "v": self.g_v(f_v), "v_bar": self.image_head(f_v.mean(1))}
+        pooled = f_v.mean(1, dtype=inside(f_v)).to(f_v.dtype)
+        return {"image_features": f_v, "v": self.g_v(f_v), "v_bar": self.image_head(pooled)}
 
     def image_head(self, x: Tensor) -> Tensor:
         """g_v(h_v(x)), of the pooled picture, and in zero-shot segmentation of each patch.      x (...,C) -> (...,D)"""
@@ -84,10 +90,11 @@ class SPARC(nn.Module):
         f_t = self.text(tokens, mask)
         if self.config.text_pool == "masked":
             real = mask[..., None]
-            pooled = torch.where(real, f_t, 0).sum(1) / real.sum(1).clamp(min=1)  # an empty caption pools to 0
+            # an empty caption pools to 0
+            pooled = torch.where(real, f_t, 0).sum(1, dtype=inside(f_t)) / real.sum(1).clamp(min=1)
         else:
-            pooled = f_t.mean(1)
-        return {"text_features": f_t, "t": self.g_t(f_t), "t_bar": self.g_t(pooled)}
+            pooled = f_t.mean(1, dtype=inside(f_t))
+        return {"text_features": f_t, "t": self.g_t(f_t), "t_bar": self.g_t(pooled.to(f_t.dtype))}
 
 
 def add_own(model: SPARC, o: Any, width: int) -> None:
@@ -121,10 +128,11 @@ class VisionTower(nn.Module):
     def __init__(self, c: SPARCConfig, how: dict):
         super().__init__()
         self.size, self.grid, self.resize = c.patch_size, c.image_size // c.patch_size, c.position_resize
-        self.patch = nn.Linear(3 * c.patch_size**2, c.vision_width)
+        self.stream = how["stream"]
+        self.patch = Linear(3 * c.patch_size**2, c.vision_width)
         self.positions = nn.Parameter(torch.zeros(self.grid**2, c.vision_width))
         self.blocks = nn.ModuleList(Block(c.vision_width, c.vision_heads, c.mlp_ratio, how) for _ in range(c.vision_depth))
-        self.norm = nn.LayerNorm(c.vision_width, c.layer_norm_eps)
+        self.norm = LayerNorm(c.vision_width, c.layer_norm_eps)
 
     def forward(self, images: Tensor) -> Tensor:
         p = self.size
@@ -132,8 +140,9 @@ class VisionTower(nn.Module):
             raise ValueError(f"images: expected (B,3,H,W) with H and W that {p} divides, got {tuple(images.shape)}")
         batch, rows, columns = images.shape[0], images.shape[2] // p, images.shape[3] // p
         x = images.reshape(batch, 3, rows, p, columns, p).permute(0, 2, 4, 1, 3, 5)
-        x = self.patch(x.reshape(batch, rows * columns, 3 * p * p))  # a product, not a convolution: no TF32 of cuDNN's
-        x = x + self.positions_for(rows, columns)
+        x = entered(x.reshape(batch, rows * columns, 3 * p * p), self.stream)
+        x = self.patch(x)                                 # a product, not a convolution: no TF32 of cuDNN's
+        x = entered(x + self.positions_for(rows, columns), self.stream)
         for block in self.blocks:
             x = block(x, None)
         return self.norm(x)
@@ -153,10 +162,11 @@ class TextTower(nn.Module):
     def __init__(self, c: SPARCConfig, how: dict):
         super().__init__()
         self.longest = c.max_tokens
+        self.stream = how["stream"]
         self.embedding = nn.Embedding(c.vocab_size, c.text_width)
         self.positions = nn.Parameter(torch.zeros(c.max_tokens, c.text_width)) if c.text_positions == "learned" else None
         self.blocks = nn.ModuleList(Block(c.text_width, c.text_heads, c.mlp_ratio, how) for _ in range(c.text_depth))
-        self.norm = nn.LayerNorm(c.text_width, c.layer_norm_eps)
+        self.norm = LayerNorm(c.text_width, c.layer_norm_eps)
 
     def forward(self, tokens: Tensor, mask: Tensor) -> Tensor:
         if tokens.ndim != 2 or not 0 < tokens.shape[1] <= self.longest:
@@ -166,6 +176,7 @@ class TextTower(nn.Module):
         x = self.embedding(torch.where(mask, tokens, 0))
         if self.positions is not None:
             x = x + self.positions[: tokens.shape[1]]
+        x = entered(x, self.stream)
         for block in self.blocks:
             x = block(x, mask)
         return self.norm(x)
@@ -176,9 +187,9 @@ class Block(nn.Module):
 
     def __init__(self, width: int, heads: int, ratio: int, how: dict):
         super().__init__()
-        self.norm1 = nn.LayerNorm(width, how["eps"])
+        self.norm1 = LayerNorm(width, how["eps"])
         self.attn = Attention(width, heads, how)
-        self.norm2 = nn.LayerNorm(width, how["eps"])
+        self.norm2 = LayerNorm(width, how["eps"])
         self.mlp = MLP(width, ratio * width, how["gelu"])
         self.checkpoint = how["checkpoint"]
 
@@ -201,10 +212,10 @@ class Attention(nn.Module):
     def __init__(self, width: int, heads: int, how: dict):
         super().__init__()
         self.heads, self.fused, self.kind = heads, how["fused"], how["attention"]
-        self.query = nn.Linear(width, width)
-        self.key = nn.Linear(width, width, bias=False)
-        self.value = nn.Linear(width, width)
-        self.out = nn.Linear(width, width)
+        self.query = Linear(width, width)
+        self.key = Linear(width, width, bias=False)
+        self.value = Linear(width, width)
+        self.out = Linear(width, width)
 
     def forward(self, x: Tensor, mask: Tensor | None) -> Tensor:
         batch, length, width = x.shape
@@ -219,7 +230,8 @@ class Attention(nn.Module):
             o = F.scaled_dot_product_attention(q, k, v, attn_mask=keys)
         else:
             s = q * q.shape[-1] ** -0.5 @ k.mT            # (B,heads,L,L)
-            o = torch.softmax(s if keys is None else torch.where(keys, s, -torch.inf), -1) @ v
+            s = s if keys is None else torch.where(keys, s, -torch.inf)
+            o = torch.softmax(s, -1, dtype=inside(s)).to(v.dtype) @ v
         if real is not None:
             o = torch.where(real, o, 0)
         return self.out(o.transpose(1, 2).reshape(batch, length, width))
@@ -228,8 +240,8 @@ class Attention(nn.Module):
         """x (B,L,C) -> queries, keys, values, each (B,L,C)"""
         if not self.fused:
             return self.query(x), self.key(x), self.value(x)
-        weight = torch.cat([self.query.weight, self.key.weight, self.value.weight])
-        bias = torch.cat([self.query.bias, torch.zeros_like(self.query.bias), self.value.bias])
+        weight = torch.cat([used(part.weight, x) for part in (self.query, self.key, self.value)])
+        bias = torch.cat([used(b, x) for b in (self.query.bias, torch.zeros_like(self.query.bias), self.value.bias)])
         return F.linear(x, weight, bias).chunk(3, -1)
 
 
@@ -239,11 +251,46 @@ class MLP(nn.Module):
     def __init__(self, width: int, hidden: int, kind: str):
         super().__init__()
         self.kind = kind
-        self.up = nn.Linear(width, hidden)
-        self.down = nn.Linear(hidden, width)
+        self.up = Linear(width, hidden)
+        self.down = Linear(hidden, width)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.down(gelu(self.up(x), self.kind))
+
+
+class Linear(nn.Linear):
+    """In the dtype of what it is given."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        return F.linear(x, used(self.weight, x), None if self.bias is None else used(self.bias, x))
+
+
+class LayerNorm(nn.LayerNorm):
+    """In at least float32, whatever it is given, whose dtype comes out."""
+
+    def forward(self, x: Tensor) -> Tensor:
+        wide = inside(x)
+        y = F.layer_norm(x.to(wide), self.normalized_shape, self.weight.to(wide), self.bias.to(wide), self.eps)
+        return y if autocast(x) else y.to(x.dtype)
+
+
+def used(p: Tensor, x: Tensor) -> Tensor:
+    """A parameter in the dtype of what it meets, unless autocast sees to that."""
+    return p if autocast(x) else p.to(x.dtype)
+
+
+def autocast(x: Tensor) -> bool:
+    """Whether torch.autocast is on where x is; a tensor without contents has none."""
+    return not x.is_meta and torch.is_autocast_enabled(x.device.type)
+
+
+def inside(x: Tensor) -> torch.dtype:
+    """In which sums over x are taken: at least float32."""
+    return torch.promote_types(x.dtype, torch.float32)
+
+
+def entered(x: Tensor, stream: torch.dtype | None) -> Tensor:
+    return x if stream is None else x.to(stream)
 
 
 def gelu(x: Tensor, kind: str) -> Tensor:

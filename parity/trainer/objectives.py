@@ -154,19 +154,14 @@ def pacl(
 
     Every rank scores its own pictures with all captions; a caption's sum over the pictures goes over the ranks.
     """
-    e = embedded(x["v"], p)
-    k = p["theta_pool"].exp() if "theta_pool" in p else torch.full_like(p["theta"], weight_scale)
-    e_hat, t_hat = unit(e), unit(x["t_bar"])
-    base = e if values == "plain" else e_hat
+    e, t_hat = embedded(x["v"], p), unit(x["t_bar"])
     if pairs == "matched":
-        a = torch.softmax(k * (e_hat @ t_hat[..., None])[..., 0], -1)  # (b,P)
-        u = (a[:, None] @ base)[:, 0]
+        a = torch.softmax(learned(p, "theta_pool", weight_scale) * (unit(e) @ t_hat[..., None])[..., 0], -1)  # (b,P)
+        u = (a[:, None] @ (e if values == "plain" else unit(e)))[:, 0]
         loss, stages = global_loss(u, x["t_bar"], p["theta"], form=how.form, group=how.group, chunk=how.chunk)
         return loss, {"scores": stages.pop("logits") / p["theta"].exp()} | stages if "logits" in stages else stages
-    length = (e * e_hat).sum(-1) if values == "plain" else torch.ones_like(e[..., 0])
     sizes = distributed.batch_sizes(len(e), e.device, how.group)
-    captions = distributed.gather(t_hat, sizes, how.group)
-    phi = in_blocks(pooled_cosine, (e_hat, length, base @ base.mT, k), (captions,), 4 * e_hat[..., 0].numel(), how.pair_chunk)
+    phi = pooled_scores(e, distributed.gather(t_hat, sizes, how.group), p, how, values, weight_scale)
     every = Pairs(torch.ones(len(e), dtype=torch.bool, device=e.device), sizes, how.group)
     z = p["theta"].exp() * phi
     loss_image, loss_text = every.rows(z), every.columns(z)
@@ -178,22 +173,12 @@ def gloria(
     similarity: str = "scaled", double_softmax: bool = False, agg: str = "sum",
 ) -> tuple[Tensor, Parts]:
     """Words attend to the patches and vote for a picture, in every pair; plus twice eq. 1.      scores (b,B)"""
-    def temperature(name: str, temp: float) -> Tensor:
-        return p[name].exp() if name in p else torch.full_like(p["theta"], temp)
-
     words, mask = of_one_length(x["t"], mask, how.group)
-    v = x["v"]
-    sizes = distributed.batch_sizes(len(v), v.device, how.group)
+    sizes = distributed.batch_sizes(len(words), words.device, how.group)
     captions, real = distributed.gather(words, sizes, how.group), of_all(mask, sizes, how.group)
-    scale = 1 / math.sqrt(v.shape[2]) if similarity == "scaled" else 1.0
-
-    def block(v, gram, temp1, temp2, t, own):
-        return word_scores(v, gram, temp1, temp2, t, own, scale, double_softmax, agg)
-
-    own = v, v @ v.mT, temperature("theta_attention", temp1), temperature("theta_words", temp2)
-    scores = in_blocks(block, own, (captions, real), 4 * v[..., 0].numel() * mask.shape[1], how.pair_chunk)
+    scores = voted_scores(x["v"], captions, real, p, how, temp1, temp2, similarity, double_softmax, agg)
     pairs = Pairs(mask.any(1), sizes, how.group)
-    z = temperature("theta_local", temp3) * scores
+    z = learned(p, "theta_local", temp3) * scores
     loss_image, loss_text = pairs.rows(z), pairs.columns(z)
     local, both = pairs.mean(loss_image + loss_text), 2 * whole_pairs(x, p, how)[0]
     return local + both, {"scores": scores, "loss_local": local, "loss_global": both}
@@ -241,17 +226,7 @@ def flair(x: Parts, mask: Tensor, p: Parts, how: How) -> tuple[Tensor, Parts]:
     """A caption as a whole attends to the patches and an empty token, in every pair.      scores (b,B): phi(u_ij, t_bar_j)"""
     sizes = distributed.batch_sizes(len(mask), mask.device, how.group)
     captions = distributed.gather(x["t_bar"], sizes, how.group)
-    k, u = (torch.nn.functional.pad(x["v"] @ p[f"flair.{part}.weight"].T, (0, 0, 0, 1)) for part in ("key", "value"))
-    y = u @ p["flair.out.weight"].T + p["flair.out.bias"]  # (b,P+1,D)
-
-    def block(k, y, gram, t):
-        q = t @ p["flair.query.weight"].T + p["flair.query.bias"]
-        a = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
-        square = ((a @ gram) * a).sum(-1)
-        none = square <= 0
-        return torch.where(none, 0, (a * (unit(t) @ y.mT)).sum(-1) / torch.where(none, 1, square).sqrt())
-
-    phi = in_blocks(block, (k, y, y @ y.mT), (captions,), 4 * k[..., 0].numel(), how.pair_chunk)
+    phi = attended_scores(x["v"], captions, p, how)
     local = signed_pairs(phi, p, sizes, how)
     whole = signed_pairs(unit(x["v_bar"]) @ unit(captions).T, p, sizes, how)
     return (local + whole) / 2, {"scores": phi, "loss_local": local, "loss_global": whole}
@@ -337,6 +312,48 @@ def embedded(v: Tensor, p: Parts) -> Tensor:
         return v
     hidden = torch.relu(v @ p["pacl.up.weight"].T + p["pacl.up.bias"])
     return v + hidden @ p["pacl.down.weight"].T + p["pacl.down.bias"]
+
+
+def learned(p: Mapping[str, Tensor], name: str, value: float) -> Tensor:
+    """A temperature that may be learned, as 1/tau."""
+    return p[name].exp() if name in p else torch.full_like(p["theta"], value)
+
+
+def pooled_scores(e: Tensor, t_hat: Tensor, p: Parts, how: How, values: str, weight_scale: float) -> Tensor:
+    """PACL's phi(u_ij, t_j) of pictures and captions.      e (b,P,D) embedded patches, t_hat (B,D) -> (b,B)"""
+    e_hat = unit(e)
+    base, length = (e, (e * e_hat).sum(-1)) if values == "plain" else (e_hat, torch.ones_like(e[..., 0]))
+    own = e_hat, length, base @ base.mT, learned(p, "theta_pool", weight_scale)
+    return in_blocks(pooled_cosine, own, (t_hat,), 4 * e_hat[..., 0].numel(), how.pair_chunk)
+
+
+def voted_scores(
+    v: Tensor, t: Tensor, real: Tensor, p: Parts, how: How, temp1: float, temp2: float, similarity: str, double_softmax: bool,
+    agg: str,
+) -> Tensor:
+    """GLoRIA's word_scores of pictures and captions.      v (b,P,D), t (B,L,D), real (B,L) -> (b,B)"""
+    scale = 1 / math.sqrt(v.shape[2]) if similarity == "scaled" else 1.0
+
+    def block(v, gram, temp1, temp2, t, own):
+        return word_scores(v, gram, temp1, temp2, t, own, scale, double_softmax, agg)
+
+    own = v, v @ v.mT, learned(p, "theta_attention", temp1), learned(p, "theta_words", temp2)
+    return in_blocks(block, own, (t, real), 4 * v[..., 0].numel() * t.shape[1], how.pair_chunk)
+
+
+def attended_scores(v: Tensor, t_bar: Tensor, p: Parts, how: How) -> Tensor:
+    """FLAIR's phi(u_ij, t_j): each caption's own attention over the patches and an empty token.      v (b,P,D), t_bar (B,D)"""
+    k, u = (torch.nn.functional.pad(v @ p[f"flair.{part}.weight"].T, (0, 0, 0, 1)) for part in ("key", "value"))
+    y = u @ p["flair.out.weight"].T + p["flair.out.bias"]  # (b,P+1,D)
+
+    def block(k, y, gram, t):
+        q = t @ p["flair.query.weight"].T + p["flair.query.bias"]
+        a = torch.softmax(q @ k.mT / math.sqrt(q.shape[-1]), -1)
+        square = ((a @ gram) * a).sum(-1)
+        none = square <= 0
+        return torch.where(none, 0, (a * (unit(t) @ y.mT)).sum(-1) / torch.where(none, 1, square).sqrt())
+
+    return in_blocks(block, (k, y, y @ y.mT), (t_bar,), 4 * k[..., 0].numel(), how.pair_chunk)
 
 
 def pooled_cosine(e_hat: Tensor, length: Tensor, gram: Tensor, k: Tensor, t_hat: Tensor) -> Tensor:

@@ -18,7 +18,7 @@ from sparc_ref.model import SPARCConfig
 Mixing: TypeAlias = Literal["accumulate", "round_robin", "merged"]
 Device: TypeAlias = Literal["cpu", "cuda"]
 Strategy: TypeAlias = Literal["none", "ddp", "fsdp"]
-Precision: TypeAlias = Literal["float32", "bf16", "float64"]
+Precision: TypeAlias = Literal["float32", "bf16", "bf16_stream", "float64"]
 Form: TypeAlias = Literal["plain", "gathered", "chunked"]
 
 
@@ -62,7 +62,8 @@ class Machine:
 
     device: Device | None = None    # what the model runs on
     strategy: Strategy | None = None  # every rank holds the model, by DistributedDataParallel, or shards of it, by FSDP2
-    precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "float64": for proofs
+    precision: Precision | None = None  # "bf16": the towers' products, by autocast, all else float32; "bf16_stream": what runs
+    #                                 through the blocks too, norms, softmax and losses inside float32; "float64": for proofs
     compile: bool = False           # torch.compile every block and the fine-grained loss; costs minutes at the start
     checkpoint_activations: bool = False  # keep each block's input alone, compute the block again in backward
     accumulate: int = 1             # parts that a rank's batch is cut into, exact for the global loss (GradCache)
@@ -81,6 +82,7 @@ class Machine:
     skips: int = 10                 # updates in a row with a loss or gradient that is not finite: skipped, then the run stops
     strict: bool = False            # stop at the first sample or shard that cannot be used
     tensorboard: bool = False       # write the metrics for TensorBoard too
+    wandb: bool = False             # send the metrics to Weights & Biases too; their environment variables say where
     deterministic: bool = False     # torch.use_deterministic_algorithms; on CPUs nothing random is used anyway
 
     def __post_init__(self):

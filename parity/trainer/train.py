@@ -20,6 +20,7 @@ import torch
 from safetensors.torch import save_file
 
 from parity.trainer import meters, optim
+from parity.trainer.boards import WANDB, Board, TensorBoard, Wandb
 from parity.trainer.checkpoint import FOLDER, Checkpoints, load, steps
 from parity.trainer.data.order import Order, sizes_of
 from parity.trainer.data.stream import Batch, Stream, restore
@@ -79,7 +80,7 @@ def check_free(out: Path, resume: bool) -> dict | None:
     begun = bool(steps(out / FOLDER)) or trained(out / METRICS)
     if stored is not None and begun and not resume:
         raise ValueError(f"{out} holds a run already: continue it with --resume, or choose another directory with --out")
-    known = {CONFIG, METRICS, TOKENIZER, FOLDER, ".lock", "index", "tensorboard"}
+    known = {CONFIG, METRICS, TOKENIZER, FOLDER, ".lock", "index", "tensorboard", WANDB}
     others = sorted({p.name for p in out.iterdir()} - known) if out.is_dir() and stored is None else []
     if others or (out.exists() and not out.is_dir()):
         got = f"one with {others[0]}" if others else "a file"
@@ -98,7 +99,9 @@ class Run:
         self.then = f", then go on with:\n  {again or '--resume'}"
         torch.use_deterministic_algorithms(machine.deterministic)
         self.autocast = torch.bfloat16 if machine.precision == "bf16" else None
-        model = init_weights(SPARC(config, checkpoint=machine.checkpoint_activations, objective=objective), training.seed)
+        model = SPARC(config, checkpoint=machine.checkpoint_activations, objective=objective,
+                      stream="bfloat16" if machine.precision == "bf16_stream" else None)
+        init_weights(model, training.seed)
         self.dtype = torch.float64 if machine.precision == "float64" else torch.float32
         self.initial = model.to(self.dtype)
         if training.mixing == "merged" and len(datasets) > 1:
@@ -154,30 +157,31 @@ class Run:
 
     @contextmanager
     def metrics_open(self):
-        """metrics.jsonl on rank 0, cut to where the run stands; TensorBoard's files beside it."""
-        self.board = None
+        """metrics.jsonl on rank 0, cut to where the run stands; whatever else the rows go to."""
+        self.boards: list[Board] = []
+        on_first(self.open_boards)
         if not self.place.first:
             yield
             return
         self.metrics.cut(self.step)
-        if self.machine.tensorboard:
-            try:
-                from torch.utils.tensorboard import SummaryWriter
-            except ModuleNotFoundError as error:
-                raise ValueError(f"tensorboard: needs the package {error.name}: pip install tensorboard") from error
-
-            self.board = SummaryWriter(str(self.out / "tensorboard"), purge_step=self.step + 1 if self.step else 0)
         with self.metrics:
             yield
-        if self.board:
-            self.board.close()
+        for board in self.boards:
+            board.close()
+
+    def open_boards(self) -> None:
+        if self.machine.tensorboard:
+            self.boards.append(TensorBoard(self.out, self.step))
+        if self.machine.wandb:
+            self.boards.append(Wandb(self.out, self.step, self.record))
 
     def write(self, row: dict) -> None:
         if self.place.first:
             self.metrics.write(row)
-            for name, x in row.items() if self.board else ():
-                if isinstance(x, int | float) and name != "step":
-                    self.board.add_scalar(f"{row['kind']}{'/' + row['split'] if 'split' in row else ''}/{name}", x, row["step"])
+            kind = f"{row['kind']}{'/' + row['split'] if 'split' in row else ''}"
+            numbers = {f"{kind}/{name}": x for name, x in row.items() if isinstance(x, int | float) and name != "step"}
+            for board in self.boards:
+                board.write(numbers, row["step"])
 
     # -------------------------------------------------------------------------------------------------------------- the loop
 

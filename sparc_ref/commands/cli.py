@@ -22,7 +22,7 @@ from sparc_ref import __version__
 from sparc_ref.backend import get_device
 from sparc_ref.commands.cost import CostCommand
 from sparc_ref.commands.demo import DemoConfig, demo
-from sparc_ref.commands.evaluate import Data, Evaluate, otherwise, run_evaluate
+from sparc_ref.commands.evaluate import Data, Evaluate, otherwise, run_evaluate, run_tables
 from sparc_ref.model import PRESETS, SPARCConfig
 from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run.files import REMEDIES, check_output
@@ -106,7 +106,9 @@ class Report:
     runs: Annotated[tyro.conf.Positional[tuple[Path, ...]], tyro.conf.arg(metavar="RUN [RUN ...]")]
     # what to measure all of them on, as in train
     data: Annotated[tuple[str, ...], otherwise(Data, "what the first run names, as in evaluate")] = ()
-    out: Annotated[Path | None, otherwise("PATH", "report.html in the first run")] = None  # the page to write
+    # measure nothing: lay what `evaluate --task` kept of these runs out like the paper's tables, its numbers beside them
+    tables: bool = False
+    out: Annotated[Path | None, otherwise("PATH", "report.html, or tables.html, in the first run")] = None  # the page to write
     # examples at most
     limit: Annotated[int | None, otherwise("INT", "1000 of scenes, all captioned pictures")] = None
 
@@ -158,6 +160,8 @@ def run(argv: list[str]) -> int:
                 run_train(command, again)
             case Evaluate():
                 return run_evaluate(command)
+            case Report(tables=True):
+                run_tables(command.runs, command.data, command.limit, command.out)
             case Report():
                 from sparc_ref.commands.report import report
 

@@ -3,8 +3,8 @@
 import hashlib
 import importlib
 import json
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import entry_points
 from pathlib import Path
 from types import ModuleType
@@ -143,6 +143,7 @@ def run_task(command: Evaluate) -> int:
                 print(f"not measured: {error}")
                 failed.append(f"{spec}: {error}")
                 continue
+            found = replace(found, data=about["data"])
             result.write(file, found, about)
         results.append(found)
         print(told(found, place))
@@ -198,3 +199,23 @@ def results_in(run: Path) -> list[tuple[Any, Mapping[str, Any]]]:
             return [result.read(file) for file in files]
     raise ValueError(f"{run}: expected results of sparc-ref evaluate --task in it or in {KEPT}/, found none; "
                      "measure first: sparc-ref evaluate --checkpoint RUN --task ... --data ...")
+
+
+def run_tables(runs: Sequence[Path], data: Sequence[str], limit: int | None, out: Path | None) -> Path:
+    """Write the page of tables of what was kept of these runs, and print them.   -> its path"""
+    from sparc_ref.commands.report import home
+    from sparc_ref.tasks.tables import as_page, as_text
+
+    if not runs:
+        raise ValueError("runs: expected at least one run directory, got none")
+    if data or limit is not None:
+        raise ValueError(f"--{'data' if data else 'limit'}: is not of --tables, which measures nothing; "
+                         "measure with sparc-ref evaluate --task")
+    short = [home(run).resolve().name for run in runs]
+    models = {name if short.count(name) == 1 else str(run): results_in(run) for name, run in zip(short, runs)}
+    path = out or (home(runs[0]) if home(runs[0]).is_dir() else Path()) / "tables.html"
+    check_output("--out", path)
+    write_output(path, as_page(models))
+    print(as_text(models))
+    print(f"Open {path}")
+    return path

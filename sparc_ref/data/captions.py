@@ -108,13 +108,50 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
     folder, links followed; one that fits no file exactly is matched where one file alone fits.
     ValueError where nothing can be used, with the summary.
     """
-    if not 0 < share < 1:
-        raise ValueError(f"share: expected a number between 0 and 1, got {share}. See {PAGE}")
     if not 0 <= memory_mb < float("inf"):
         raise ValueError(f"memory_mb: expected at least 0, got {memory_mb}. See {PAGE}")
+    resize(np.zeros((1, 1, 3), np.uint8), size, how)              # a wrong size or how fails here, once
+    listed = list_captions(path, images, strict, split, share, own_split)
+    report = listed.report
+
+    kept: list[Picture] = []
+    kept_images: list[np.ndarray | None] = []
+    free = int(memory_mb * 2**20)
+    decoded = _decode([p.file for p in listed.pictures], size, how, max_pixels, progress)
+    for picture, (image, changes) in zip(listed.pictures, decoded):
+        if isinstance(changes, Unusable):
+            report.skip(changes.reason, picture.name, changes.note)
+            report.skip("captions of skipped images", picture.name, count=len(picture.captions))
+            continue
+        for change in changes:
+            report.convert(change, picture.name)
+        free -= image.nbytes
+        kept.append(picture)
+        kept_images.append(image if free >= 0 else None)
+    report.kept["images"], report.kept["captions"] = len(kept), sum(len(picture.captions) for picture in kept)
+    if not kept:
+        raise ValueError(f"expected at least one image with a caption, found none\n{report}\n"
+                         f"Accepted names: {ACCEPTED}. Formats: {PAGE}")
+    return CaptionData(listed.name, kept, kept_images, report, size, how, listed.split, listed.splits)
+
+
+class Listed(NamedTuple):
+    """What a caption file names: the pictures that are there, none of them decoded yet; the rest as in CaptionData."""
+
+    name: str
+    pictures: list[Picture]
+    report: LoadReport
+    split: str
+    splits: dict[str, int]
+
+
+def list_captions(path: str | os.PathLike, images: str | os.PathLike | None = None, strict: bool = False,
+                  split: str | None = None, share: float = 0.05, own_split: str = "train") -> Listed:
+    """The pictures of a caption file, or of the folder that holds one, with their captions; options as of open_captions."""
+    if not 0 < share < 1:
+        raise ValueError(f"share: expected a number between 0 and 1, got {share}. See {PAGE}")
     if split is not None and split not in ("all", *SPLIT):
         raise ValueError(f"split: expected train, validation, test or all, got {split!r}. See {PAGE}")
-    resize(np.zeros((1, 1, 3), np.uint8), size, how)              # a wrong size or how fails here, once
     split = SPLIT.get(split, split) if split is not None else None
     given = Path(path)
     source = discover(given, split or own_split)
@@ -133,27 +170,8 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
         chosen = split or own_split
     elif chosen:
         pictures = _side(pictures, chosen, share, report, str(file))
-
-    kept: list[Picture] = []
-    kept_images: list[np.ndarray | None] = []
-    free = int(memory_mb * 2**20)
-    for picture, (image, changes) in zip(pictures, _decode([p.file for p in pictures], size, how, max_pixels, progress)):
-        if isinstance(changes, Unusable):
-            report.skip(changes.reason, picture.name, changes.note)
-            report.skip("captions of skipped images", picture.name, count=len(picture.captions))
-            continue
-        for change in changes:
-            report.convert(change, picture.name)
-        free -= image.nbytes
-        kept.append(picture)
-        kept_images.append(image if free >= 0 else None)
-    report.kept["images"], report.kept["captions"] = len(kept), sum(len(picture.captions) for picture in kept)
-    if not kept:
-        raise ValueError(f"expected at least one image with a caption, found none\n{report}\n"
-                         f"Accepted names: {ACCEPTED}. Formats: {PAGE}")
     name = given.resolve().name if given.is_dir() else base.resolve().name if file.name in NAMES else file.stem
-    return CaptionData(f"{name}-{chosen}" if chosen and chosen != "all" else name, kept, kept_images, report, size, how,
-                       chosen or "", splits)
+    return Listed(f"{name}-{chosen}" if chosen and chosen != "all" else name, pictures, report, chosen or "", splits)
 
 
 def _roots(base: Path, images: str | os.PathLike | None, report: LoadReport) -> list[Path]:

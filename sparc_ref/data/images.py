@@ -43,9 +43,11 @@ def formats() -> tuple[str, ...]:
     return (*FORMATS, "AVIF") if "AVIF" in Image.OPEN and features.check("avif") else FORMATS
 
 
-def read_image(source: Path | bytes, size: int, how: str = "squash",
-               max_pixels: int = MAX_PIXELS) -> tuple[np.ndarray, list[str]]:
+def read_image(source: Path | bytes, size: int, how: str = "squash", max_pixels: int = MAX_PIXELS,
+               upright: bool = True) -> tuple[np.ndarray, list[str]]:
     """Decode completely, convert to RGB, resize.   -> (size, size, 3) uint8 and what had to be converted
+
+    upright: turn it as its EXIF says; False for pictures whose annotations are of the pixels as they are stored.
 
     Raises Unusable for anything that is missing, too large, truncated or not one of formats(). Pixels and the memory that they
     will take are checked in the header, before any pixel is decoded. Of animations the first frame is taken.
@@ -65,7 +67,7 @@ def read_image(source: Path | bytes, size: int, how: str = "squash",
             with ALONE if peak > 2**26 else nullcontext():
                 if image.format == "PNG":
                     verify(data)
-                image, changes = to_rgb(image, data)
+                image, changes = to_rgb(image, data, upright)
                 return resize(image, size, how), changes
     except Unusable:
         raise
@@ -133,7 +135,7 @@ def verify(data: bytes) -> None:
         raise Unusable(reason, f"checksum: {error}") from error
 
 
-def to_rgb(image, data: bytes):
+def to_rgb(image, data: bytes, upright: bool = True):
     """Turn upright and convert to RGB.   -> PIL image in mode RGB, list of changes"""
     changes = []
     if image.format not in ("JPEG", "MPO") and getattr(image, "is_animated", False):
@@ -147,7 +149,7 @@ def to_rgb(image, data: bytes):
     mode, transparent = image.mode, "transparency" in image.info or image.mode in ("RGBA", "LA", "PA", "RGBa", "La")
     if deep or mode[0] in "IF":
         changes.append(f"{'16' if image.format == 'PNG' else 'more than 8'} bits per channel reduced to 8")
-    image = _upright(image, turned, changes)
+    image = _upright(image, turned, changes) if upright else image
     if mode in ("I", "F") or mode.startswith("I;16"):
         return _in_strips(image, _to_8_bits(image)), changes
     if transparent:
@@ -234,17 +236,22 @@ def _to_8_bits(image):
 def resize(image, size: int, how: str = "squash") -> np.ndarray:
     """PIL image or (H,W,3) uint8 array -> (size, size, 3) uint8, bicubic with antialiasing.
 
-    how  "squash" the whole image into the square, as the paper's "resize"; "crop" its largest centred square
+    how  "squash" the whole image into the square, as the paper's "resize"; "crop" its largest centred square; "within" the
+         whole image in its own shape, (h,w,3), made smaller where one of its sides is longer than `size`
     """
     from PIL import Image
 
-    if how not in ("squash", "crop"):
-        raise ValueError(f"how: expected squash or crop, got {how!r}")
+    if how not in ("squash", "crop", "within"):
+        raise ValueError(f"how: expected squash, crop or within, got {how!r}")
     if not 1 <= size <= MAX_SIZE:
         raise ValueError(f"size: expected at least 1 and at most {MAX_SIZE}, got {size}")
     if isinstance(image, np.ndarray):
         image = Image.fromarray(image)
     width, height = image.size
+    if how == "within":
+        longest = max(width, height, size)
+        shape = tuple(max(1, round(side * size / longest)) for side in image.size)
+        return np.array(image if longest == size else image.resize(shape, Image.Resampling.BICUBIC))
     side = min(width, height)
     left, top = ((width - side) / 2, (height - side) / 2) if how == "crop" else (0, 0)
     box = (left, top, left + side, top + side) if how == "crop" else (0, 0, width, height)

@@ -11,7 +11,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from sparc_ref.evaluate.check import finite, integers, unit
+from sparc_ref.evaluate.check import finite, integers, sized, unit
 
 KS = (1, 5, 10)
 
@@ -38,52 +38,55 @@ def retrieval(
 
     x, y = unit(image_emb), unit(text_emb)                        # (N,D), (M,D)
     own = np.sum(x[image_of_text] * y, axis=1)                    # (M,)   each text with its own image
-    best = np.full(N, -np.inf)                                    # (N,)   each image with its best own text
-    np.maximum.at(best, image_of_text, own)
-    right = np.bincount(image_of_text[own >= best[image_of_text] - tie], minlength=N)   # (N,) own texts level with it
-
-    above_i, level_i = np.zeros(N, np.int64), np.zeros(N, np.int64)      # texts above, and level with, an image's best
-    above_t, level_t = np.zeros(M, np.int64), np.zeros(M, np.int64)      # images above, and level with, a text's own
-    for a in range(0, N, chunk):
-        s = x[a:a + chunk] @ y.T                                  # (n,M)
-        low, high = (best[a:a + chunk, None] + d for d in (-tie, tie))
-        above_i[a:a + chunk] = np.count_nonzero(s > high, axis=1)
-        level_i[a:a + chunk] = np.count_nonzero(s >= low, axis=1) - above_i[a:a + chunk]
-        above = np.count_nonzero(s > own + tie, axis=0)
-        above_t += above
-        level_t += np.count_nonzero(s >= own - tie, axis=0) - above
-
-    asked = np.isfinite(best)                                     # images that have a text
-    wrong_i = np.maximum(level_i - right, 0)[asked]
-    wrong_t = np.maximum(level_t - 1, 0)
-    out = {f"i2t_r{k}": float(np.mean(hit(k, above_i[asked], right[asked], wrong_i))) for k in ks}
-    out |= {f"t2i_r{k}": float(np.mean(hit(k, above_t, np.ones(M, np.int64), wrong_t))) for k in ks}
-    return out
+    blocks = ((a, s, s) for a in range(0, N, chunk) for s in (x[a:a + chunk] @ y.T,))
+    return recalls(blocks, own, own, image_of_text, N, ks, tie)
 
 
 def retrieval_of_scores(
-    i2t: np.ndarray, t2i: np.ndarray, image_of_text: np.ndarray, ks: Sequence[int] = KS, *, tie: float = 1e-6
+    i2t: np.ndarray, t2i: np.ndarray, image_of_text: np.ndarray, ks: Sequence[int] = KS, *, tie: float = 1e-6, chunk: int = 512
 ) -> dict[str, float]:
     """retrieval() for scores that are no cosines of two vectors.      i2t, t2i (N,M), image_of_text (M,) -> dict
 
     i2t[i,j] is what image i, asking, thinks of text j; t2i[i,j] what text j, asking, thinks of image i: the same matrix where
-    the score has no direction.  Scores that differ by at most `tie` are equal.
+    the score has no direction.  Scores that differ by at most `tie` are equal.  Both may be files (np.memmap): `chunk` images
+    are looked at together, as in retrieval().
     """
-    i2t = finite("i2t", i2t, ("N", "M"))
-    N, M = i2t.shape
-    t2i = finite("t2i", t2i, (N, M))
+    N, M = sized("i2t", i2t, ("N", "M")).shape
+    sized("t2i", t2i, (N, M))
     image_of_text = owners(image_of_text, N, M)
     ks = positive(ks)
-    own_i, own_t = i2t[image_of_text, np.arange(M)], t2i[image_of_text, np.arange(M)]     # (M,)
-    best = np.full(N, -np.inf)
+    for a in range(0, N, chunk):
+        finite("i2t", i2t[a:a + chunk], ("N", M))
+        finite("t2i", t2i[a:a + chunk], ("N", M))
+    own_i, own_t = (np.asarray(s)[image_of_text, np.arange(M)] for s in (i2t, t2i))       # (M,)
+    blocks = ((a, np.asarray(i2t[a:a + chunk]), np.asarray(t2i[a:a + chunk])) for a in range(0, N, chunk))
+    return recalls(blocks, own_i, own_t, image_of_text, N, ks, tie)
+
+
+def recalls(blocks, own_i, own_t, image_of_text, N, ks, tie):
+    """Recall at each K, both ways, from scores that come some images at a time.
+
+    blocks: (first image, its and the next images' scores when images ask, when texts ask), (n,M) each; own_i, own_t (M,): each
+    text with its own image.
+    """
+    M = len(image_of_text)
+    best = np.full(N, -np.inf)                                    # (N,)   each image with its best own text
     np.maximum.at(best, image_of_text, own_i)
-    right = np.bincount(image_of_text[own_i >= best[image_of_text] - tie], minlength=N)
-    asked = np.isfinite(best)
-    above_i = np.count_nonzero(i2t > best[:, None] + tie, axis=1)
-    level_i = np.count_nonzero(i2t >= best[:, None] - tie, axis=1) - above_i
-    above_t = np.count_nonzero(t2i > own_t + tie, axis=0)
-    level_t = np.count_nonzero(t2i >= own_t - tie, axis=0) - above_t
-    wrong_i, wrong_t = np.maximum(level_i - right, 0)[asked], np.maximum(level_t - 1, 0)
+    right = np.bincount(image_of_text[own_i >= best[image_of_text] - tie], minlength=N)   # (N,) own texts level with it
+
+    above_i, level_i = np.zeros(N, np.int64), np.zeros(N, np.int64)      # texts above, and level with, an image's best
+    above_t, level_t = np.zeros(M, np.int64), np.zeros(M, np.int64)      # images above, and level with, a text's own
+    for a, i2t, t2i in blocks:
+        part = slice(a, a + len(i2t))
+        above_i[part] = np.count_nonzero(i2t > best[part, None] + tie, axis=1)
+        level_i[part] = np.count_nonzero(i2t >= best[part, None] - tie, axis=1) - above_i[part]
+        above = np.count_nonzero(t2i > own_t + tie, axis=0)
+        above_t += above
+        level_t += np.count_nonzero(t2i >= own_t - tie, axis=0) - above
+
+    asked = np.isfinite(best)                                     # images that have a text
+    wrong_i = np.maximum(level_i - right, 0)[asked]
+    wrong_t = np.maximum(level_t - 1, 0)
     out = {f"i2t_r{k}": float(np.mean(hit(k, above_i[asked], right[asked], wrong_i))) for k in ks}
     return out | {f"t2i_r{k}": float(np.mean(hit(k, above_t, np.ones(M, np.int64), wrong_t))) for k in ks}
 

@@ -10,6 +10,7 @@ import numpy as np
 from sparc_ref.evaluate.check import chosen, finite, integers, unit
 
 IGNORE = 255
+STRIP = 4_000_000                                                 # cosines at a time
 
 
 def segment(
@@ -38,9 +39,10 @@ def segment(
         return label[:, centre(H, gh)][:, :, centre(W, gw)]
     labels = np.empty((N, H, W), np.int64)
     rows, columns = between(H, gh), between(W, gw)                # (H,gh), (W,gw)
-    for n in range(N):                                            # one picture at a time: H*W*K cosines are many
-        tall = (rows @ score[n].reshape(gh, gw * K)).reshape(H, gw, K)
-        labels[n] = np.argmax(columns @ tall, axis=-1)
+    for n in range(N):                                            # in strips: H*W*K cosines are many
+        for a in range(0, H, strip := max(1, STRIP // (W * K))):
+            tall = (rows[a:a + strip] @ score[n].reshape(gh, gw * K)).reshape(-1, gw, K)
+            labels[n, a:a + strip] = np.argmax(columns @ tall, axis=-1)
     return labels
 
 
@@ -101,10 +103,8 @@ def intersections(
     N = pred.shape[0]
     overlap, area, claimed = (np.zeros((N, K), np.int64) for _ in range(3))
     for n in range(N):
-        p, t = pred[n][counted[n]], truth[n][counted[n]]
-        area[n] = np.bincount(t[t >= 0], minlength=K)
-        claimed[n] = np.bincount(p[p >= 0], minlength=K)
-        overlap[n] = np.bincount(t[(t >= 0) & (t == p)], minlength=K)
+        p, t = pred[n][counted[n]] + 1, truth[n][counted[n]] + 1          # 0: background
+        area[n], claimed[n], overlap[n] = (np.bincount(x, minlength=K + 1)[1:] for x in (t, p, t[t == p]))
     return overlap, area + claimed - overlap, area
 
 
@@ -121,3 +121,45 @@ def mean_iou(overlap: np.ndarray, union: np.ndarray, area: np.ndarray, *, averag
     if not np.any(pictures):
         return float("nan")
     return float(np.mean(np.sum(iou * present, axis=1)[pictures] / np.sum(present, axis=1)[pictures]))
+
+
+class Tally:
+    """Counts of pictures that come one by one; mean() is mean_iou of all of them, without keeping them."""
+
+    def __init__(self, classes: int):
+        self.sums = [np.zeros((1, classes), np.int64) for _ in range(3)]
+        self.total = self.pictures = 0.0
+
+    def add(self, overlap: np.ndarray, union: np.ndarray, area: np.ndarray) -> None:
+        """One picture's, each (1,K), as intersections() gives them."""
+        value = mean_iou(overlap, union, area)
+        if np.isfinite(value):
+            self.total, self.pictures = self.total + value, self.pictures + 1
+        self.sums = [s + x for s, x in zip(self.sums, (overlap, union, area))]
+
+    def mean(self, average: str) -> float:
+        """NaN where no picture has a class."""
+        if average == "dataset":
+            return mean_iou(*self.sums, average=average)
+        return self.total / self.pictures if self.pictures else float("nan")
+
+
+def cells(
+    truth: np.ndarray, grid: tuple[int, int], classes: int, *, background: str = "in_union", ignore: int = IGNORE
+) -> np.ndarray:
+    """How many counted pixels of each class, background last, every patch holds.           truth (H,W) -> (P,K+1) int"""
+    K, (gh, gw) = classes, grid
+    H, W = truth.shape
+    place = centre(H, gh)[:, None] * gw + centre(W, gw)           # (H,W) the patch of every pixel, as segment() enlarges
+    counted = (truth != ignore) & (truth != -1 if background == "ignore" else True)
+    label = np.where(truth == -1, K, truth)[counted]
+    return np.bincount(place[counted] * (K + 1) + label, minlength=gh * gw * (K + 1)).reshape(gh * gw, K + 1)
+
+
+def drawn(held: np.ndarray, label: np.ndarray) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """intersections() of patches labelled so, by what they hold.              held (P,K+1), label (P,) -> 3 times (1,K) int"""
+    K = held.shape[1] - 1
+    area = np.sum(held, axis=0)[None, :K]
+    overlap = np.bincount(label, held[np.arange(len(label)), label], K).astype(np.int64)[None]
+    claimed = np.bincount(label, np.sum(held, axis=1), K).astype(np.int64)[None]
+    return overlap, area + claimed - overlap, area

@@ -59,7 +59,12 @@ def check_spec(task: ModuleType, spec: str) -> tuple[Any, str, dict[str, Any], d
 
 
 def absolute(spec: str) -> str:
-    """The spec with its path absolute, so that it can be read from any folder."""
+    """The spec with its path absolute, and options that name a file seen from here, so that it can be read from any folder."""
     head, mark, query = spec.partition("?")
     kind, _, path = head.partition(":")
-    return f"{kind}:{os.path.abspath(path)}{mark}{query}"
+    pairs = []
+    for pair in query.split("&"):
+        name, equals, value = pair.partition("=")
+        from_here = value and os.path.exists(value) and not os.path.exists(os.path.join(path, value))
+        pairs.append(f"{name}{equals}{os.path.abspath(value) if from_here else value}")
+    return f"{kind}:{os.path.abspath(path)}{mark}{'&'.join(pairs)}"

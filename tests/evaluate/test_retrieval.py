@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance
+from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
 
 
 def by_loops(x, y, owner, ks):
@@ -33,6 +33,22 @@ def test_equals_the_definition(N, M, D, seed, chunk):
     owner = rng.integers(0, N, M)
     got = retrieval(x, y, owner, (1, 2, 5), tie=0, chunk=chunk)
     assert got == pytest.approx(by_loops(x, y, owner, (1, 2, 5)))
+
+
+@settings(deadline=None, max_examples=30)
+@given(st.integers(1, 7), st.integers(1, 9), st.integers(0, 2**31), st.sampled_from([1, 3, 100]))
+def test_scores_with_a_direction_equal_the_definition(N, M, seed, chunk):
+    """Other scores when texts ask than when images ask; kept in a file of another order they give the same."""
+    rng = np.random.default_rng(seed)
+    i2t, t2i, owner = rng.normal(size=(N, M)), rng.normal(size=(N, M)), rng.integers(0, N, M)
+    want = {}
+    for k in (1, 2):
+        asked = [i for i in range(N) if i in owner]
+        want[f"i2t_r{k}"] = np.mean([any(owner[j] == i for j in np.argsort(-i2t[i])[:k]) for i in asked])
+        want[f"t2i_r{k}"] = np.mean([owner[j] in np.argsort(-t2i[:, j])[:k] for j in range(M)])
+    assert retrieval_of_scores(i2t, t2i, owner, (1, 2), tie=0, chunk=chunk) == pytest.approx(want)
+    turned = [np.asfortranarray(s.astype(np.float32)) for s in (i2t, t2i)]
+    assert retrieval_of_scores(*turned, owner, (1, 2), tie=0, chunk=chunk) == pytest.approx(want)
 
 
 def test_by_hand():

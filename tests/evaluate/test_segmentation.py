@@ -3,7 +3,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from sparc_ref.evaluate.segmentation import intersections, mean_iou, miou, segment
+from sparc_ref.evaluate.segmentation import Tally, cells, drawn, intersections, mean_iou, miou, segment
 
 
 def by_loops(pred, truth, K, average, background, ignore=255):
@@ -148,3 +148,61 @@ def test_unknown_options_are_refused():
         miou(x, x, 1, background="drop")
     with pytest.raises(ValueError, match="upsample"):
         segment(np.ones((1, 4, 3)), np.ones((2, 3)), (2, 2), (4, 4), upsample="cubic")
+
+
+@settings(deadline=None, max_examples=40)
+@given(st.integers(1, 4), st.integers(1, 9), st.integers(1, 9), st.integers(1, 4), st.integers(0, 2**31),
+       st.sampled_from(["in_union", "ignore"]))
+def test_counting_picture_by_picture_and_by_patches_is_the_same(N, H, W, K, seed, background):
+    rng = np.random.default_rng(seed)
+    grid = int(rng.integers(1, 4)), int(rng.integers(1, 4))
+    truth = rng.integers(-1, K, (N, H, W))
+    truth[rng.random(truth.shape) < 0.2] = 255
+    label = rng.integers(0, K, (N, grid[0] * grid[1]))
+    pred = segment(np.eye(K)[label], np.eye(K), grid, (H, W))
+    tally, by_patch = Tally(K), Tally(K)
+    for n in range(N):
+        counts = intersections(pred[n:n + 1], truth[n:n + 1], K, background=background)
+        tally.add(*counts)
+        quick = drawn(cells(truth[n], grid, K, background=background), label[n])
+        assert all(np.array_equal(a, b) for a, b in zip(counts, quick))
+        by_patch.add(*quick)
+    for average in ("per_image", "dataset"):
+        expected = miou(pred, truth, K, average=average, background=background)
+        assert tally.mean(average) == pytest.approx(expected, nan_ok=True) == pytest.approx(by_patch.mean(average), nan_ok=True)
+
+
+def test_bilinear_labels_do_not_depend_on_the_strips(rng, monkeypatch):
+    patches, classes = rng.normal(size=(2, 6, 5)), rng.normal(size=(4, 5))
+    whole = segment(patches, classes, (2, 3), (13, 17), upsample="bilinear")
+    monkeypatch.setattr("sparc_ref.evaluate.segmentation.STRIP", 17 * 4 * 3)
+    assert np.array_equal(whole, segment(patches, classes, (2, 3), (13, 17), upsample="bilinear"))
+
+
+def test_where_jaccard_is_the_same_and_where_it_is_not(rng):
+    """Over a whole set, of the classes in the truth: scikit-learn's macro Jaccard index. As an average over pictures, or where
+    a class is predicted that no truth has (Jaccard counts a 0 for it), it is another number."""
+    metrics = pytest.importorskip("sklearn.metrics", reason="scikit-learn is not installed")
+    truth = rng.integers(0, 4, (5, 8, 8))
+    truth[:, :3, :3] = 255
+    pred = np.where(rng.random(truth.shape) < 0.5, truth, rng.integers(0, 4, truth.shape))
+    pred[truth == 255] = 0
+    counted = truth != 255
+
+    def jaccard(labels):
+        return metrics.jaccard_score(truth[counted], pred[counted], average="macro", labels=labels)
+
+    assert miou(pred, truth, 6, average="dataset") == pytest.approx(jaccard([0, 1, 2, 3]))
+    assert miou(pred, truth, 6) != pytest.approx(jaccard([0, 1, 2, 3]), abs=1e-6)
+    pred[0, 7, 7] = 5                                             # in no truth
+    assert miou(pred, truth, 6, average="dataset") == pytest.approx(jaccard([0, 1, 2, 3]))
+    assert jaccard(None) == pytest.approx(jaccard([0, 1, 2, 3]) * 4 / 5)
+
+
+def test_absent_and_ignored_by_hand():
+    """One row: truth a a b . x (x ignored, . background), predicted a c b b c; class c is in no truth."""
+    truth, pred = np.array([[[0, 0, 1, -1, 255]]]), np.array([[[0, 2, 1, 1, 2]]])
+    assert miou(pred, truth, 3) == (1 / 2 + 1 / 2) / 2
+    assert miou(pred, truth, 3, background="ignore") == (1 / 2 + 1) / 2
+    background_is_3 = np.array([[[0, 0, 1, 3, 255]]])
+    assert miou(pred, background_is_3, 4) == (1 / 2 + 1 / 2 + 0) / 3

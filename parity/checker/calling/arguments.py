@@ -37,8 +37,13 @@ def argument(spec, leaves, fw, arrays, dtype):
         return [one[np.flatnonzero(real)] for one, real in zip(x, real_of(spec, arrays))]
     if layout == "packed":
         return fw.reshape(x, (-1, width))[np.flatnonzero(arrays["mask"])]
+    if layout == "flat":
+        return fw.reshape(x, (-1, width))
     if layout == "cls":                                   # slot 0 holds the pooled embedding
-        return fw.join([fw.reshape(leaves["v_bar"], (batch, 1, width)), x], 1)
+        return fw.join([fw.reshape(leaves[spec["leaf"] + "_bar"], (batch, 1, width)), x], 1)
+    if layout in ("zero", "nan"):
+        real = arrays["mask"][..., None]
+        return x * fw.array(real, dtype) + fw.array(np.where(real, 0.0, np.nan if layout == "nan" else 0.0), dtype)
     if layout == "bhwd":
         return fw.reshape(x, (batch, *grid(arrays), width))
     x = fw.permute(x, (0, 2, 1))
@@ -58,7 +63,13 @@ def mask_argument(spec, fw, arrays, dtype):
     else:
         mask = arrays["mask"]
     mask = mask.T if spec.get("turned") else mask
+    if "patch_mask" not in spec and spec.get("extra"):
+        mask = np.concatenate([np.ones((len(mask), 1), bool), mask], 1)
+    if spec.get("listed"):
+        return mask.sum(1).tolist()
     match spec["mask"]:
+        case "ends":
+            return fw.array(mask.sum(1) - 1, "int64")
         case "lengths":
             return fw.array(mask.sum(1), "int64")
         case "owner":
@@ -68,11 +79,37 @@ def mask_argument(spec, fw, arrays, dtype):
     if spec.get("axes") == "bll":
         mask = mask[:, :, None] & mask[:, None, :]
     elif axes := spec.get("axes"):
-        mask = mask.reshape(len(mask), *(1,) * axes.count("1"), -1)
+        mask = mask.reshape({"flat": (-1,), "bl1": (*mask.shape, 1)}.get(axes, (len(mask), *(1,) * axes.count("1"), -1)))
     if spec["mask"] == "additive":                        # 0 at real tokens, very negative at padding, as in BERT
         return fw.array(np.where(mask, 0.0, np.finfo("float32").min if dtype != "float16" else -6e4), dtype)
     mask = mask ^ bool(spec.get("invert"))
     return fw.array(mask, dtype if spec["mask"] == "float" else spec["mask"])
+
+
+def one_of(x, spec, i):
+    """An argument of a batch as that of sample i, where it is one of each sample."""
+    return x[i] if spec.get("leaf", "theta") != "theta" or {"mask", "patch_mask"} & spec.keys() else x
+
+
+def mean_of(outputs, arrays, fw):
+    """What a function of one sample gave for each of them, as one answer: the mean of each number."""
+    flat = [bridges.flatten(x) for x in outputs]
+    found = {}
+    for i, (path, _) in enumerate(flat[0]):
+        each = [one[i][1] for one in flat if len(one) == len(flat[0])]
+        if any(bridges.to_numpy(y) is None for y in each):
+            continue
+        parts = []
+        for y, real in zip(each, arrays["mask"]):
+            shape = tuple(getattr(y, "shape", ()))
+            if len(shape) == 1 and shape[0] in (len(real), real.sum()):  # a loss for each token
+                y = y.sum() / max(1, int(real.sum()))
+            elif math.prod(shape) != 1:
+                break
+            parts.append(fw.reshape(y, ()) if shape and len(shape) != 1 else y)
+        if len(parts) == len(outputs):
+            found[path] = sum(parts) / len(parts)
+    return bridges.Each(found)
 
 
 def grid(arrays):
@@ -189,8 +226,9 @@ def layout_shape(spec, arrays):
         "bld": (batch, tokens, width), "bdl": (batch, width, tokens), "lbd": (tokens, batch, width),
         "pbd": (patches, batch, width), "pbd_cls": (patches + 1, batch, width), "bpd": (batch, patches, width),
         "bdp": (batch, width, patches), "bdhw": (batch, width, *grid(arrays)),
-        "bhwd": (batch, *grid(arrays), width), "cls": (batch, patches + 1, width), "list": (),
-        "packed": (int(arrays["mask"].sum()), width),
+        "bhwd": (batch, *grid(arrays), width), "list": (), "packed": (int(arrays["mask"].sum()), width),
+        "cls": (batch, 1 + (patches if spec["leaf"] == "v" else tokens), width), "zero": (batch, tokens, width),
+        "nan": (batch, tokens, width), "flat": (batch * (patches if spec["leaf"] == "v" else tokens), width),
     }[spec.get("layout", "bpd" if spec["leaf"] == "v" else "bld")]
 
 
@@ -213,4 +251,6 @@ def chain(leaf, g, request, arrays, own):
         return whole
     if layout in ("bdp", "bdhw", "bdl"):
         return np.ascontiguousarray(g.reshape(g.shape[0], g.shape[1], -1).transpose(0, 2, 1))
+    if layout in ("zero", "nan"):
+        return g * arrays["mask"][..., None]
     return g[:, 1:] if layout == "cls" else g.reshape(arrays[leaf].shape)

@@ -199,12 +199,18 @@ def put_arrays(structure: Any, arrays: list) -> Any:
     return type(structure)(put_arrays(x, arrays) for x in structure) if type(structure) in (list, tuple) else structure
 
 
+class Each(dict):
+    """What was made of the answers to single samples: values by path."""
+
+
 def flatten(outputs: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
     """What an implementation returns as (path, leaf) pairs: nested dicts, lists, tuples and dataclasses taken apart.
 
     Paths read as code: "", "[0]", "['loss']", ".loss".  At most 200 leaves, five levels deep.
     """
     if depth < 5:
+        if isinstance(outputs, Each):
+            return list(outputs.items())
         if isinstance(outputs, dict):
             parts = [(f"{path}[{key!r}]", x) for key, x in outputs.items()]
         elif isinstance(outputs, tuple) and hasattr(outputs, "_fields"):

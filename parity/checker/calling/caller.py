@@ -16,26 +16,30 @@ from parity.checker.calling.worker import Stopped, Worker
 from parity.checker.probes import Answer, Probe
 
 LAYOUTS = {"v": "bpd", "v_bdp": "bdp", "v_bdhw": "bdhw", "v_bhwd": "bhwd", "v_cls": "cls", "v_pbd": "pbd",
-           "v_pbd_cls": "pbd_cls", "v_list": "list"}
+           "v_pbd_cls": "pbd_cls", "v_list": "list", "v_flat": "flat"}
 CLS = {"v": "v_cls", "v_pbd": "v_pbd_cls"}                # the same layout with a [CLS] slot before the patches
-TEXTS = {"t": "bld", "t_bdl": "bdl", "t_lbd": "lbd", "t_list": "list", "t_packed": "packed"}
+TEXTS = {"t": "bld", "t_bdl": "bdl", "t_lbd": "lbd", "t_list": "list", "t_packed": "packed", "t_flat": "flat",
+         "t_cls": "cls", "t_zero": "zero", "t_nan": "nan"}
 MASKS: dict[str, dict[str, Any]] = {
     "mask": {"mask": "bool"}, "mask_int": {"mask": "int64"}, "mask_float": {"mask": "float"}, "lengths": {"mask": "lengths"},
     "padding": {"mask": "bool", "invert": True}, "padding_int": {"mask": "int64", "invert": True},
     "padding_float": {"mask": "float", "invert": True}, "additive": {"mask": "additive"},
     "mask_lb": {"mask": "bool", "turned": True}, "mask_lb_float": {"mask": "float", "turned": True},
     "padding_lb": {"mask": "bool", "invert": True, "turned": True}, "owner": {"mask": "owner"},
-    "cu_seqlens": {"mask": "cu_seqlens"},
+    "cu_seqlens": {"mask": "cu_seqlens"}, "ends": {"mask": "ends"}, "lengths_list": {"mask": "lengths", "listed": True},
 }
-WIDE = {"b1l": "(B,1,L)", "b11l": "(B,1,1,L)"}
+WIDE = {"b1l": "(B,1,L)", "b11l": "(B,1,1,L)", "bl1": "(B,L,1)", "flat": "(B L,)"}
 MASKS |= {f"{word}_{axes}": MASKS[word] | {"axes": axes}
           for axes in WIDE for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
+SLOTTED = ("mask", "mask_int", "mask_float", "padding", "padding_float", "lengths", "additive")
+MASKS |= {f"{word}_cls": MASKS[word] | {"extra": 1} for word in SLOTTED}  # with the slot that the tokens have before them
 MASKS |= {"mask_bll": {"mask": "bool", "axes": "bll"}, "mask_bll_float": {"mask": "float", "axes": "bll"}}
 PACKED = ("owner", "cu_seqlens")                          # what says where the captions of packed tokens are
 PATCH_MASKS: dict[str, dict[str, Any]] = {
     "v_mask": {"patch_mask": "bool"}, "v_mask_int": {"patch_mask": "int64"}, "v_mask_float": {"patch_mask": "float"},
     "v_padding": {"patch_mask": "bool", "invert": True}, "v_padding_int": {"patch_mask": "int64", "invert": True},
-    "v_padding_float": {"patch_mask": "float", "invert": True},
+    "v_padding_float": {"patch_mask": "float", "invert": True}, "v_lengths": {"patch_mask": "lengths"},
+    "v_cu_seqlens": {"patch_mask": "cu_seqlens"}, "v_owner": {"patch_mask": "owner"},
 }
 AUTOGRAD = ("torch", "jax", "tensorflow")
 SCALES = ("theta", "scale", "tau", "log_tau")
@@ -58,6 +62,13 @@ SHOWN = {
     "owner": "sample of each token (N,)", "cu_seqlens": "where captions begin and end (B+1,)",
 }
 SHOWN |= {"mask_bll": "mask (B,L,L), true = two real tokens", "mask_bll_float": "mask (B,L,L), 1.0 = two real tokens"}
+SHOWN |= {
+    "v_flat": "patches (B P,D)", "t_flat": "tokens (B L,D), padded", "t_cls": "[CLS] and tokens (B,1+L,D)",
+    "t_zero": "tokens (B,L,D), zeros at padding", "t_nan": "tokens (B,L,D), NaN at padding", "ends": "last real token (B,)",
+    "lengths_list": "number of real tokens, a list", "v_lengths": "number of patches (B,)",
+    "v_cu_seqlens": "where pictures begin and end (B+1,)", "v_owner": "sample of each patch (B P,)",
+}
+SHOWN |= {f"{word}_cls": f"{SHOWN[word]}, [CLS] counted" for word in SLOTTED}
 SHOWN |= {f"{word}_{axes}": SHOWN[word].replace("mask", f"mask {shape}", 1)
           for axes, shape in WIDE.items() for word in ("mask", "mask_float", "additive", "padding", "mask_int")}
 
@@ -81,6 +92,7 @@ class Convention:
     attributes  name -> one of SCALES, set before each call       construct: constructor's arguments, as words
     losses      "fine" | "global" | "total" -> (paths, weights) of the outputs that make it up
     stubs       part of a model -> "v" | "t": gives that embedding | "identity": passes on what it gets
+    single      it takes one sample, (P,D) and (L,D): it is called for each, and the mean is taken here
     notes       what was seen beside it, each a sentence
     """
 
@@ -95,6 +107,7 @@ class Convention:
     method: str | None = None
     theta_form: str = "tensor"
     dtype: str = "float64"
+    single: bool = False
     items: tuple[Item, ...] = ()
     notes: tuple[str, ...] = ()
 
@@ -110,7 +123,8 @@ class Convention:
         return ",".join(f"{name}={word}" if name in self.keywords else word for name, word in self.arguments)
 
     def __str__(self) -> str:
-        return f"{self.name}({', '.join(f'{name}={shown_word(word)}' for name, word in self.arguments)})"
+        each = "one sample a call: " if self.single else ""
+        return f"{each}{self.name}({', '.join(f'{name}={shown_word(word)}' for name, word in self.arguments)})"
 
     def request(self, **more: Any) -> dict:
         """The worker's request for one call."""
@@ -124,6 +138,7 @@ class Convention:
             "args": [s for _, s in plain],
             "kwargs": {name: argument(word) for name, word in self.arguments if name in self.keywords},
             "set": {name: spec(word) for name, word in self.attributes.items()}, "stub": self.stubs, "method": self.method,
+            "single": self.single,
             "construct": {name: spec(word) for name, word in self.construct.items()},
             "losses": {name: {"paths": list(paths), "weights": list(weights)} for name,
                        (paths, weights) in self.losses.items()},
@@ -222,6 +237,8 @@ class Caller:
 
     def stages(self, probe: Probe) -> list[tuple[str, np.ndarray]] | None:
         """The arrays that it makes on the way, in order; None where it cannot be traced."""
+        if self.convention.single:                        # arrays of one sample are no stages of a batch
+            return None
         try:
             reply, sent = self.worker.ask(self.convention.request(trace=True), arrays_of(probe))
         except Stopped:

@@ -1,24 +1,39 @@
 """Conventions by the names of arguments alone, likeliest first, and the first layout, mask and temperature that runs."""
 
+import json
 from collections.abc import Iterator
 from dataclasses import replace
 
 from parity.checker.calling import naming
 from parity.checker.calling.bridges import importable
 from parity.checker.calling.caller import LAYOUTS, MASKS, PATCH_MASKS, SCALES, TEXTS, Convention, spec
+from parity.checker.calling.taken import is_each
 from parity.checker.calling.trial import PLAIN, Trial, numeric
 
 ODD = (                                                   # layouts of patches and tokens that are tried where no usual one runs
     ("v_bdp", "t_bdl"), ("v_pbd", "t_lbd"), ("v", "t_bdl"), ("v_bdhw", "t_bdl"), ("v_bhwd", "t_bdl"), ("v_pbd", "t"),
     ("v", "t_lbd"), ("v_cls", "t_bdl"), ("v_bdp", "t_lbd"), ("v_pbd", "t_bdl"), ("v_bdhw", "t_lbd"), ("v_bhwd", "t_lbd"),
+    ("v_cls", "t_cls"), ("v", "t_cls"),
 )
-WAYS = ("usual", "odd", "wide", "packed", "lists")        # of layouts and masks, the later where none of the earlier runs
+WAYS = ("usual", "single", "odd", "wide", "packed", "flat", "lists")  # the later where none of the earlier runs
+PAIRS = {"odd": ODD, "packed": (("v", "t_packed"),), "flat": (("v_flat", "t_flat"), ("v_flat", "t_packed")),
+         "lists": (("v_list", "t_list"), ("v", "t_list")), "single": (("v", "t"),)}
+
+
+def ways(about: dict) -> tuple[str, ...]:
+    """WAYS, with packed captions first where a name says where they begin."""
+    packed = any(naming.is_packing(p["name"]) for p in about["parameters"])
+    early = ("packed", "flat") if packed else ()
+    if any(naming.size_of(p["name"]) == "B" and "default" not in p for p in about["parameters"]):
+        early = ("flat", *early[:1])                      # whoever needs the size of the batch cannot see it
+    return (*early, *(w for w in WAYS if w not in early))
 
 
 def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: str = "usual") -> Iterator[Convention]:
     """Conventions that run on a first probe, by the score of their names; those far behind the best are left out.
 
-    way: "usual" | "odd", with the layouts of ODD alone | "wide", masks (B,1,L) | "packed" captions | "lists" of them
+    way: "usual" | "single", one sample a call | "odd", with the layouts of ODD alone | "wide", masks (B,1,L) | "packed"
+    captions | "flat", with patches too | "lists" of them
     """
     for framework in frameworks(about, given):
         best, calls, first = None, trial.worker.asked, None
@@ -28,6 +43,8 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: st
                 break
             if (best is not None and score < best - 0.5) or trial.worker.asked - calls > 2000:
                 break
+            if trial.no_loss and best is None and way == "usual" and score < first:
+                return
             better = next(runnable(trial, convention, about, given, way), None)
             if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
@@ -63,8 +80,6 @@ def assigned(about: dict, base: Convention, given: dict) -> Iterator[tuple[float
     if text := given.get("call"):
         yield 99.0, replace(base, **written_call(text, [p["name"] for p in params]))
         return
-    import json
-
     fixed = given.get("set") or {}
     free = [p for p in params if p["name"] not in fixed]
     for score, roles in naming.assignments(free):
@@ -107,6 +122,8 @@ def word_for(name: str, p: dict, roles: dict[str, str], given: dict) -> str | No
             return "value:1.0"
         case "eps":
             return "value:1e-08"
+        case "run":
+            return f"value:{json.dumps(naming.RUN[name])}"
         case "size":
             return f"size:{naming.size_of(name) or 'P'}"
     return roles[name]
@@ -141,21 +158,30 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
     masks: list[dict[str, str]] = [{}]
     roles: tuple = (LAYOUTS, TEXTS, MASKS, PATCH_MASKS)
     v, t, mask, patch_mask = (next((n for n, w in names.items() if w in words), "") for words in roles)
-    if way == "lists" and convention.framework == "jax":  # compiled for arrays alone
+    if way in ("lists", "single") and convention.framework == "jax":  # compiled for arrays alone
         return
+    each = bool(t) and is_each(t)
+    if way == "single":
+        if not (v and t) or each or "call" in given:
+            return
+        convention = replace(convention, single=True)
     if "call" not in given:
-        pairs = {"odd": ODD, "packed": (("v", "t_packed"),), "lists": (("v_list", "t_list"), ("v", "t_list"))}.get(way)
-        if pairs is not None:
-            layouts = [{v: one, t: two} for one, two in pairs if v and t and given.get("patches", one) == one
+        if way != "usual" and way in PAIRS:
+            layouts = [{v: one, t: two} for one, two in PAIRS[way] if v and t and given.get("patches", one) == one
                        and given.get("tokens", two) == two]
+            if not mask and way == "single":              # no mask: its captions have no padding
+                layouts = [{v: "v", t: "t_list"}]
+        elif each and not mask and "tokens" not in given:
+            layouts = [{v: "v", t: "t_list"}]
         elif v and "patches" not in given:
             layouts = [{v: w} for w in layout_order(v, about)]
         if mask and "mask" not in given:
             masks = [{mask: w} for w in forms_of_mask(mask, way)]
-        elif way in ("wide", "packed"):
+        elif way in ("wide", "packed", "flat"):
             return
         if patch_mask:
-            masks = [{**m, patch_mask: w} for m in masks for w in naming.patch_mask_forms(patch_mask)[:3]]
+            forms = naming.patch_mask_forms(patch_mask)[:3] if way != "flat" else ["v_lengths", "v_cu_seqlens", "v_owner"]
+            masks = [{**m, patch_mask: w} for m in masks for w in forms]
     plans = stub_plans(about, convention, given)
     for stubs in plans:
         for layout in layouts:
@@ -168,6 +194,8 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
                         out = trial.run(ready, PLAIN)
                         if out is not None and numeric(out):
                             yield ready
+                        elif trial.no_loss and way == "usual":
+                            return                        # it runs and is no loss: no other form of a mask makes it one
                         if out is not None or "dtype" not in str(trial.last.get("message")):
                             break
 
@@ -176,10 +204,12 @@ def forms_of_mask(name: str, way: str) -> list[str]:
     forms = naming.mask_forms(name)
     if way == "packed":
         return naming.packed_forms(name)
+    if way == "flat":
+        return [*(w for form in forms if (w := f"{form}_flat") in MASKS), *naming.packed_forms(name)]
     if way == "wide":
         forms = ["additive", *forms] if {"extended", "bias", "additive"} & set(naming.words(name)) else forms
         pairs = ["mask_bll", "mask_bll_float"]
-        wide = [w for axes in ("b11l", "b1l") for form in dict.fromkeys(forms) if (w := f"{form}_{axes}") in MASKS]
+        wide = [w for axes in ("b11l", "b1l", "bl1") for form in dict.fromkeys(forms) if (w := f"{form}_{axes}") in MASKS]
         return [*pairs, *wide] if "pair" in naming.words(name) else [*wide, *pairs]
     turned = ["padding_lb", "mask_lb"] if forms[0] == "padding" else ["mask_lb", "mask_lb_float", "padding_lb"]
     return [*forms, *(turned if way == "odd" else ())]
@@ -203,6 +233,9 @@ def with_temperature(convention: Convention, about: dict, given: dict) -> Conven
     found = [a for a in about["attributes"] if a["value"] is not None and "scale" in naming.hints(a["name"].split(".")[-1])]
     kinds = ("parameter", "array", "number", "buffer")
     found.sort(key=lambda a: kinds.index(a["kind"]))
+    learned = [a for a in about["attributes"] if a["kind"] == "parameter" and a["value"] is not None]
+    if not found and len(learned) == 1 and not set(naming.words(learned[0]["name"])) & {"bias", "b", "lambda", "weight"}:
+        found = learned                                   # the one number that it learns
     if not found:
         return convention
     attribute = found[0]
@@ -220,7 +253,7 @@ def stub_plans(about: dict, convention: Convention, given: dict) -> list[dict[st
     """Which parts of a model step aside: towers hand over embeddings, adapters pass them on."""
     if given.get("isolate"):
         return [dict(given["isolate"])]
-    parts = [c for c in about["children"] if c["parameters"]]
+    parts = [c for c in about["children"] if c["parameters"] > 1]  # one number is a temperature
     if not parts:
         return [{}]
     adapters, towers = {}, {}

@@ -16,14 +16,17 @@ import numpy as np
 
 from parity.checker.calling import naming
 from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, arrays_of, spec, told
-from parity.checker.calling.candidates import WAYS, candidates, runnable
+from parity.checker.calling.candidates import candidates, runnable, ways
 from parity.checker.calling.items import argument_items, framework_item, sigma_item
 from parity.checker.calling.masks import decide_mask, decide_patch_mask
+from parity.checker.calling.measuring import close, uneven, values
 from parity.checker.calling.outputs import decide_outputs
-from parity.checker.calling.reading import decide_cls
+from parity.checker.calling.reading import decide_cls, decide_text_slot, slot_is_idle
 from parity.checker.calling.temperature import as_named, decide_scale, start_notes
 from parity.checker.calling.trial import PLAIN, CannotRun, Trial, Unclear, numeric, probe_of
 from parity.checker.calling.worker import Stopped, Worker
+
+LATE = ("single", "wide", "packed", "flat", "lists")       # tried where no other way runs
 
 
 def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Convention]:
@@ -50,12 +53,17 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         needs = f"{about['name']} needs {', '.join(extra)}"
         raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
     ready: list[Convention] = []
-    for way in WAYS:
-        if ready and way in ("wide", "packed", "lists"):
+    for way in ways(about):
+        if not ready and trial.no_loss and way != "usual":
             break
+        pooled = bool(ready) and all(c.word("v") is None for c in ready)  # (N,D) and (N,D): one sample's, maybe
+        if ready and way in LATE and not (way == "single" and pooled):
+            continue
         for convention in candidates(trial, about, base, given, way):
             found = finish(trial, convention, about, given)
-            if verified(found[0]) or way in ("packed", "lists"):
+            if convention.word("t") == "t_cls" and not slot_is_idle(trial, found[0]):
+                continue                                  # it runs so, as it would with any number of tokens
+            if verified(found[0]) or way in ("packed", "lists") or (way in ("flat", "single") and supported(found[0])):
                 return found
             if way in ("usual", "wide"):
                 ready += found
@@ -63,7 +71,8 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
                 return found
             if len(ready) >= 4:
                 break
-        if "call" in given or any(supported(c) for c in ready):
+        pooled = all(c.word("v") is None for c in ready)
+        if "call" in given or (any(supported(c) for c in ready) and not (way == "usual" and pooled)):
             break
     if not ready and trial.odd:
         raise Unclear(
@@ -141,6 +150,8 @@ def construction(about: dict, given: dict) -> dict[str, str]:
             continue
         size = naming.size_of(p["name"])
         said = naming.hints(p["name"])
+        if p.get("made"):                                 # an object of settings that needs nothing to be made
+            continue
         if size == "D" or (size and "default" not in p):
             found[p["name"]] = f"size:{size}"
         elif "default" not in p and ("sigma" in said):
@@ -169,6 +180,7 @@ def no_arguments(about) -> str:
 def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> list[Convention]:
     """Decide by numbers what names left open: temperature, mask, [CLS], outputs; and say how sure each is."""
     outputs = read_outputs(trial, convention, given)
+    convention = decide_text_slot(trial, convention, outputs, given, about)
     convention, scale = decide_scale(trial, convention, outputs, given)
     convention, mask = decide_mask(trial, convention, outputs, given, about)
     if scale[0].sure == "assumed":                        # read the wrong way round, a mask without padding leaves no token
@@ -181,9 +193,30 @@ def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> li
     items = [item for item in items if not any(item.what == better.what for better in cls)]
     sigma = sigma_item(trial, convention, outputs, about)
     common = [*items, *cls, *mask, *patch_mask, *scale, *([sigma] if sigma else [])]
-    notes = (*start_notes(convention, about), *(f"{x.what}: {x.why}; it is read as a [CLS] token's, which the paper has not"
-                                                for x in cls), *log_notes)
+    holds = "it holds a pooled embedding, as slot 0 of the tokens does" if convention.word("t") == "t_cls" else (
+        "it is read as a [CLS] token's, which the paper has not")
+    notes = (*start_notes(convention, about), *(f"{x.what}: {x.why}; {holds}" for x in cls), *log_notes)
     return [replace(c, items=(*common, *said), notes=notes) for c, said in zip(ready, returns)]
+
+
+def count_of(trial, convention, path, out) -> str:
+    """The output by which a sum is to be divided: the number of captions, or of tokens; "" where there is none.
+
+    A sum doubles where each sample comes twice; a mean beside a count does not.
+    """
+    def twice(p):
+        return replace(p, **{k: np.concatenate([getattr(p, k)] * 2) for k in ("v", "t", "mask", "v_bar", "t_bar")})
+
+    batches = [PLAIN, uneven(61), uneven(62, (1, 5, 3, 2))]
+    found = [name for name, x in out.items() if name not in ("reply", path) and x is not None and np.size(x) == 1]
+    answers = [trial.run(convention, p) for p in batches] if found else []
+    for kind in (lambda p: p.mask.any(1).sum(), lambda p: p.mask.sum()):
+        for name in found:
+            if all(a is not None and a.get(name) is not None and float(np.sum(a[name])) == kind(p)
+                   for a, p in zip(answers, batches)):
+                one, two = (values(trial, convention, p, [path])[0] for p in (batches[1], twice(batches[1])))
+                return name if close(2 * one, two) and abs(one) > 1e-9 else ""
+    return ""
 
 
 def read_outputs(trial, convention, given) -> list[str]:
@@ -194,6 +227,8 @@ def read_outputs(trial, convention, given) -> list[str]:
     paths = numeric(first)
     moving = [p for p in paths if second is None or not np.array_equal(first[p], second.get(p), equal_nan=False)]
     paths = moving or paths
+    if len(paths) == 1 and (count := count_of(trial, convention, paths[0], first)):
+        return [f"{paths[0]} / {count}"]
     if len(paths) > 1 and convention.framework in ("numpy", "cupy"):
         probing = replace(convention, losses={"fine": ((paths[0],), (1.0,))})
         reply, _ = trial.worker.ask(probing.request(), arrays_of(PLAIN))

@@ -11,24 +11,33 @@ An argument is written as
 """
 
 import copy
-import functools
 import json
 import math
 import os
 import random
-import re
 import sys
 import traceback
 from pathlib import Path
-from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 
 from parity.checker.calling import bridges
-from parity.checker.calling.arguments import argument, chain, own_grads, set_attributes, size, specs_of, stubs, tower
+from parity.checker.calling.arguments import (
+    argument,
+    chain,
+    mean_of,
+    one_of,
+    own_grads,
+    set_attributes,
+    size,
+    specs_of,
+    stubs,
+    tower,
+)
 from parity.checker.calling.load import NotFound, describe, load, source_files, unwrap, with_method
 from parity.checker.calling.packing import pack, unpack
+from parity.checker.calling.taken import grouped, settings_of
 
 LEAVES = ("v", "t", "v_bar", "t_bar", "theta")
 MOST = 1 << 16                                            # entries of an output that is sent back
@@ -112,7 +121,7 @@ def call(state, request, arrays):
             watched.extend((str(name), x, was) for name, x in pairs if (was := bridges.to_numpy(x)) is not None)
         try:
             with stubs(fn, request.get("stub"), leaves):
-                outputs = grouped(fn, named)(*args, **named)
+                outputs = called(grouped(fn, list(named)), request, args, named, arrays, fw)
         finally:
             undo()
         passed.update(x["leaf"] for x in specs_of(request) if "leaf" in x and x.get("form") != "float")
@@ -129,7 +138,7 @@ def call(state, request, arrays):
         from parity.checker.calling import bridge_jax
 
         arguments, named = jax_arguments(state, request, arrays, dtype)
-        stages = bridge_jax.stages(grouped(fn, named), arguments, named, source_files(state["target"]))
+        stages = bridge_jax.stages(grouped(fn, list(named)), arguments, named, source_files(state["target"]))
         return {"stages": [where for where, _ in stages]}, {f"stage/{i}": x for i, (_, x) in enumerate(stages)}
     if request.get("trace"):
         from parity.checker.calling.trace import traced
@@ -181,6 +190,22 @@ def call(state, request, arrays):
     return reply, sent
 
 
+def called(fn, request, args, named, arrays, fw):
+    """The function's answer; one that takes a single sample is called for each."""
+    if not request.get("single"):
+        outputs = fn(*args, **named)
+        if type(outputs) is list and len(outputs) == len(arrays["mask"]) > 0 and all(
+                np.shape(bridges.to_numpy(x)) == () for x in outputs):
+            return bridges.Each({"each": sum(outputs) / len(outputs)})  # a list with the loss of each sample
+        return outputs
+    kwargs = request.get("kwargs", {})
+    return mean_of([
+        fn(*(one_of(x, spec, i) for x, spec in zip(args, request.get("args", []))),
+           **{name: one_of(x, kwargs[name], i) for name, x in named.items()})
+        for i in range(len(arrays["mask"]))
+    ], arrays, fw)
+
+
 def jax_arguments(state, request, arrays, dtype):
     """Arguments and keyword arguments, computed in NumPy."""
     host, fw = bridges.numpy_bridge(), bridges.bridge("jax", state["device"])
@@ -215,37 +240,12 @@ def jax_call(state, fn, request, arrays, dtype, passed):
     floats = [x for x in (*arguments, *named.values()) if not hasattr(x, "dtype")]
     try:
         outputs, losses, grads = bridge_jax.call(
-            grouped(fn, named), arguments, named, list(wrt), losses_of, key + repr(floats), state.setdefault("compiled", {}),
-            request.get("grads", True), request.get("upstream", 1.0))
+            grouped(fn, list(named)), arguments, named, list(wrt), losses_of, key + repr(floats),
+            state.setdefault("compiled", {}), request.get("grads", True), request.get("upstream", 1.0))
     finally:
         undo()
     by_leaf = {name: None if g is None else {wrt[place]: x for place, x in g.items()} for name, g in grads.items()}
     return outputs, losses, by_leaf
-
-
-TAKEN = re.compile(r"(\w+)(?:\['(.+)'\]|\.(\w+)|\[(\d+)\] \(\w+\))")
-
-
-def grouped(fn, named):
-    """A function that takes batch['v'] and batch.v as keywords of those names, where there are any: load.keys_of."""
-    if not any(TAKEN.fullmatch(name) for name in named):
-        return fn
-
-    @functools.wraps(fn)
-    def call(*args, **given):
-        whole: dict[str, Any] = {}
-        for name, x in given.items():
-            if (parts := TAKEN.fullmatch(name)) is None:
-                whole[name] = x
-            elif parts[4] is not None:
-                whole[parts[1]] = (*whole.get(parts[1], ()), x)
-            elif parts[2] is not None:
-                whole.setdefault(parts[1], {})[parts[2]] = x
-            else:
-                setattr(whole.setdefault(parts[1], SimpleNamespace()), parts[3], x)
-        return fn(*args, **whole)
-
-    return call
 
 
 def backward_of(fn):
@@ -280,7 +280,9 @@ def construct(state, request, arrays):
             seed(0)
             width = np.shape(arrays["v"])[-1]
             arguments |= {name: tower(width) for name, spec in request.get("construct", {}).items() if "module" in spec}
-            state["made"][key] = prepare(target(**arguments), state["device"], dtype)
+            arguments |= {name: x for name, x in settings_of(target).items() if name not in arguments and not any(
+                n.startswith(f"{name}.") for n in arguments)}
+            state["made"][key] = prepare(grouped(target, list(arguments))(**arguments), state["device"], dtype)
         target = state["made"][key]
     elif torch_module(target) is not None:                # a copy: the user's own would change its dtype under their hands
         if dtype not in state["made"]:
@@ -309,9 +311,10 @@ def choose(flat, how, fw, arrays, dtype):
     """The loss that was asked for: the outputs at some paths, each reduced to one number, then summed with weights."""
     total = None
     for path, weight in zip(how["paths"], how.get("weights") or [1.0] * len(how["paths"])):
-        if path not in flat:
+        path, _, count = path.partition(" / ")            # a sum, and the output by which it is to be divided
+        if path not in flat or (count and count not in flat):
             raise LookupError(f"no output {path or 'value'}; there are {', '.join(flat) or 'none'}")
-        x = flat[path]
+        x = flat[path] / flat[count] if count else flat[path]
         shape = tuple(getattr(x, "shape", ()))
         if math.prod(shape) == 1 and shape:
             x = fw.reshape(x, ())
@@ -321,8 +324,11 @@ def choose(flat, how, fw, arrays, dtype):
                 share = mask / (np.maximum(1, mask.sum(1, keepdims=True)) * len(mask))
             elif shape == mask.shape[:1]:
                 share = np.full(len(mask), 1 / len(mask))
+            elif shape == (int(mask.sum()),):             # per real token, in their order
+                share = (mask / (np.maximum(1, mask.sum(1, keepdims=True)) * len(mask)))[mask]
             else:
-                raise LookupError(f"output {path or 'value'} has shape {shape}: expected a number, (B,) or (B,L)")
+                raise LookupError(f"output {path or 'value'} has shape {shape}: expected a number, (B,), (B,L) or one for "
+                                  "each real token")
             x = (x * fw.array(share, dtype))
             x = x.sum() if hasattr(x, "sum") else sum_tensorflow(x)
         if weight != 1.0:

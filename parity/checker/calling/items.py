@@ -7,6 +7,8 @@ from parity.checker.calling.caller import CLS, LAYOUTS, MASKS, PATCH_MASKS, SCAL
 from parity.checker.calling.measuring import amount, distance, full, values
 from parity.checker.calling.trial import PLAIN
 
+OF_CONTENT = ("t_cls", "t_zero", "t_nan", "t_flat", "v_flat")  # no layouts of their own
+
 
 def framework_item(convention, about, given) -> Item:
     imported = about["module"] or about["frameworks"][:1] == [convention.framework]
@@ -38,6 +40,9 @@ def argument_items(trial, convention, given) -> list[Item]:
         else:
             sure, why = "likely" if said else "assumed", "its name" if said else "no name says so"
         found.append(Item(name, shown_word(word), sure, why))
+    if convention.single:
+        found.append(Item("batch", "one sample a call; the mean over the batch is taken by the checker", "likely",
+                          "it runs with (P,D) and (L,D), and not with a batch"))
     if convention.stubs or "module" in convention.construct.values():
         parts = [f"{name} {'passes on what it gets' if what == 'identity' else f'gives {SHOWN[what]}'}"
                  for name, what in convention.stubs.items()]
@@ -54,7 +59,7 @@ def other_calls(trial, convention: Convention, name: str, word: str) -> tuple[in
     """
     ran = []
     kept = trial.error, trial.call, trial.odd, trial.stops
-    words = [w for w in (LAYOUTS if word in LAYOUTS else TEXTS) if w not in (word, *CLS.values())]
+    words = [w for w in (LAYOUTS if word in LAYOUTS else TEXTS) if w not in (word, *CLS.values(), *OF_CONTENT)]
     changed = [({name: w}, shown_word(w)) for w in words]
     for other, w in convention.arguments:
         if (word in LAYOUTS and w in TEXTS) or (word in TEXTS and w in LAYOUTS):

@@ -10,9 +10,9 @@ from pathlib import Path
 from types import CodeType, FunctionType, ModuleType
 from typing import Any
 
+from parity.checker.calling import naming, taken
 from parity.checker.calling.bridges import FRAMEWORKS
 
-ARRAYS = (("torch", "Tensor"), ("numpy", "ndarray"), ("jax", "Array"), ("tensorflow", "Tensor"), ("cupy", "ndarray"))
 WORDS = ("sparc", "fine", "loss", "align", "contrastive", "local", "token", "patch", "criterion", "objective")
 
 
@@ -29,7 +29,10 @@ def load(request: dict) -> tuple[Any, str | None] | list[str]:
     module = import_file(Path(request["file"])) if "file" in request else import_name(request["module"])
     where = request.get("file") or request["module"]
     if request.get("name"):
-        return with_method(*attribute(module, request["name"], where), f"{where}:{request['name']}")
+        found, method = attribute(module, request["name"], where)
+        if inspect.isfunction(found) and not method and not takes_two(found) and (made := product_of(found)) is not None:
+            found = made
+        return with_method(found, method, f"{where}:{request['name']}")
     names = plausible(module)
     if not names and len(made := factories(module)) == 1:
         return with_method(next(iter(made.values())), None, f"{where}:{next(iter(made))}")
@@ -130,11 +133,32 @@ def factories(module: ModuleType) -> dict[str, Any]:
     for name, x in vars(module).items():
         if name.startswith("_") or not inspect.isfunction(x) or x.__module__ != module.__name__:
             continue
-        if any(p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD) for p in signature(x)):
-            continue
-        if words_of(x) and callable(made := x()) and takes_two(made):
-            found[name] = made
+        if (product := product_of(x)) is not None:
+            found[name] = product
     return found
+
+
+STARTS = {"theta": 2.66, "scale": 14.3, "tau": 0.07, "log_tau": -2.66}
+
+
+def product_of(x: Any) -> Any:
+    """What a function makes that needs nothing, or a temperature: of the latter a function of that too; else None."""
+    needed = [p.name for p in signature(x) if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    if not words_of(x) or any(max(said := naming.hints(name), key=lambda role: said[role], default="") != "scale"
+                              for name in needed):
+        return None
+    made = x(**{name: STARTS[naming.scale_kinds(name)[0]] for name in needed})
+    if not callable(made) or not takes_two(made):
+        return None
+    if not needed:
+        return made
+
+    def call(*args, **given):
+        return x(**{name: given.pop(name) for name in needed})(*args, **given)
+
+    own = [p.replace(kind=p.KEYWORD_ONLY) for p in signature(x) if p.name in needed]
+    vars(call)["__signature__"] = inspect.Signature([*signature(made), *own])
+    return functools.update_wrapper(call, x, updated=())
 
 
 def behind(x: Any) -> Any:
@@ -242,49 +266,46 @@ def signature(x: Any) -> list[inspect.Parameter]:
     return list(inspect.signature(x).parameters.values())
 
 
-def keys_of(x: Any) -> dict[str, list[str]]:
-    """Arguments that are taken apart by keys or attributes, and what is taken: {"batch": ["batch['v']"]}, as in the code."""
-    import ast
-    import textwrap
-
-    try:
-        tree = ast.parse(textwrap.dedent(inspect.getsource(unwrap(x))))
-    except (OSError, TypeError, SyntaxError):
-        return {}
-    kinds = [dict, list, str, *(getattr(sys.modules[m], k) for m, k in ARRAYS if m in sys.modules)]
-    own = {name for kind in kinds for name in dir(kind)}
-    every = [p for p in signature(x) if p.default is p.empty and p.name != "self"]
-    loose = {p.name for p in every if p.kind is p.VAR_KEYWORD}
-    names = {p.name for p in every if p.kind is p.POSITIONAL_OR_KEYWORD} | loose
-    found: dict[str, list[str]] = {}
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Tuple) and isinstance(node.value, ast.Name):
-            parts = node.targets[0].elts
-            targets = [e.id for e in parts if isinstance(e, ast.Name)]
-            if node.value.id in names - loose and len(parts) > 2 and len(targets) == len(parts):
-                found[node.value.id] = [f"{node.value.id}[{i}] ({name})" for i, name in enumerate(targets)]
-            continue
-        if isinstance(node, ast.Subscript) and isinstance(node.slice, ast.Constant) and isinstance(node.slice.value, str):
-            base, key = node.value, node.slice.value
-            text = f"[{key!r}]"
-        elif isinstance(node, ast.Attribute) and node.attr not in own:
-            base, key, text = node.value, "", f".{node.attr}"
-        else:
-            continue
-        if isinstance(base, ast.Name) and base.id in names:
-            found.setdefault(base.id, []).append(key if base.id in loose and key else f"{base.id}{text}")
-    return {name: list(dict.fromkeys(keys)) for name, keys in found.items()}
+def keys_of(x: Any, owner: Any = None) -> dict[str, list[str]]:
+    """Arguments that are taken apart, and what is taken of them: `taken`."""
+    return taken.keys_of(x, unwrap, signature, owner if owner is not None else getattr(x, "__self__", None))
 
 
-def parameters(x: Any, skip_self: bool = False) -> list[dict]:
-    """Arguments; of a dict that is passed, the arrays that the code takes from it, each an argument of that name."""
-    plain_ones, keys = own_parameters(x, skip_self), keys_of(x)
+def parameters(x: Any, skip_self: bool = False, owner: Any = None) -> list[dict]:
+    """Arguments; of a structure that is passed, the arrays that the code takes from it, each an argument of that name."""
+    plain_ones, keys = own_parameters(x, skip_self), keys_of(x, owner)
     if not keys:
         return plain_ones
+    held = {p.name: p.default for p in signature(x) if p.name in keys and taken.is_record(p.default)}
     found = []
     for p in plain_ones:
         named = p | ({"kind": "KEYWORD_ONLY"} if p["kind"] == "POSITIONAL_OR_KEYWORD" or p["name"] in keys else {})
-        found += [named | {"name": key, "annotation": ""} for key in keys[p["name"]]] if p["name"] in keys else [named]
+        if p["name"] not in keys:
+            found.append(named)
+            continue
+        for key in keys[p["name"]]:
+            one = named | {"name": key, "annotation": ""}
+            if p["name"] in held:                         # an object of settings: what is not given keeps its value
+                value = taken.value_at(held[p["name"]], key)
+                one["default"] = value if plain(value) else repr(value)[:80]
+            found.append(one)
+    return found
+
+
+def constructor(cls: type) -> list[dict]:
+    """A constructor's arguments; of an object of settings that no annotation makes, what it takes of it."""
+    made = taken.settings_of(cls)
+    init = inspect.getattr_static(cls, "__init__")
+    keys = keys_of(init, cls) if inspect.isfunction(init) else {}
+    found = []
+    for p in own_parameters(cls):
+        if p["name"] not in keys or "default" in p or naming.is_module(p):
+            found.append(p | ({"made": True} if p["name"] in made else {}))
+            continue
+        for key in keys[p["name"]]:
+            value = taken.value_at(made.get(p["name"]), key)
+            kept = {"default": value} if value is not None and plain(value) else {}
+            found.append(p | {"name": key, "annotation": ""} | kept)
     return found
 
 
@@ -324,8 +345,9 @@ def describe(x: Any, method: str | None = None) -> dict:
         "name": getattr(x, "__qualname__", None) or getattr(source, "__qualname__", type(x).__name__),
         "kind": "class" if cls else "instance" if instance else "function",
         "file": (source_files(x) or [""])[0], "line": start, "source": "".join(lines)[:40_000],
-        "parameters": parameters(call, skip_self=cls and (bool(method) or inspect.isfunction(call))),
-        "constructor": own_parameters(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
+        "parameters": parameters(call, cls and (bool(method) or inspect.isfunction(call)),
+                                 x if cls else getattr(call, "__self__", None)),
+        "constructor": constructor(x) if cls else [], "frameworks": frameworks(x), "attributes": [], "children": [],
         "module": False, "doc": (inspect.getdoc(source) or "")[:2000],
     }
     if method:
@@ -353,6 +375,9 @@ def inside_of(owner: Any, module: bool) -> dict:
             for name, child in owner.named_children()
         ]
     for name, x in vars(owner).items() if hasattr(owner, "__dict__") else ():
+        if taken.is_record(x) and not isinstance(x, dict):  # settings that it keeps
+            attributes += [{"name": f"{name}.{key}", "kind": "number", "shape": [], "value": y} for key, y in vars(x).items()
+                           if isinstance(y, int | float) and not isinstance(y, bool)]
         if isinstance(x, int | float) and not isinstance(x, bool) and not name.startswith("_"):
             attributes.append({"name": name, "kind": "number", "shape": [], "value": x})
         elif not module and not name.startswith("_") and getattr(x, "shape", None) == ():

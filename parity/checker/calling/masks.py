@@ -10,7 +10,7 @@ import numpy as np
 
 from parity.checker.calling import naming
 from parity.checker.calling.caller import MASKS, PATCH_MASKS, SHOWN, Convention, Item
-from parity.checker.calling.measuring import amount, distance, full, same, uneven, values
+from parity.checker.calling.measuring import amount, close, distance, full, same, uneven, values
 from parity.checker.calling.trial import PLAIN, probe_of
 
 
@@ -33,6 +33,11 @@ def decide_mask(trial, convention, outputs, given, about) -> tuple[Convention, l
             sure, why = "assumed", f"no name says mask; left at None: {', '.join(left)}"
         else:
             sure, why = "certain", "no argument of that kind"
+        if given.get("mask") != "none" and (word := marked_padding(trial, convention, outputs)):
+            t = next(n for n, w in convention.arguments if w == "t")
+            said = f"one caption of four tokens gives the same padded to six with {'zeros' if word == 't_zero' else 'NaN'}"
+            return with_form(convention, t, word), [Item("mask", "takes none: padding is what holds " + (
+                "zeros alone" if word == "t_zero" else "NaN"), "certain", f"{said}, on two batches")]
         return convention, [Item("mask", "takes none: padding looks like tokens", sure, why)]
     if given.get("mask") or "call" in given:
         return convention, [Item(name, SHOWN[word], "given", "--mask or --call")]
@@ -65,6 +70,24 @@ def decide_mask(trial, convention, outputs, given, about) -> tuple[Convention, l
             f"read so, padding matters least: {1 / least.max():.2g} of what as many real tokens do, on four batches")
         item = Item(name, SHOWN[best[1]], "likely", why)
     return with_form(convention, name, best[1]), [item]
+
+
+def marked_padding(trial, convention, outputs) -> str:
+    """How a loss without a mask knows padding: "t_zero" | "t_nan" | "", by a caption that is padded so and cut."""
+    t = next((n for n, w in convention.arguments if w == "t"), None)
+    if t is None or convention.single:
+        return ""
+    for word in ("t_zero", "t_nan"):
+        marked, met = with_form(convention, t, word), []
+        for seed in (11, 12):
+            padded = full(seed, 1, mask=np.arange(6) < np.full((1, 1), 4))
+            cut = full(seed, 1, 4, v=padded.v, t=padded.t[:, :4])
+            short, long, plain = (values(trial, c, p, outputs) for c, p in (
+                (convention, cut), (marked, padded), (convention, padded)))
+            met.append(any(close(a, b) and not close(a, c) and abs(a) > 1e-9 for a, b, c in zip(short, long, plain)))
+        if all(met):
+            return word
+    return ""
 
 
 def other_forms(trial, convention, name, word) -> list[str]:
@@ -132,8 +155,11 @@ def readings(trial, convention, outputs, name, batch, seed=0, mask=None) -> list
     seen: list[tuple[list[float], str, float, float]] = []
     word = dict(convention.arguments)[name]
     turned = ["mask_lb", "padding_lb", "mask_lb_float"] if MASKS[word].get("turned") else []
-    if MASKS[word].get("axes"):
-        turned = [w for w in MASKS if MASKS[w].get("axes")]
+    if axes := MASKS[word].get("axes"):
+        turned = [w for w in MASKS if MASKS[w].get("axes") == axes or (MASKS[w].get("axes") and axes != "flat")]
+    if convention.word("t") == "t_cls":
+        forms = naming.mask_forms(name)
+        turned = [*forms, *(w for form in forms if (w := f"{form}_cls") in MASKS)]
     for form in turned or naming.mask_forms(name):        # which axis comes first is known: it ran
         changed = with_form(convention, name, form)
         first = values(trial, changed, full(seed, batch, mask=real), outputs)
@@ -152,6 +178,8 @@ def decide_patch_mask(trial, convention, outputs, given) -> tuple[Convention, li
         return convention, []
     if "call" in given:
         return convention, [Item(name, SHOWN[word], "given", "--call")]
+    if word in ("v_lengths", "v_cu_seqlens", "v_owner"):
+        return convention, [Item(name, SHOWN[word], "likely", "its name; patches are flattened")]
     seen = {}
     for form in dict.fromkeys([word, *naming.patch_mask_forms(name)]):
         changed = with_form(convention, name, form)

@@ -1,5 +1,6 @@
 """How a convention is measured: each output as one number on a batch of ours, and how far two answers lie apart."""
 
+import json
 import math
 from dataclasses import replace
 from typing import Any
@@ -11,14 +12,17 @@ from parity.checker.probes import Probe
 
 
 def values(trial, convention: Convention, probe: Probe, paths: list[str]) -> list[float]:
-    """Each output as one number; NaN where the call raised."""
+    """Each output as one number; NaN where the call raised.  The same call of the same batch is put once."""
     asked = replace(convention, losses={str(i): ((p,), (1.0,)) for i, p in enumerate(paths)})
-    try:
-        reply, _ = trial.worker.ask(asked.request(grads=False), arrays_of(probe))
-    except Stopped:
-        return [math.nan] * len(paths)
-    said = reply.get("losses", {})
-    return [math.nan if said.get(str(i)) is None else float(said[str(i)]) for i in range(len(paths))]
+    request, arrays = asked.request(grads=False), arrays_of(probe)
+    key = json.dumps(request, sort_keys=True), *((x.shape, x.tobytes()) for x in arrays.values())
+    if key not in trial.known:
+        try:
+            said = trial.worker.ask(request, arrays)[0].get("losses", {})
+        except Stopped:
+            said = {}
+        trial.known[key] = [math.nan if said.get(str(i)) is None else float(said[str(i)]) for i in range(len(paths))]
+    return list(trial.known[key])
 
 
 def close(a: float, b: float, dtype: str = "float64") -> bool:

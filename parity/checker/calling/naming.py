@@ -8,16 +8,20 @@ from itertools import product
 
 VISION = {"v", "vis", "vision", "visual", "visuals", "image", "images", "img", "imgs", "vit", "picture", "pictures", "pixel",
           "pixels",
-          "feature", "fmap", "im", "roi", "rois"}
+          "feature", "fmap", "im", "roi", "rois", "vb", "vg"}
 PATCH = {"patch", "patches", "region", "regions", "grid", "map", "spatial"}
 TEXT = {"t", "txt", "text", "texts", "lang", "language", "caption", "captions", "sentence", "sentences", "word", "words",
         "cap", "caps",
-        "l", "sent", "bert"}
+        "l", "sent", "bert", "tb", "tg"}
 TOKEN = {"token", "tokens", "word", "words", "seq", "sequence", "local", "dense", "hidden", "fine", "embeddings"}
-GLOBAL = {"global", "pooled", "pool", "cls", "bar", "mean", "avg", "glob", "g", "class", "sentence"}
-MASK = {"mask", "masks", "valid", "keep", "real", "pad", "padding", "padded", "attn", "attention", "is"}
+GLOBAL = {"global", "pooled", "pool", "cls", "bar", "mean", "avg", "glob", "g", "class", "sentence", "vb", "tb", "vg",
+          "tg"}
+MASK = {"mask", "masks", "valid", "validity", "keep", "real", "pad", "padding", "padded", "attn", "attention", "is", "present",
+        "presence", "exists", "nonpad", "ends"}
 LENGTH = {"length", "lengths", "lens", "len", "counts", "count", "nwords", "ntokens", "sizes"}
-PACKING = {"owner", "owners", "cu", "seqlens", "segment", "segments", "ptr", "offsets"}  # where packed captions are
+PACKING = {"owner", "owners", "cu", "seqlens", "segment", "segments", "ptr", "offsets", "splits"}  # where packed captions are
+RUN = {"step": 0, "global_step": 0, "epoch": 0, "iteration": 0, "world_size": 1, "rank": 0, "local_rank": 0,
+       "training": False, "is_training": False, "train": False, "deterministic": True}  # of a run, without effect as a rule
 SCALE = {"scale", "logit", "temp", "temperature", "tau", "inv", "inverse", "theta", "log", "temps", "kappa"}
 SIGMA = {"sigma", "threshold", "thresh", "thr", "cutoff", "sparsity", "sim"}
 LAMBDA = {"lambda", "lam", "lambd", "weight", "alpha", "beta", "coef", "coeff"}
@@ -35,21 +39,27 @@ def words(name: str) -> list[str]:
 
 def hints(name: str, annotation: str = "") -> dict[str, float]:
     """Role -> how much the name speaks for it, 0 to 4; {} where it says nothing."""
-    said = set(words(name))
+    said = set(words(last_of(name)))
+    whole = set(words(name))
     found: dict[str, float] = {}
+    if name in RUN:
+        return {"run": 4.0}
+    if is_packing(name):
+        return {"v_mask": 4.0} if said & (VISION | PATCH | {"k"}) and not said & TEXT else {"mask": 3.0}
+    if not said & (VISION | PATCH | TEXT | TOKEN) and not said & (MASK | LENGTH | SCALE):
+        said |= whole                                     # text[0] (x): the whole says more than its part
     patch, vision = len(said & PATCH), len(said & VISION)
     text, token, pooled = len(said & TEXT), len(said & TOKEN), len(said & GLOBAL)
-    if said & PACKING:
-        return {"mask": 3.0}
     if said & {"id", "ids", "label", "labels", "target", "targets", "index", "idx"}:
         return {}
     if size_of(name) in ("P", "L", "B"):                  # n_words: one number, or one per caption
         return {"size": 3.0} | ({"mask": 3.0} if said & {"tokens", "words"} else {})
     if said & {"eps", "epsilon"}:
         return {"eps": 4}
-    if said & {"mask", "masks", "pad", "padding", "padded", "valid"} and said & (VISION | PATCH) and not said & TEXT:
+    masked = said & {"mask", "masks", "pad", "padding", "padded", "valid", "validity"}
+    if masked and whole & (VISION | PATCH) and not whole & TEXT:
         return {"v_mask": 4}
-    if said & {"mask", "masks", "pad", "padding", "padded", "valid"} or (said & MASK and said & {"attn", "attention", "key"}):
+    if masked or (said & MASK and said & {"attn", "attention", "key"}):
         found["mask"] = 4
     elif said & LENGTH:
         found["mask"] = 3
@@ -67,8 +77,10 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         found["lambda"] = 3
     if found:
         return found
-    if name in ("m", "k"):
+    if last_of(name) in ("m", "k", "n", "ms", "ns"):
         return {"mask": 1.5}
+    if last_of(name) in ("q", "query", "queries", "key", "keys"):
+        return {"t": 1.0, "v": 0.25} if last_of(name)[0] == "q" else {"v": 1.0, "t": 0.25}
     if name in ("s", "T"):
         return {"scale": 1.5, "t": 0.5} if name == "T" else {"scale": 1.5}
     if patch or vision:
@@ -81,6 +93,21 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         found.pop("t", None)
     sides: dict[str, float] = {role: 0.25 for role in ("v", "t") if role in found}  # a name alone never rules a side out
     return {role: max(score, sides.get(role, 0)) for role, score in found.items() if score > 0 or role in sides}
+
+
+def last_of(name: str) -> str:
+    """The part of a place that names it: batch['image']['v'] -> v, text[0] (t) -> t."""
+    if name.endswith(")"):
+        return name.rpartition("(")[2][:-1]
+    return name.removesuffix("']").rpartition("['")[2].rpartition(".")[2] if name.endswith("']") or "." in name else name
+
+
+def is_packing(name: str) -> bool:
+    """Whether a name says where packed captions begin, or whose each token is."""
+    listed = words(last_of(name))
+    said = set(listed)
+    whose = said & {"batch", "sample", "segment", "caption"} and said & {"index", "idx", "ids", "id", "of"}
+    return bool(said & PACKING or whose or (listed[1:] and listed[-1] == "batch" and said & (TEXT | TOKEN)))
 
 
 def unknown(params: list[dict]) -> list[str]:
@@ -107,9 +134,11 @@ def scale_kinds(name: str) -> list[str]:
 
 def mask_forms(name: str, annotation: str = "") -> list[str]:
     """Words for the forms of a mask, most likely first."""
-    said = set(words(name))
-    if (said & LENGTH or size_of(name) == "L") and not said & {"mask", "masks"}:
-        return ["lengths", "mask", "mask_float", "mask_int"]
+    said = set(words(last_of(name)))
+    if said & {"end", "ends", "last", "eos"} and not said & {"mask", "masks"}:
+        return ["ends", "lengths", "mask"]
+    if (said & LENGTH or size_of(name) == "L" or last_of(name) in ("n", "ns")) and not said & {"mask", "masks"}:
+        return ["lengths", "mask", "mask_float", "mask_int", "lengths_list"]
     plain = ["mask", "mask_float", "mask_int"]
     if said & {"bias", "additive"} or "extended" in said:
         plain.append("additive")
@@ -121,7 +150,8 @@ def mask_forms(name: str, annotation: str = "") -> list[str]:
 def packed_forms(name: str) -> list[str]:
     """Words for what says where packed captions are, most likely first."""
     said = set(words(name))
-    first = "lengths" if said & LENGTH else "cu_seqlens" if said & {"cu", "seqlens", "ptr", "offsets"} else "owner"
+    ends = said & {"cu", "seqlens", "ptr", "offsets"}
+    first = "lengths" if said & (LENGTH | {"splits"}) else "cu_seqlens" if ends else "owner"
     return [first, *(w for w in ("owner", "cu_seqlens", "lengths") if w != first)]
 
 
@@ -139,7 +169,9 @@ def is_module(p: dict) -> bool:
 
 def size_of(name: str) -> str | None:
     """A size of the probe that a constructor's or function's number stands for: "P", "L", "D", "B"."""
-    said = words(name)
+    said = words(last_of(name))
+    if name in ("batch_size", "bsz", "bs", "B", "num_images", "n_images"):
+        return "B"
     if set(said) & {"patch", "patches", "regions"} and set(said) & {"num", "n", "max", "number"}:
         return "P"
     if set(said) & {"tokens", "words", "len", "length", "seq"} and set(said) & {"num", "n", "max", "number", "context"}:
@@ -162,9 +194,9 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
         if needed:
             size = size_of(p["name"])
             options: list[tuple[str, str | None, float]] = [(p["name"], role, score) for role, score in said.items()]
-            if size == "D" and not set(said) & {"v", "t"}:
+            if (size == "D" and not set(said) & {"v", "t"}) or size == "B":
                 options = [(p["name"], "size", 3.0)]
-            known = {role for role, score in said.items() if score >= 3}
+            known = {role for role, score in said.items() if score >= (2 if role in ("mask", "scale") else 3)}
             if not known:
                 options += [(p["name"], role, 0.0) for role in ("v", "t", "mask", "scale") if role not in said]
             choices.append(options)
@@ -180,7 +212,7 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
     found = []
     for picked in product(*choices):
         roles = [role for _, role, _ in picked if role is not None]
-        once = [r for r in roles if r not in ("lambda", "eps", "size")]
+        once = [r for r in roles if r not in ("lambda", "eps", "size", "run")]
         sides = {"v", "t"} <= set(roles) or {"v_bar", "t_bar"} <= set(roles)
         if len(set(once)) < len(once) or not sides or ({"v_bar", "t_bar"} & set(roles)
                                                        and len({"v_bar", "t_bar"} & set(roles)) == 1

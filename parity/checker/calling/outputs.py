@@ -10,7 +10,7 @@ from dataclasses import replace
 import numpy as np
 
 from parity.checker.calling import naming
-from parity.checker.calling.caller import Convention, Item
+from parity.checker.calling.caller import CLS, Convention, Item
 from parity.checker.calling.measuring import amount, close, distance, full, uneven, values
 from parity.checker.calling.trial import Unclear, probe_of
 
@@ -139,7 +139,7 @@ def pooled(trial, convention, path, tokens, seed=6) -> tuple[str, float]:
     anything = distance(first, values(trial, convention, full(seed, 3, tokens, v=one.v + noise), [path]))
     if not anything:
         other = full(seed, 3, tokens, v_bar=rng.standard_normal(one.v_bar.shape))
-        if convention.word("v_bar") and distance(first, values(trial, convention, other, [path])):
+        if has_pooled(convention) and distance(first, values(trial, convention, other, [path])):
             return "their pooled embeddings", 0.0
         return "", 0.0
     changes = {
@@ -186,11 +186,16 @@ def same_directions(v, rng):
     return turned * rng.uniform(0.5, 2, (*v.shape[:2], 1))
 
 
+def has_pooled(convention) -> bool:
+    """Whether pooled images are passed, by themselves or in slot 0 of the patches."""
+    return bool(convention.word("v_bar") or convention.word("v") in CLS.values())
+
+
 def is_total(trial, convention, path) -> tuple[bool, str, str]:
     """Whether an output holds a global loss: with one token per caption it then sees the patches only through their pool."""
     if not close(0.0, values(trial, convention, full(6, 1, 1), [path])[0]):
         return False, "likely", "one token of one caption does not give 0"
-    if convention.word("v_bar"):
+    if has_pooled(convention):
         rng = np.random.default_rng(3)
         moved = []
         for seed, batch in ((6, 3), (26, 4)):
@@ -273,7 +278,8 @@ def written_returns(text: str | dict, outputs: list[str]) -> dict:
 
 def bare(path: str) -> str:
     """['loss'] -> loss, [0] -> 0, "" -> value"""
-    return path.replace("']['", ".").replace("][", ".").strip("[].'") or "the number"
+    parts = [part.replace("']['", ".").replace("][", ".").strip("[].'") or "the number" for part in path.split(" / ")]
+    return " / ".join(parts)
 
 
 def shown_losses(losses: dict) -> str:

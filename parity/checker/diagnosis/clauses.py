@@ -122,10 +122,10 @@ def two_results(read) -> bool:
     return not near(read, value(read, one), value(read, two))
 
 
-def follows(read, where, stage, followed) -> bool:
-    """A trace of another batch is recognised as far, and no further."""
+def follows(read, where, stage, followed, last, **_) -> bool:
+    """A trace of another batch is recognised as far, and no further.      last: the stage that is recognised there"""
     seen = followed(fresh("single")[0])
-    return seen is not None and seen.stage == stage and seen.where == where and not seen.kind
+    return seen is not None and (seen.stage, seen.where, seen.seen.get(last)) == (stage, where, where) and not seen.kind
 
 
 def cosine_again(read, where, followed) -> bool:
@@ -291,7 +291,8 @@ TEMPLATES = {
                           "gradient, those above {high:.4g} do.", no_gradient_below),
     "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
-    "followed": Template("What it makes is the paper's up to {where}.", follows),
+    "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
+                         "arrays.", follows),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),
     "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,
@@ -360,7 +361,7 @@ TEMPLATES = {
                         "{what} differs from {equation} on some batch that was asked, and no known deviation explains it."),
     "where": Template("It equals {equation} where this holds: {conditions}.",
                       lambda read, part, base, tol, held, **_: confirm.holds_under(read, part, base, tol, held)),
-    "untold": Template("No batch tells this from {others}.",
+    "untold": Template("On fresh batches of five kinds it is the same as if {others}.",
                        lambda read, part, sets, **_: all(same_as(part, found) for found in sets)),
     "value right": Template("The loss itself is {rest} on all {many} batches asked.",
                             lambda read, part, tol, **_: confirm.value_right(read, part, tol)),

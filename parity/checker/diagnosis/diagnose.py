@@ -132,7 +132,7 @@ def about_gradients(part, tol) -> list[str]:
     known = [d for d in part.found if not d.id.startswith(("gradient.", "edge.no_gradient")) and not d.id.endswith(".detached")]
     said = []
     if right:
-        rest = "as the other points say" if known else "that of eq. 6"
+        rest = "explained by what is named here" if known else "that of eq. 6"
         said.append(say(part.read, "value right", part=part, tol=tol, rest=rest, many=len(probes)))
     if wrong is None:
         wrong = gradients.of_detached(part.read, fine, tol[1])
@@ -244,7 +244,9 @@ def place_of(box, part, failing) -> Place:
         return Place("similarity", "single", say(part.read, "cosine", where=at, followed=follow_again))
 
     def as_seen():
-        words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again) if seen.where else ""
+        last = next((k for k in reversed(seen.seen) if seen.seen[k] == seen.where), "")
+        words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
+                    made=MADE[last]) if last else ""
         return Place(seen.stage, "single", words)
 
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
@@ -255,6 +257,11 @@ def place_of(box, part, failing) -> Place:
             return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
         return as_seen()                                  # its logits are the paper's: values misled about earlier stages
     return place
+
+
+MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
+        "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
+        "loss": "cross-entropies"}
 
 
 def followed(box, part, probe=PROBES["single"]):
@@ -355,7 +362,7 @@ def combine(box, parts, results) -> Diagnosis:
     if verdict not in ("conditional",):
         conditions = ()
     wrong = [d for d in results.values() if d.verdict == worst.verdict]
-    note = " ".join(sentence(d, name, part) for (name, d), part in zip(results.items(), parts))
+    note = " ".join(sentence(d, name, part, one_of_two=True) for (name, d), part in zip(results.items(), parts))
     lambdas = {k: x for part in parts for k, x in part.lambdas.items()}
     return Diagnosis(
         verdict, conditions, equals=worst.equals, stage=wrong[0].stage, evidence=wrong[0].evidence, off=wrong[0].off,

@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, Found
+from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, Found, words
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
@@ -84,19 +84,23 @@ TIES = ", but for similarities that are exactly sigma"
 LEAVES = {"v": "patches", "t": "tokens", "theta": "theta", "v_bar": "the image", "t_bar": "the text"}
 
 
-def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
-    """What a colleague would say: each sentence as the door lets it out (clauses)."""
-    what = "Your global loss" if name == "global" else "Your loss"
+def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool = False) -> str:
+    """What a colleague would say: each sentence as the door lets it out (clauses).      one_of_two: a global loss is there too
+    """
+    what = "Your global loss" if name == "global" else "Your fine-grained loss" if one_of_two else "Your loss"
+    one = any(x.key == "B" and x.holds == 1 for x in d.limits)
+    held_by = tuple(x for x in d.conditions if not (one and x == "B = 1"))  # said of the size already
     sizes = [x.condition for x in d.limits]
     named = [x for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
     of_gradient = [d.clauses[x] for x in named if x.id.startswith("gradient.") and not part.explained]
-    clauses = [d.clauses[x] for x in named if d.clauses[x] not in of_gradient]
+    rare = {d.clauses[x]: bool(set(DEVIATIONS[x.id].hidden_by) & set(CONDITIONS[:3])) for x in named}
+    clauses = sorted((d.clauses[x] for x in named if d.clauses[x] not in of_gradient), key=lambda text: rare[text])
     graded = bool(part.read(PROBES["padded"]).grads)
     facts = {
         "part": part, "base": "listing1" if d.base == "listing1" else "eq6", "tol": d.rounding, "what": what,
         "equation": NAMES[d.base], "compared": compared(part) if graded else "in value", "ties": TIES * bool(d.edges),
         "what_inside": what[:1].lower() + what[1:], "clauses": _join(clauses) if clauses else "",
-        "conditions": _join(list(d.conditions)) if d.conditions else "", "sizes": _join(sizes) if sizes else "",
+        "conditions": _join(list(held_by)) if held_by else "", "sizes": _join(sizes) if sizes else "",
     }
 
     def out(kind, **more):
@@ -116,13 +120,13 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196) -> str:
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
     more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
-    held = tuple(x for x in d.conditions if x in CONDITIONS or all(y.sharp for y in d.limits))
+    held = tuple(x for x in held_by if x in CONDITIONS or all(y.sharp for y in d.limits))
     if held and not (sizes and not clauses):
         more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:
         more.append(out("no gradients"))
     if d.equals:
-        others = " or ".join(" and ".join(str(x) for x in e) for e in d.equals[:3])
+        others = ", or as if ".join(_join([words(x, patches) for x in e]) for e in d.equals[:3])
         more.append(out("untold", others=others, sets=d.equals[:3]))
     cancels = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id not in EPSILONS.values()]
     small = [d.clauses[x] for x in d.harmless if x in d.clauses and x.id in EPSILONS.values()]

@@ -397,7 +397,7 @@ def where(probes, given, wanted, leaf) -> str:
     probe, got, want = next(x for x in zip(probes, given, wanted) if x[0].name == name)
     off = np.abs(got - want)
     size = off.max() / max(np.abs(want).max(), 1e-12)
-    said = f"The gradient for {INPUTS[leaf]} is off by up to {size:.3g} of its largest entry (probe {name})"
+    said = f"The gradient for {INPUTS[leaf]} is off by up to {size:.3g} of its largest entry (batch {name})"
     if leaf == "theta":
         return f"{said}; no path or factor of it explains that."
     rows = off.max(-1) > 1e-6 * np.abs(want).max()        # (B,P) or (B,L)
@@ -424,7 +424,7 @@ def at_padding(read, probes, o, tol, out):
         if np.abs(got - want).max() > tol * scale_of(p, o, want):
             if np.abs(want).max() > 1e-12:
                 if not out.places:
-                    out.places.append(("t", f"The gradient for tokens is off at padding alone (probe {p.name})."))
+                    out.places.append(("t", f"The gradient for tokens is off at padding alone (batch {p.name})."))
                 out.probe = p.name
                 return
             wrong = True

@@ -164,6 +164,9 @@ def count(out: Reach, sizes, probe):
         out.tried[key] = [min(low, x), max(high, x)]
 
 
+OTHER = {"L": "P", "P": "L"}
+
+
 def limit_of(judge: Judge, failing: list[dict]) -> Limit | None:
     """The limit that the smallest failing probe shows.  None where no smaller size agrees."""
     sizes = dict(min(failing, key=lambda s: s["B"] * (s["P"] + s["L"]) * s["D"]))
@@ -186,6 +189,9 @@ def limit_of(judge: Judge, failing: list[dict]) -> Limit | None:
     limit = Limit(key, held, failed, 0.0, 0.0, None, tuple((k, sizes[k], base[k]) for k in left[:-1]))
     again = all(judge.wrong(judge.alike(sizes, key, seed), seed) and not judge.wrong(judge.alike(good, key, seed), seed)
                 for seed in (1, 2))
+    if len(left) == 1 and key in OTHER and again:         # a size of the other kind may decide with it
+        other, small = OTHER[key], 2 if key == "P" else 3
+        again = judge.wrong(sizes | {other: small}) and not judge.wrong(good | {other: 4 * good[other]})
     worst = max([s for s in failing if limit.beyond(judge.probe(s))] or [sizes], key=lambda s: far(judge, s))
     loss, gradient = judge.off(worst) or (math.inf, None)
     return replace(limit, worst=measure(judge.probe(worst), key), loss=loss, gradient=gradient, sharp=again,

@@ -121,14 +121,15 @@ class Limit:
         many = self.holds != 1
         held = CONDITION[self.key].format(bound=bound, x=plain(self.holds), s="s" * many, es="es" * many)
         beside = [BESIDE[key].format(x=plain(x)) for key, x, _ in self.beside]
-        return f"{held} ({', '.join(beside)})" if beside else held
+        return f"{held} ({' and '.join(beside)})" if beside else held
 
     @property
     def words(self) -> str:
         """Two sentences: where it ends, and how far off it is beyond."""
         if self.error:
             return f"With {said(self.key, self.worst)} it raises {self.error}."
-        with_ = "".join(f", with {said(key, x)}" for key, x, _ in self.beside)
+        with_ = " and ".join(said(key, x) for key, x, _ in self.beside)
+        with_ = with_ and f", with {with_},"
         far = distance(self.loss, self.gradient)
         if self.key == "upstream":
             return ("Where the loss is multiplied before its gradient is taken, the gradient does not follow: it is wrong once "
@@ -190,5 +191,6 @@ def ranges(tried: dict[str, list]) -> str:
     ends = {key: tried[key] for key in RANGES if key in tried}
     spans = [f"{RANGES[key]} {plain(low)}" + f"-{plain(high)}" * (high != low) for key, (low, high) in ends.items()]
     if "similarity" in tried:
-        spans.append(f"similarities to {plain(tried['similarity'][1])}")
+        low, high = tried["similarity"]
+        spans.append(f"largest similarity of a batch {plain(low)}-{plain(high)}")
     return ", ".join([*spans, *(" and ".join(x) for x in [tried.get("dtypes")] if x)])

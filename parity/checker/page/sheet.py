@@ -69,6 +69,12 @@ class Report:
         return self.diagnosis.conditions
 
     @property
+    def said_conditions(self) -> list[str]:
+        """The conditions, but for B = 1 where a limit says the same."""
+        one = any(x.key == "B" and x.holds == 1 for x in self.diagnosis.limits)
+        return [x for x in self.conditions if not (one and x == "B = 1")]
+
+    @property
     def exit_code(self) -> int:
         """0 equals eq. 6 (or what --accept names), 1 differs or only under conditions, 3 cannot run."""
         if self.verdict == "cannot_run":
@@ -80,7 +86,7 @@ class Report:
         """One line, badge-sized."""
         text = f"SPARC: {WORDS[self.verdict].format(base=self.base)}"
         if self.verdict == "conditional":
-            return f"{text}: {', '.join(self.conditions)}"
+            return f"{text}: {', '.join(self.said_conditions)}"
         found = [str(f) for f in self.diagnosis.deviations]
         if self.verdict in ("explained", "unexplained") and found:
             text += f": {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
@@ -100,6 +106,8 @@ class Report:
     def base(self) -> str:
         if set(self.diagnosis.losses) == {"global"}:
             return "eq. 1"
+        if set(self.diagnosis.losses) == {"fine", "global"} and self.diagnosis.base == "eq6":
+            return "eqs. 1 and 6"
         return NAMES[self.diagnosis.base]
 
     @property
@@ -233,7 +241,7 @@ def show(report: Report, console) -> None:
 
     console.print()
     line(WORDS[report.verdict].format(base=report.base).upper()
-         + (f": {', '.join(report.conditions)}" if report.conditions else ""),
+         + (f": {', '.join(report.said_conditions)}" if report.conditions else ""),
          style=f"bold {COLOURS[report.verdict]}")
     line(report.headline)
     if report.error and report.error["lines"]:

@@ -21,6 +21,7 @@ class Arithmetic:
 
     narrow: bool
     own: bool
+    stream: bool = False                                  # what runs through the blocks is rounded too, and its gradients
 
     @property
     def dtype(self) -> type:
@@ -32,6 +33,10 @@ class Arithmetic:
     def r(self, x: Any) -> np.ndarray:
         """Rounded, where a trainer's operand or an inner result is."""
         return self.give(round_to(x, 7)) if self.narrow else self.give(x)
+
+    def s(self, x: Any) -> np.ndarray:
+        """Rounded where the trainer's stream is."""
+        return self.r(x) if self.stream else self.give(x)
 
     def out(self, x: Any) -> np.ndarray:
         """What the trainer's rounded tensor is compared with."""

@@ -30,13 +30,16 @@ COUNT = 3                           # updates; the batches after two of them bel
 BATCH = 8                           # what 1, 2 and 4 ranks divide
 SCENES = "drawn?count=20&captions=2&style=short"
 CHUNKED = "--form chunked --chunk 3 --fine-chunk 3"
-ALONE = {"": "", "2 parts, checkpointed, chunked": f"--accumulate 2 --checkpoint-activations {CHUNKED}"}
+STREAM = "--precision bf16_stream"
+ALONE = {"": "", "2 parts, checkpointed, chunked": f"--accumulate 2 --checkpoint-activations {CHUNKED}", "bf16 stream": STREAM}
 COMPILED = {"compiled": "--compile"}
 OVER_RANKS = {
     "ddp": "--strategy ddp",
     "fsdp": "--strategy fsdp",
     "ddp, 2 parts, chunked": f"--strategy ddp --accumulate 2 {CHUNKED}",
     "fsdp, 2 parts, checkpointed": "--strategy fsdp --accumulate 2 --checkpoint-activations",
+    "ddp, bf16 stream": f"--strategy ddp {STREAM}",
+    "fsdp, bf16 stream, checkpointed": f"--strategy fsdp --checkpoint-activations {STREAM}",
 }
 PRECISION = {"float64": "float64", "float32": "float32", "mixed": "bf16"}
 
@@ -65,6 +68,8 @@ def wanted(how: str) -> tuple[str, ...]:
     """In which precisions: the plain ways in all; what is cut into parts in the one that hides nothing."""
     if how == "compiled":
         return ("float32",)
+    if "stream" in how:
+        return ("mixed",)
     return ("float64",) if "parts" in how else ("float64", "float32", "mixed")
 
 
@@ -119,7 +124,7 @@ def compared(
     """Run the cases, over ranks in one start of the processes, and compare what they wrote."""
     runs = {label: folder / f"{world} {label}" for label in cases}
     lines = [f"--out {shlex.quote(str(runs[label]))} --init {shlex.quote(str(folder / 'weights.safetensors'))} {options} {how} "
-             f"--precision {PRECISION[dtype]}" for label, (how, dtype) in cases.items()]
+             + f"--precision {PRECISION[dtype]}" * (STREAM not in how) for label, (how, dtype) in cases.items()]
     if world > 1:
         setup.trainer.ranks.run_ranks(world, f"{__name__}:start", {}, {"commands": lines}, timeout=900)
     for line, (label, (_, dtype)) in zip(lines, cases.items()):

@@ -7,7 +7,8 @@ by the reference's own operations; what may be off is then one rounding and the 
 so is the whole.
 
 Where the trainer rounds (torch.autocast in bfloat16): operands and results of linear layers and of attention, GELU's result,
-and the gradients of all these.  Residuals, norms, positions, embeddings, means and both losses are float32.
+and the gradients of all these.  Residuals, norms, positions, embeddings, means and both losses are float32.  With a bfloat16
+stream ("stream") residuals, what leaves norms and means, and the gradients of these are rounded as well.
 """
 
 import itertools
@@ -59,6 +60,7 @@ class Replay:
 
     def at(self, name: str, x: Any, got: np.ndarray, narrow: bool = False, inside: bool = False) -> None:
         """A value or gradient on the way, beside the trainer's.      inside: float32, of parts that were rounded"""
+        narrow = narrow or (self.how.stream and not name.startswith("loss"))
         self.steps.append(Step(name, self.how.out(x) if narrow else self.how.give(x), got, narrow or inside))
 
     def add(self, name: str, g: Any, narrow: bool = True) -> None:
@@ -163,7 +165,7 @@ class Replay:
             dx, dgain, dshift = back_norm2(grad("norm2.out"))
             self.add(f"{name}.norm2.weight", dgain, narrow=False)
             self.add(f"{name}.norm2.bias", dshift, narrow=False)
-            there("norm2.in", dy + dx, narrow=False)
+            there("norm2.in", dy + how.s(dx), narrow=False)
             there("attn.out.out", grad("norm2.in"))
             do, dweight, dbias = back_out(grad("attn.out.out"))
             self.add(f"{name}.attn.out.weight", dweight)
@@ -179,7 +181,7 @@ class Replay:
             dx, dgain, dshift = back_norm1(grad("norm1.out"))
             self.add(f"{name}.norm1.weight", dgain, narrow=False)
             self.add(f"{name}.norm1.bias", dshift, narrow=False)
-            there("norm1.in", grad("norm2.in") + dx, narrow=False)
+            there("norm1.in", grad("norm2.in") + how.s(dx), narrow=False)
 
         return back
 
@@ -209,11 +211,11 @@ class Replay:
         self.at("heads, backward: h_v.out", dh, grad("h_v.out"), narrow=True)
         dpool, *of_h = back_h(how.give(grad("h_v.out")))
         patches = f_v.shape[1]
-        self.at("heads, backward: image_features", how.r(dv) + how.r(dpool)[:, None] / patches, grad("vision.norm.out"),
-                inside=True)
+        self.at("heads, backward: image_features", how.r(dv) + how.s(how.r(dpool)[:, None] / patches),
+                grad("vision.norm.out"), inside=True)
         dt, *of_t = back_t(how.give(grad("t")))
         dpool, *of_t_bar = back_t_bar(how.give(grad("t_bar")))
-        self.at("heads, backward: text_features", how.r(dt) + back_pool(how.r(dpool)), grad("text.norm.out"),
+        self.at("heads, backward: text_features", how.r(dt) + how.s(back_pool(how.r(dpool))), grad("text.norm.out"),
                 inside=True)
         for name, *parts in (("h_v", of_h), ("g_v", of_v, of_v_bar), ("g_t", of_t, of_t_bar)):
             for i, kind in enumerate(("weight", "bias")):
@@ -291,7 +293,7 @@ def rows(
     setup: Setup, drawn: Any, trained: Trained, dtype: str, side: str, dloss: Upstream,
     again: Callable[[], Trained] | None = None, clip: float | None = None,
 ) -> Iterator[Row]:  # fmt: skip
-    """Every step, then every gradient.      dtype: "mixed" | "float64", in which nothing is rounded; again: in float64
+    """Every step, then every gradient.      dtype: "mixed" | "stream" | "float64", which rounds nothing; again: in float64
 
     clip: the limit to which the trainer has scaled the gradients before they were taken.
     """
@@ -317,7 +319,8 @@ def compared(
     setup: Setup, drawn: Any, trained: Trained, dtype: str, dloss: Upstream, clip: float | None = None
 ) -> Iterator[tuple[str, np.ndarray, np.ndarray, float, float, float | None]]:
     """name, got, want, scale, budget of the entries, budget of the factor."""
-    exact, own = (replay(setup, drawn, trained.passes, Arithmetic(dtype == "mixed", own), trained.said, dloss)
+    rounds = dtype in ("mixed", "stream")
+    exact, own = (replay(setup, drawn, trained.passes, Arithmetic(rounds, own, dtype == "stream"), trained.said, dloss)
                   for own in (False, True))
     lucky = alone(setup, drawn, trained, dloss, exact)
 
@@ -325,12 +328,12 @@ def compared(
         return budgets.float64_from(error) if dtype == "float64" else budgets.SLACK * max(error, least(narrow))
 
     def least(narrow):
-        return HALF if narrow and dtype == "mixed" else budgets.EPS["float32"]
+        return HALF if narrow and rounds else budgets.EPS["float32"]
 
     for step, mine in sorted(zip(exact.steps, own.steps, strict=True), key=lambda pair: pair[0].turn):
         scale, along = budgets.scale(step.want), None
         error = max(budgets.error(mine.want, step.want, scale), lucky.get(step.name, 0.0))
-        if dtype == "mixed" and step.narrow:
+        if rounds and step.narrow:
             unit = HALF * budgets.factor_unit(step.want)
             along = budgets.SLACK * math.hypot(budgets.factor_noise(mine.want, step.want), unit)
         yield step.name, step.got, step.want, scale, budget(error, step.narrow), along

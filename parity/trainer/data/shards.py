@@ -3,8 +3,8 @@
     shards = ShardData(paths, size=224, index="runs/mine/index")
     shards[i]  -> Example, or Unusable with the reason: decoding is done where it is asked for, in worker processes
 
-Every shard is looked through once for where its samples lie (tar.py), by its own rank of the run, and the result is kept in
-the folder `index`: any sample can then be read alone, which exact resuming needs.  Nothing is written anywhere else.
+Every shard is looked through once for where its samples lie (data/tar.py), by its own rank of the run, and the result is kept
+in the folder `index`: any sample can then be read alone, which exact resuming needs.  Nothing is written anywhere else.
 """
 
 import glob
@@ -24,12 +24,12 @@ from typing import Any, BinaryIO
 
 import numpy as np
 
-from parity.trainer.data.tar import Found, read_shard
 from sparc_ref.data.example import Example
 from sparc_ref.data.formats.records import CAPTION
 from sparc_ref.data.images import read_image
 from sparc_ref.data.load_report import LoadReport, Unusable
 from sparc_ref.data.names import valid
+from sparc_ref.data.tar import Found, read_shard
 from sparc_ref.run.files import put
 
 PAGE = "docs/trainer.md"

@@ -142,3 +142,28 @@ def _karpathy(images: list, report: LoadReport) -> Iterator[Row]:
         name = f"{folder}/{image['filename']}" if isinstance(folder, str) and folder else image["filename"]
         raw = [s.get("raw") if isinstance(s, dict) else s for s in image["sentences"]]
         yield Row(where, name, raw, image.get("split") if isinstance(image.get("split"), str) else None)
+
+
+def read_tags(path: Path) -> dict[str, list[tuple[str, str]]]:
+    """JSON lines of tagged captions: {"caption": text, "tags": [[token, tag], ...]}.   -> caption: [(token, tag), ...]
+
+    ValueError: a file that cannot be read, or a line that is none.
+    """
+    found = {}
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except (OSError, ValueError) as error:
+        raise ValueError(f"{path}: expected JSON lines of tagged captions ({type(error).__name__}: {error})") from error
+    for number, line in enumerate(lines, 1):
+        if not line.strip():
+            continue
+        try:
+            record = parse(line)
+            pairs = [(token, tag) for token, tag in record["tags"]]
+            if not isinstance(record["caption"], str) or not all(isinstance(s, str) for pair in pairs for s in pair):
+                raise TypeError("not text")
+        except (ValueError, TypeError, KeyError, RecursionError) as error:
+            raise ValueError(f'{path}, line {number}: expected {{"caption": "a cat", "tags": [["a", "DET"], ["cat", "NOUN"]]}},'
+                             f" got {line[:60]!r} ({type(error).__name__}: {error})") from error
+        found[" ".join(record["caption"].split())] = pairs
+    return found

@@ -1,18 +1,24 @@
 """Every sentence that a diagnosis can say: said where it is true, and withheld, or said weaker, in a run where it is false."""
 
 import math
+import re
 import zlib
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
 import test_confirm
 import torch
 
+from parity.checker.diagnosis import findings
 from parity.checker.diagnosis.again import fresh, under
-from parity.checker.diagnosis.asking import Box
+from parity.checker.diagnosis.asking import Box, Reading
 from parity.checker.diagnosis.clauses import TEMPLATES, Door, entropy, same_losses, say
+from parity.checker.diagnosis.deviations import Found
 from parity.checker.diagnosis.explain import Reader
+from parity.checker.diagnosis.findings import Diagnosis
 from parity.checker.diagnosis.locate import measured
+from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.traced import Followed
 from parity.checker.diagnosis.variants import evaluate
@@ -134,6 +140,7 @@ def trace(stage, where, kind=""):
     return lambda probe: Followed(stage, where, {"similarity": where}, kind=kind)
 
 
+MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
 ONE = {"settings": [PAPER]}
 # kind -> (a run in which it is true, its facts), (a run in which it is false, its facts)
@@ -145,8 +152,8 @@ RUNS = {
     "threshold": ((below(0.3), {"low": 0.29, "high": 0.31, "many": 64}), (fading, {"low": 0.388, "high": 0.39, "many": 64})),
     "flat": ((number(flat_else), {"setting": PAPER}), (setting(Variant(flat="zero")), {"setting": PAPER})),
     "two results": ((number(jumps), {}), (setting(PAPER), {})),
-    "followed": ((setting(PAPER), {"where": "x.py:3 s", "stage": "minmax", "followed": trace("minmax", "x.py:3 s")}),
-                 (setting(PAPER), {"where": "bmm()", "stage": "minmax", "followed": trace("minmax", "bmm()", "cosine")})),
+    "followed": ((setting(PAPER), MADE | {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")}),
+                 (setting(PAPER), MADE | {"where": "bmm()", "followed": trace("minmax", "bmm()", "cosine")})),
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
@@ -225,3 +232,19 @@ def test_probes_under_conditions_hold_them():
     for wanted in (("no padding",), ("equal lengths",), ("no padding", "B = 1"), ("unit-norm patches",)):
         assert all(set(wanted) <= p.holds for p in under(wanted))
     assert all(p.mask.any(1).all() for kind in ("padded", "single", "equal", "unpadded") for p in fresh(kind))
+
+
+def test_a_headline_speaks_in_words_and_the_main_fault_comes_first(monkeypatch):
+    """No name of the survey's; what ordinary batches show before what flat rows alone show; a size is said once."""
+    monkeypatch.setattr(findings, "say", lambda read, kind, **facts: TEMPLATES[kind].words.format(**facts))
+    flat, smooth, detached = Found("minmax.nan_on_flat"), Found("loss.smoothing", 0.1), Found("weights.detached")
+    said = {flat: "flat rows are NaN", smooth: "labels are smoothed"}
+    part = SimpleNamespace(read=lambda p: Reading(1.0, {"v": np.ones(1), "t": np.ones(1), "theta": np.ones(1)}), explained=True,
+                           one_token=False, fixed_temperature=False, name="fine")
+    whole = Diagnosis("explained", deviations=(flat, smooth), clauses=said, equals=((flat, detached),))
+    told = findings.sentence(whole, "fine", part)
+    assert "except that labels are smoothed, and flat rows are NaN" in told, told
+    assert "the same as if " in told and not re.search(r"\b[a-z]+\.[a-z_]+\b", told.replace("eq. ", "")), told
+    alone = Diagnosis("conditional", ("B = 1", "at most 1 sample in a batch"), limits=(Limit("B", 1, 2, 64, 0.1, 0.1),))
+    assert "B = 1" not in findings.sentence(alone, "fine", part)
+    assert findings.sentence(Diagnosis("eq6"), "fine", part, one_of_two=True).startswith("Your fine-grained loss equals eq. 6")

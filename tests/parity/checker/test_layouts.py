@@ -10,6 +10,7 @@ import parity
 from parity.checker.calling.caller import Caller
 from parity.checker.calling.convention import infer
 from parity.checker.calling.load import keys_of
+from parity.checker.calling.taken import grouped
 from parity.checker.calling.target import target_of
 from parity.checker.calling.trial import CannotRun, Unclear
 from parity.checker.calling.worker import Worker
@@ -207,6 +208,126 @@ def a_pair(features, mask, scale):
     v, t = features
     return fine(v, t, mask, scale)
 
+def checked(patches, tokens, mask, scale):
+    assert scale.ndim == 3
+    return fine(patches, tokens, mask, scale)
+
+def one(v, t, scale):
+    return fine(v[None], t[None], torch.ones(1, len(t), dtype=torch.bool), scale)
+
+def flattened(v, t, mask, batch_size, scale):
+    return fine(*(x.unflatten(0, (batch_size, -1)) for x in (v, t, mask)), scale)
+
+def packed_both(q, k, cu_seqlens_q, cu_seqlens_k, inv_temp):
+    pairs = zip(k.split(cu_seqlens_k.diff().tolist()), q.split(cu_seqlens_q.diff().tolist()))
+    return torch.stack([one(v, t, inv_temp) for v, t in pairs]).mean()
+
+def triples(batch, inv_tau):
+    return torch.stack([one(v, t[:n], inv_tau) for v, t, n in batch]).mean()
+
+def pairs(batch, tau):
+    return torch.stack([one(*pair, 1 / tau) for pair in batch]).mean()
+
+def dicts(samples, scale):
+    return sum(one(s["patches"], s["tokens"], scale) for s in samples) / len(samples)
+
+def one_sample(v, t, scale):
+    s = t @ v.T
+    s = (s - s.amin(1, keepdim=True)) / (s.amax(1, keepdim=True) - s.amin(1, keepdim=True))
+    c = F.normalize(torch.where(s >= 1 / v.shape[0], s, 0.0) @ v, dim=1)
+    z, y = scale * c @ F.normalize(t, dim=1).T, torch.arange(t.shape[0])
+    return (F.cross_entropy(z, y) + F.cross_entropy(z.T, y)) / 2
+
+def one_sample_masked(patches, tokens, mask, tau):
+    assert patches.dim() == 2 and mask.dim() == 1
+    return one(patches, tokens[mask], 1 / tau)
+
+def cls_in_both(image_hidden, text_hidden, text_mask, scale):
+    """Slot 0 of both is the [CLS] token."""
+    return fine(image_hidden[:, 1:], text_hidden[:, 1:], text_mask[:, 1:], scale)
+
+def nested(batch, scale):
+    return fine(batch["image"]["patches"], batch["text"].get("tokens"), batch["text"]["mask"], scale)
+
+def by_helper(batch, scale):
+    return fine(*unpacked(batch), scale)
+
+def unpacked(batch):
+    return batch["v"], batch["t"], batch["valid"]
+
+def star(*tensors):
+    v, t, mask, scale = tensors
+    return fine(v, t, mask, scale)
+
+def indexed(inputs, tau):
+    return fine(inputs[0], inputs[1], inputs[2], 1 / tau)
+
+class Config:
+    def __init__(self, temperature=0.07):
+        self.temperature = temperature
+
+class Configured(nn.Module):
+    def __init__(self, cfg: Config):
+        super().__init__()
+        self.log_tau = nn.Parameter(torch.tensor(cfg.temperature).log())
+    def forward(self, v, t, mask):
+        return fine(v, t, mask, (-self.log_tau).exp())
+
+class ConfiguredPlain:
+    def __init__(self, config):
+        self.tau = config.temperature
+    def __call__(self, v, t, mask):
+        return fine(v, t, mask, 1 / self.tau)
+
+class Scaler(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.t_prime = nn.Parameter(torch.tensor(2.66))
+
+class ScaledWithin(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.scaler = Scaler()
+    def forward(self, v, t, mask):
+        return fine(v, t, mask, self.scaler.t_prime.exp())
+
+def makes(temperature):
+    def loss(v, t, mask):
+        return fine(v, t, mask, 1 / temperature)
+    return loss
+
+def sum_and_count(v, t, mask, scale):
+    each = torch.stack([one(a, b[m], scale) for a, b, m in zip(v, t, mask)])
+    return each.sum(), mask.any(1).sum()
+
+def mean_and_count(v, t, mask, scale):
+    return fine(v, t, mask, scale), mask.sum()
+
+def list_of_losses(vs, ts, scale):
+    """Lists of (P,D) and (L_i,D)."""
+    return [one(v, t, scale) for v, t in zip(vs, ts)]
+
+def column_mask(v, t, m, scale):
+    assert m.shape[2:] == (1,)
+    return fine(v, t, m[..., 0], scale)
+
+def last_token(v, t, ends, scale):
+    return fine(v, t, torch.arange(t.shape[1]) <= ends[:, None], scale)
+
+def listed_lengths(v, t, lens, scale):
+    assert type(lens) is list
+    return fine(v, t, torch.arange(t.shape[1]) < torch.tensor(lens)[:, None], scale)
+
+def zeros_are_padding(v, t, scale):
+    mask = (t != 0).any(-1)
+    return fine(v, torch.where(mask[..., None], t, 1.0), mask, scale)
+
+def of_a_run(v, t, mask, scale, step):
+    return fine(v, t, mask, scale)
+
+def not_a_layout(features, num_patches, mask, scale):
+    return fine(features[:, :num_patches], features[:, num_patches:], mask, scale)
+
 def width_first(patches, tokens, mask, scale):
     return fine(patches.permute(1, 2, 0), tokens, mask, scale)
 
@@ -248,6 +369,22 @@ def worker(folder):
     ("pairs_mask", "v,t,mask_bll,scale"),
     ("a_triple", "batch[0] (v)=v,batch[1] (t)=t,batch[2] (mask)=mask,scale=scale"),
     ("by_keywords", "image_patches=v,words=t,real=mask,tau=tau"),
+    ("a_pair", "features[0] (v)=v,features[1] (t)=t,mask=mask,scale=scale"),
+    ("flattened", "v_flat,t_flat,mask_flat,size:B,scale"),
+    ("triples", "batch[*][0] (v)=v,batch[*][1] (t)=t,batch[*][2] (n)=lengths,inv_tau=scale"),
+    ("one_sample", "v,t_list,scale"), ("cls_in_both", "v_cls,t_cls,mask_cls,scale"), ("Configured", "v,t,mask"),
+    *(pytest.param(*x, marks=pytest.mark.slow) for x in (
+        ("packed_both", "t_packed,v_flat,cu_seqlens,v_cu_seqlens,scale"), ("one_sample_masked", "v,t,mask,tau"),
+        ("pairs", "batch[*][0] (v)=v,batch[*][1] (t)=t_list,tau=tau"),
+        ("dicts", "samples[*]['patches']=v,samples[*]['tokens']=t_list,scale=scale"),
+        ("nested", "batch['image']['patches']=v,batch['text']['tokens']=t,batch['text']['mask']=mask,scale=scale"),
+        ("by_helper", "batch['v']=v,batch['t']=t,batch['valid']=mask,scale=scale"),
+        ("star", "*tensors[0] (v)=v,*tensors[1] (t)=t,*tensors[2] (mask)=mask,*tensors[3] (scale)=scale"),
+        ("indexed", "inputs[0] (v)=v,inputs[1] (t)=t,inputs[2] (mask)=mask,tau=tau"), ("ConfiguredPlain", "v,t,mask"),
+        ("ScaledWithin", "v,t,mask"), ("makes", "v,t,mask,temperature=tau"), ("sum_and_count", "v,t,mask,scale"),
+        ("mean_and_count", "v,t,mask,scale"), ("list_of_losses", "v_list,t_list,scale"), ("column_mask", "v,t,mask_bl1,scale"),
+        ("last_token", "v,t,ends,scale"), ("listed_lengths", "v,t,lengths_list,scale"), ("zeros_are_padding", "v,t_zero,scale"),
+        ("of_a_run", "v,t,mask,scale,value:0"))),
 ])
 def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, written):
     w = worker(name)
@@ -278,11 +415,38 @@ def test_a_layout_that_runs_but_is_no_loss_gives_way_to_one_that_is(worker):
 @pytest.mark.parametrize("name, words", [
     ("five_axes", "expected 5, got 3.*--call"), ("loops", "--tokens t or --tokens t_list"),
     ("without_first", "--patches v_cls .*--patches v "), ("a_log", "--scale scale .*--scale theta"),
-    ("a_pair", "too many values to unpack.*--call"),
+    ("checked", "AssertionError.*--call"),
 ])
 def test_a_call_of_ours_that_may_be_wrong_is_a_question(worker, name, words):
     with pytest.raises(Unclear, match=words):
         infer(worker(name))
+
+
+def test_a_sample_alone_is_said_to_be_called_for_each(worker):
+    convention = infer(worker("one_sample"))[0]
+    assert convention.single and "one sample a call" in str(convention)
+    assert any("mean over the batch is taken by the checker" in i.value for i in convention.items)
+
+
+def test_a_temperature_is_no_array_of_tokens(worker):
+    with pytest.raises(Unclear, match="which arguments are patches and tokens"):
+        infer(worker("not_a_layout"))
+
+
+def test_what_code_takes_apart_is_found_and_put_together_again():
+    def loss(batch, pair, *rest, **loose):
+        image, (x, y) = batch["image"], pair
+        v, t = (batch[k] for k in ("v", "t"))
+        return [(a, n, x, y, v, t, image.grid, rest[0], rest[1], loose["w"]) for a, n in batch.get("items")]
+
+    assert keys_of(loss) == {
+        "batch": ["batch['v']", "batch['t']", "batch['items'][*][0] (a)", "batch['items'][*][1] (n)", "batch['image'].grid"],
+        "pair": ["pair[0] (x)", "pair[1] (y)"], "rest": ["*rest[0]", "*rest[1]"], "loose": ["w"]}
+    assert keys_of(lambda v, t: v[0] + t[1:]) == {}
+    call = grouped(lambda batch, *rest, w: (batch, rest, w), ["batch['x'].n"])
+    items = {"batch['a'][*][0] (a)": [5, 6], "batch['a'][*][1] (n)": "xy"}
+    batch, rest, w = call(**items, **{"batch['x'].n": 7, "*rest[0]": 1, "w": 3})
+    assert batch["a"] == [(5, "x"), (6, "y")] and batch["x"].n == 7 and rest == (1,) and w == 3
 
 
 def test_a_keyword_answers_the_question(worker):

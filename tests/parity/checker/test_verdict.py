@@ -120,7 +120,6 @@ def test_what_the_report_holds(report):
 
 def test_an_argument_can_be_checked_with_another_value(losses):
     assert parity.check(f"{losses}:threshold", sigma="1/P").verdict == "eq6"
-    assert parity.check(f"{losses}:listing", accept="listing1").exit_code == 0
 
 
 def test_two_orders_that_both_run_are_decided_by_what_explains_better(report):

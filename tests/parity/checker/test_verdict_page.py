@@ -4,6 +4,7 @@ import math
 from pathlib import Path
 
 import jsonschema
+import numpy as np
 import pytest
 
 from parity.checker.page import figures as stage_figures
@@ -175,7 +176,7 @@ def test_limits_ties_and_what_was_tried_are_said():
     tried = {"B": [1, 64], "P": [2, 256], "similarity": [0.3, 500.0], "dtypes": ["float64"]}
     seen = Reader(page(report(edges=[tie], tried=tried)))
     assert "Only where numbers are exactly equal" in seen.shown() and "The threshold is strict" in seen.shown()
-    assert "Tried: B 1-64, P 2-256, similarities to 500, float64." in seen.shown()
+    assert "Tried: B 1-64, P 2-256, largest similarity of a batch 0.3-500, float64." in seen.shown()
 
 
 def test_listing_1_is_a_reading_and_no_fault():
@@ -280,3 +281,49 @@ def test_file_replaces_an_old_one_and_leaves_no_part(tmp_path):
     write_page(report(verdict="eq6"), path)
     assert "Equals eq. 6" in path.read_text(encoding="utf-8")
     assert [p.name for p in path.parent.iterdir()] == ["verdict.html"]
+
+
+TITLES = {
+    "similarity": "Similarity", "minmax": "Min-max", "sparse": "Threshold", "weights": "Weights", "grouped": "Grouped patches",
+    "logits_vt": "Logits", "logits_tv": "Logits, other direction", "loss_vt": "Loss of groups", "loss_tv": "Loss of tokens",
+}
+
+
+def test_stages_have_their_own_titles():
+    assert {name: stage_figures.titled({"name": name}) for name in stage_figures.STAGES} == TITLES
+
+
+@pytest.mark.parametrize("name, signed", [("similarity", True), ("weights", False), ("logits_vt", True), ("loss_vt", False)])
+def test_each_panel_is_what_its_title_says(monkeypatch, name, signed):
+    """Yours left, ours beside it, yours - ours in the units that are named; scales and labels of their own."""
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+    panels = []
+    monkeypatch.setattr(Figure, "savefig", lambda figure, *given, **named: panels.extend(figure.axes))
+    drawn: dict = {}
+    sound = Axes.pcolormesh
+    monkeypatch.setattr(Axes, "pcolormesh", lambda ax, x, **how: [drawn.setdefault(ax, (x, how)), sound(ax, x, **how)][1])
+    ours, theirs = np.array([[3.0, 4.0, 0.0], [0.0, 0.0, 2.0]]), np.array([[0.0, 2.0, 0.0], [1.0, 0.0, 1.0]])
+    stage_figures.stage_figure(stage(name, ours.tolist(), theirs.tolist(), 0.4, columns="patches"), False, 0.75)
+    assert len(panels) == 3
+    between = (theirs - ours) / 4 if name.startswith("lo") else unit(theirs) - unit(ours)
+    units = "of the largest" if name.startswith("lo") else "rows of length 1"
+    for ax, title, wanted in zip(panels, ("yours", "reference", f"yours − reference, {units}"), (theirs, ours, between)):
+        x, how = drawn[ax]
+        assert ax.get_title() == title
+        np.testing.assert_allclose(np.ma.getdata(x), wanted, atol=1e-15)
+        last = ax is panels[2]
+        assert (how["vmin"], how["vmax"]) == ((-0.75, 0.75) if last else (-4.0, 4.0) if signed else (0.0, 4.0))
+        assert how["cmap"].name == ("RdBu_r" if signed or last else "Greys") and "patches" in ax.get_xlabel()
+    assert panels[0].get_ylabel() == "tokens" and [ax.get_ylabel() for ax in panels[1:]] == ["", ""]
+
+
+def unit(x):
+    return x / np.linalg.norm(x, axis=1, keepdims=True)
+
+
+def test_a_figure_names_its_equation_and_the_line_of_code(with_figures):
+    said = Reader(page(with_figures)).shown()
+    assert "Min-max eq. 2; equal; yours: losses.py:12 sim" in said
+    assert said.index("goes wrong here first") > said.index("Threshold goes")

@@ -42,13 +42,15 @@ def test_the_gpu_report(monkeypatch, good):
     climbed_ = climbed(monkeypatch, rung(GOOD if good else AFTER))
     part = {"status": "passed", "seconds": 3.0, "said": ["3 passed ```"], "result": None}
     rows = [{"kind": "ratio", "how": "compiled", "batch": 8, "time": 1.04, "memory": 1.03},
-            {"kind": "step", "how": "compiled", "what": "SPARC", "batch": 8, "seconds": 0.5, "mfu": 0.4}]
+            {"kind": "step", "how": "compiled", "what": "SPARC", "batch": 8, "seconds": 0.5, "mfu": 0.4},
+            {"kind": "stream", "how": "bf16 stream", "batch": 8, "seconds": 0.45, "mfu": 0.44}]
     found = {"ladder": part | {"kind": "ladder", "result": climbed_}, "tests": part | {"kind": "tests"},
              "benchmarks": part | {"kind": "rows", "result": rows}}
     name, text = gpu_check.report(found, 7.0, "NVIDIA H100 80GB HBM3", "2026-01-02")
     assert name == "report-NVIDIA-H100-80GB-HBM3-2026-01-02" and gpu_check.passed(found) == good
     assert ("FAILED" in text) != good and "- made up" in text
     assert "time: 1.040 at batch 8, compiled; aim at most 1.05: met" in text
+    assert "utilisation: 0.440 at batch 8, compiled, bf16 stream; aim at least 0.45: **missed**" in text
     assert text.count("**missed**") == 2 and "| compiled | SPARC | 8 | 0.5 | 0.4 |" in text
     without = found | {"ladder": part | {"kind": "ladder"}}
     assert not gpu_check.passed(without) and "wrote no results" in gpu_check.report(without, 1, "x")[1]

@@ -10,7 +10,7 @@ from html.parser import HTMLParser
 import numpy as np
 import pytest
 
-from parity.ladder import charts, report
+from parity.ladder import charts, report, sensitivity
 
 
 def row(name="grad.v", side="trainer", dtype="float64", error=1e-16, budget=1e-15, **more):
@@ -143,6 +143,36 @@ def test_each_cell_is_the_row_that_came_closest():
     assert next(report.lines(FAILED))[3] == "2.5e-01 of 2.0e-15"
 
 
+AIMED = {"float64": (1e-12, "1e-12"), "float32": (1e-4, "1e-04"), "float16": (0.05, "5.0%"), "bfloat16": (0.05, "5.0%"),
+         "mixed": (0.05, "5.0%")}
+
+
+@pytest.mark.parametrize("dtype", AIMED)
+def test_an_aim_is_met_up_to_it_and_missed_beyond(dtype):
+    aim, text = AIMED[dtype]
+    for share, said in ((0.9, "met by every gradient"), (1.1, "missed by the worst gradient of losses: grad.1 (trainer)")):
+        rows = [row(f"grad.{i}", dtype=dtype, notices=x) for i, x in enumerate((aim / 10, share * aim))]
+        assert sensitivity.remarks(sensitivity.table([rung(rows=rows)]))[0].startswith(f"{dtype}, aim {text}: {said}")
+
+
+def test_what_is_noticed_stands_under_its_own_precision():
+    """Median and worst of gradients that differ; zeros, what failed and what is no gradient left out."""
+    seen = [row(f"grad.{i}", notices=x) for i, x in enumerate((4e-15, 1e-15, 2e-13, math.nan, math.nan))]
+    seen += [row(f"grad.{i}", "reference", "bfloat16", 0.01, 0.1, notices=x) for i, x in enumerate((0.0015, math.inf, 0.012))]
+    seen += [row("grad.late", dtype="float32", error=1.0, notices=0.5), row("loss")]
+    found = sensitivity.table([rung(rows=seen), rung("steps", rows=[row("grad.0", dtype="float32", notices=2e-5)])])
+    assert found[0] == {"rung": "losses", "dtype": "float64", "gradients": 3, "zero": 2, "median": 4e-15, "worst": 2e-13,
+                        "name": "grad.2", "side": "trainer"}
+    assert (found[1]["worst"], found[1]["name"], found[1]["side"]) == (math.inf, "grad.1", "reference")
+    said = results(rung(rows=seen), sensitivity=found)
+    for text in (terminal(said), report.markdown(said), " ".join(Strict(report.page(said)).text)):
+        assert re.search(r"losses\W+4e-15; 2e-13\W+1\.2%; none", text) and re.search(r"steps\W+2e-05; 2e-05", text)
+        assert "2 gradients are exactly zero" in text
+    assert sensitivity.HEAD == ["rung", "float64", "float32", "float16", "bfloat16", "mixed"]
+    assert sensitivity.cells(found) == [["losses", "4e-15; 2e-13", "", "", "1.2%; none", ""],
+                                        ["steps", "", "2e-05; 2e-05", "", "", ""]]
+
+
 @pytest.mark.parametrize("found", [PASSED, FAILED])
 def test_junit_counts_what_failed_and_what_was_not_run(found):
     suites = ElementTree.fromstring(report.junit(found).encode())
@@ -265,3 +295,26 @@ def test_axes_and_texts_are_seen(scheme):
     for name in ("alarm", "good-paper", "part-paper", "stripe"):
         assert contrast(colour["ink"], colour[name]) >= 7, name
     assert contrast(colour["failed"], colour["alarm"]) >= 4.5
+
+
+def test_facts_outcomes_and_notes_are_their_own():
+    found = results(rung("losses", rows=GOOD, notes=["a first note", "another"]), rung("steps", "failed", [BAD]),
+                    rung("compile", "not run", reason="no compiler"))
+    assert report.facts(found).startswith("preset quick, device cpu, seed 0, threads 1, TF32 off (CPU), sparc_ref 0.1, ")
+    assert [cells[report.OUTCOME] for cells in report.lines(found)] == ["ok", "FAILED", "NOT RUN"]
+    for text in (terminal(found), report.markdown(found), " ".join(Strict(report.page(found)).text)):
+        for said in ("losses: a first note", "losses: another", "NOT RUN: compile: no compiler"):
+            assert said in text
+
+
+def test_a_mark_has_its_sides_form_and_a_bar_its_precisions_colour():
+    marks = re.findall(r'<title>\w+, (\w+), [^<]*</title>.*?<circle[^>]* fill="([^"]+)"', charts.errors(GOOD[:2]))
+    assert [(side, fill == charts.PAPER) for side, fill in marks] == [("trainer", False), ("reference", True)]
+    kinds = ("float64", "float32", "bfloat16", "mixed")
+    bars = charts.overview([{"name": d, "said": "", "share": 0.5, "dtype": d, "ok": True} for d in kinds])
+    fills = re.findall(r'height="14" fill="([^"]+)"', bars)
+    assert fills == [charts.COLOURS[name] for name in ("float64", "float32", "16-bit", "16-bit")] and len(set(fills)) == 3
+
+
+def test_updates_are_counted_from_one():
+    assert re.findall(r'y="295" text-anchor="middle"[^>]*>(\d+)<', charts.curves(SERIES)) == ["1", "1", "2", "2", "3", "3"]

@@ -11,9 +11,9 @@ from made_shards import bomb, caption, member, picture, shards, sound, write
 
 from parity.trainer.data import shards as module
 from parity.trainer.data.shards import ShardData, expand, open_shards
-from parity.trainer.data.tar import MAX_NAME, read_shard
 from sparc_ref.data.images import read_image
 from sparc_ref.data.load_report import Unusable
+from sparc_ref.data.tar import MAX_NAME, read_shard
 
 LONG = "folder/" + "x" * 180 + "/one"
 BAD = {                                                   # members that are left out, each beside sound samples, and the reason

@@ -17,16 +17,13 @@ def runs(tmp_path_factory):
     folder = tmp_path_factory.mktemp("ranks")
     double = ["--precision", "float64", "--eval-every", "10"]
     ddp, both, fsdp = (arguments(folder / name, *double) for name in ("ddp", "both", "fsdp"))
-    short = ["--steps", "4", "--checkpoint-every", "1", "--async-checkpoints"]
     sharded = ["--strategy", "fsdp", "--accumulate", "2"]
     commands = [
-        (ddp, None), (both, 5), ([*both, "--resume"], 8), ([*both, "--resume", *sharded], None), ([*fsdp, *sharded], None),
-        (arguments(folder / "odd", "--batch", "7"), None), (ddp, None),
-        (arguments(folder / "whole32", *short), None), (arguments(folder / "again32", *short), 2),
-        ([*arguments(folder / "again32", *short), "--resume"], None),
+        (ddp, None), ([*both, "--async-checkpoints"], 5), ([*both, "--resume"], 8), ([*both, "--resume", *sharded], None),
+        ([*fsdp, *sharded], None), (arguments(folder / "odd", "--batch", "7"), None), (ddp, None),
     ]  # fmt: skip
     done = run_ranks(2, "small_run:run_all", {}, {"commands": commands}, timeout=1800)
-    assert all(x["status"].tolist() == [0, -1, -1, 0, 0, 2, 2, 0, -1, 0] for x in done), [x["status"] for x in done]
+    assert all(x["status"].tolist() == [0, -1, -1, 0, 0, 2, 2] for x in done), [x["status"] for x in done]
     alone = folder / "alone"
     assert command.main(arguments(alone, *double)) == 0
     return folder
@@ -51,7 +48,10 @@ def test_any_ranks_and_any_change_of_them_give_the_same_run(runs, name):
 
 
 def test_two_ranks_go_on_to_the_same_bits(runs):
-    assert parameters(runs / "again32", 4) == parameters(runs / "whole32", 4)
+    """Until they become FSDP2's, after the checkpoint of update 6: losses and norms of parameters and updates, every digit.
+    The parameters themselves, in float32: test_trainer_slow.py."""
+    for got, want in zip(rows(runs / "both")[:7], rows(runs / "ddp")[:7], strict=True):
+        assert got == want
 
 
 def test_one_process_goes_on_from_two(runs, tmp_path):

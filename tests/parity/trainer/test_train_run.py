@@ -3,6 +3,8 @@
 import json
 import os
 import signal
+import sys
+import types
 
 import numpy as np
 import pytest
@@ -145,6 +147,28 @@ def test_several_sets_weights_to_start_from_and_refusals(whole, tmp_path, capsys
     ]:
         assert command.main(argv) == 2
         assert words in capsys.readouterr().err
+
+
+def test_wandb_gets_every_row_of_one_run(tmp_path, monkeypatch, capsys):
+    """A stand-in for the package: what is started, sent and ended, over a crash and a resume; and where it is not installed."""
+    sent, started = [], []
+
+    class Stand(types.ModuleType):
+        def init(self, **given):
+            started.append(given)
+            return types.SimpleNamespace(log=lambda numbers, step: sent.append((step, numbers)), finish=lambda: sent.append("end"))
+
+    argv = arguments(tmp_path / "run", "--steps", "4", "--wandb")
+    monkeypatch.setitem(sys.modules, "wandb", Stand("wandb"))
+    assert run_all({}, {"commands": [(argv, 3)]})["status"].tolist() == [-1]
+    assert command.main([*argv, "--resume"]) == 0
+    assert [step for step, numbers in (x for x in sent if x != "end") if "train/loss" in numbers] == [1, 2, 3, 4]
+    assert "eval/drawn-validation/t2i_r1" in sent[-2][1] and sent[-1] == "end"
+    first, second = started
+    assert first["id"] == second["id"] and first["name"] == "run" and first["config"]["train"]["steps"] == 4
+    monkeypatch.setitem(sys.modules, "wandb", None)       # as where it is not installed
+    assert command.main(arguments(tmp_path / "other", "--wandb")) == 2
+    assert "--wandb: needs the package wandb, found no module wandb: pip install wandb" in capsys.readouterr().err
 
 
 def test_tensorboard_has_every_row_after_a_resume(tmp_path):

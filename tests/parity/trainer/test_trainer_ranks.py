@@ -11,6 +11,7 @@ from test_trainer_loss import seven
 from test_trainer_model import all_close
 from witness import close
 
+from parity.trainer import launch, ranks
 from parity.trainer.ranks import cases_over_ranks, losses_over_ranks, run_ranks
 from sparc_ref import forward
 
@@ -46,29 +47,49 @@ def alone(batch):
     return {reduction: of(reduction) for reduction in ("sample", "token")}
 
 
-@pytest.mark.parametrize("world_size", [2, 4])
-def test_ranks_equal_one_process(batch, alone, world_size):
-    cases = CASES
-    if world_size == 4:
-        cases = {label: form | {"reduction": "token", "sizes": [1, 3, 1, 2]} for label, form in FORMS.items()}
-    for label, (loss, grads) in cases_over_ranks(CONFIG, *batch, world_size, cases).items():
-        expected, gradients = alone[cases[label].get("reduction", "sample")]
+@pytest.fixture(scope="module")
+def two(batch):
+    """One start of two processes: every case, every fault, and in each process what it says when a rank has no sample."""
+    faults = {label: {"form": "gathered", "reduction": "token"} for label in FAULTS}
+    return cases_over_ranks(CONFIG, *batch, 2, CASES | faults, target="rank_tasks:everything")
+
+
+def equal(found, cases, alone):
+    for label, case in cases.items():
+        (loss, grads), (expected, gradients) = found[label], alone[case.get("reduction", "sample")]
         close(loss, expected, label, 1e-14)
         all_close(grads, gradients)
 
 
-def test_one_rank_and_float32(batch, alone):
+def test_ranks_equal_one_process(two, alone):
+    equal(two, CASES, alone)
+
+
+@pytest.mark.slow
+def test_four_ranks_equal_one_process(batch, alone):
+    cases = {label: form | {"reduction": "token", "sizes": [1, 3, 1, 2]} for label, form in FORMS.items()}
+    equal(cases_over_ranks(CONFIG, *batch, 4, cases), cases, alone)
+
+
+def test_one_rank_and_float32(batch, alone, monkeypatch):
     """The helper for a single case, in a group of one; and the parameters' dtype is the computation's."""
     params = {name: p.astype(np.float32) for name, p in batch[0].items()}
+
+    def here(world_size, target, arrays, options, timeout):
+        assert (world_size, target) == (1, "parity.trainer.ranks:losses")
+        with launch.ranks("cpu"):
+            return [ranks.losses(arrays, options)]
+
+    monkeypatch.setattr(ranks, "run_ranks", here)
     loss, grads = losses_over_ranks(CONFIG, params, *batch[1:], 1, "chunked", 3, reduction="token")
     close(loss, alone["token"][0], "loss", 1e-5)
     assert {g.dtype for g in grads.values()} == {np.dtype("float32")}
 
 
-def test_planted_faults_are_seen(batch, alone):
-    cases = {label: {"form": "gathered", "reduction": "token"} for label in FAULTS}
+def test_planted_faults_are_seen(two, alone):
     expected, gradients = alone["token"]
-    for label, (loss, grads) in cases_over_ranks(CONFIG, *batch, 2, cases, target="rank_tasks:losses_with_faults").items():
+    for label in FAULTS:
+        loss, grads = two[label]
         if label == "none":
             all_close(grads, gradients)
             continue
@@ -77,10 +98,7 @@ def test_planted_faults_are_seen(batch, alone):
             all_close(grads, gradients)
 
 
-def test_a_rank_without_a_sample_is_refused_by_all():
-    results = run_ranks(2, "rank_tasks:complaints", {}, {"sizes": [3, 0]}, timeout=60)
-    words = [bytes(result["words"]).decode() for result in results]
-    assert words == ["batch: expected at least one sample on every rank, got [3, 0]"] * 2
+def test_shares_that_do_not_sum_up_are_refused():
     with pytest.raises(ValueError, match=r"odd: sizes: expected 2 numbers that sum to 1, got \[1\]"):
         cases_over_ranks(TOY, {}, np.zeros((1, 3, 12, 12)), np.zeros((1, 5)), np.zeros((1, 5)), 2, {"odd": {"sizes": [1]}})
 

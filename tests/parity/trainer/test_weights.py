@@ -1,18 +1,22 @@
-"""Weights in and out: what is taken, dropped and drawn is said by name; Hugging Face's layout there and back."""
+"""Weights in and out: what is taken, dropped and drawn is said by name; other layouts there and back."""
 
 
+import json
 from dataclasses import asdict, replace
+from functools import partial
 
 import numpy as np
 import pytest
 import torch
 from made_shards import shards
 from safetensors.numpy import save_file
+from safetensors.torch import load_file
+from safetensors.torch import save_file as save_torch
 from test_model import TOY
 
-from parity.trainer import hugging_face, tokenizer
+from parity.trainer import hugging_face, open_clip, tokenizer
 from parity.trainer.export import take_weights
-from parity.trainer.model import SPARC, dump_params, init_weights
+from parity.trainer.model import SPARC, dump_params, init_weights, load_params
 from sparc_ref.data import UnigramTokenizer, WordTokenizer, load_tokenizer
 from sparc_ref.model import init_params
 from sparc_ref.optim import adamw_init
@@ -32,6 +36,7 @@ def written(tmp_path_factory):
                          "tokenizer": "words"}}
     path = checkpoint.save(folder / "checkpoints", 1, params, adamw_init(params), record, words)
     assert hugging_face.main(["--run", str(path), "--out", str(folder / "out")]) == 0
+    assert open_clip.main(["--run", str(path), "--out", str(folder / "open_clip")]) == 0
     return params, folder / "out"
 
 
@@ -100,6 +105,126 @@ def test_towers_of_hugging_face_compute_the_same_when_taken(tmp_path):
         f_t = theirs["text"](tokens, attention_mask=mask).last_hidden_state
     torch.testing.assert_close(f_v, ours["image_features"], rtol=0, atol=1e-5)
     torch.testing.assert_close(f_t[mask], ours["text_features"][mask], rtol=0, atol=1e-5)
+
+
+def draws():
+    """Pictures, tokens without the id of padding, and which of them are real."""
+    rng = torch.Generator().manual_seed(1)
+    images = torch.randn(3, 3, CONFIG.image_size, CONFIG.image_size, generator=rng)
+    tokens = torch.randint(1, CONFIG.vocab_size, (3, CONFIG.max_tokens), generator=rng)
+    return images, tokens, torch.arange(CONFIG.max_tokens) < torch.tensor([CONFIG.max_tokens, 3, 2])[:, None]
+
+
+def of_others(out):
+    """timm's and open_clip's own towers, as open_clip.py says they are to be made."""
+    others = [pytest.importorskip(name, exc_type=ImportError, reason=f"{name} cannot be imported: its towers are not compared")
+              for name in ("timm", "open_clip")]
+    how = {"norm_layer": partial(torch.nn.LayerNorm, eps=CONFIG.layer_norm_eps),
+           "act_layer": partial(torch.nn.GELU, approximate="tanh")}
+    about = {name: json.loads((out / f"{name}.json").read_text()) for name in ("vision", "text")}
+    return {"vision": others[0].models.VisionTransformer(**about["vision"], **how).eval(),
+            "text": others[1].transformer.TextTransformer(**about["text"], **how, output_tokens=True).eval()}
+
+
+def agree(model, theirs, tolerance):
+    images, tokens, mask = draws()
+    with torch.no_grad():
+        ours = model(images, tokens, mask)
+        f_v, f_t = theirs["vision"].forward_features(images), theirs["text"](torch.where(mask, tokens, 0))[1]
+    torch.testing.assert_close(f_v, ours["image_features"], rtol=0, atol=tolerance)
+    torch.testing.assert_close(f_t[mask], ours["text_features"][mask], rtol=0, atol=tolerance)
+
+
+def test_open_clips_layout_there_and_back(written):
+    """Every parameter comes back; of theirs only the key's part of what is packed is left."""
+    params, out = written[0], written[1].parent / "open_clip"
+    model = init_weights(SPARC(CONFIG), 1)
+    for name in ("vision", "text"):
+        found = take_weights(model, out / f"{name}.safetensors")
+        assert set(found.dropped.values()) == {"keys have no bias here: softmax cancels it"}
+        assert all("[key]" in n and "bias" in n for n in found.dropped)
+        assert found.taken and all(n.startswith(f"{name}.") for n in found.taken)
+        assert not any(n.startswith(f"{name}.") for n in found.drawn)
+    take_weights(model, out / "sparc.safetensors")
+    for name, p in dump_params(model).items():
+        np.testing.assert_array_equal(p, params[name], name)
+    assert "t_bar" in (out / "README.md").read_text() and open_clip.main(["--run", str(out), "--out", str(out)]) == 2
+
+
+def test_timm_and_open_clip_compute_the_same_features(written):
+    params, out = written[0], written[1].parent / "open_clip"
+    theirs = of_others(out)
+    for name, tower in theirs.items():
+        tower.load_state_dict(load_file(out / f"{name}.safetensors"), strict=True)
+    agree(load_params(SPARC(CONFIG), params), theirs, 2e-4)
+
+
+def test_towers_of_timm_and_open_clip_compute_the_same_when_taken(written, tmp_path):
+    """With random weights, every bias too, alone and as an open_clip model holds them: visual.trunk and text."""
+    theirs = of_others(written[1].parent / "open_clip")
+    rng = torch.Generator().manual_seed(4)
+    for tower in theirs.values():
+        for p in tower.parameters():
+            p.data.copy_(torch.randn(p.shape, generator=rng) / 4)
+    files = {"vision": theirs["vision"].state_dict(), "text": theirs["text"].state_dict()}
+    files["both"] = {f"visual.trunk.{n}": x for n, x in files["vision"].items()} | {
+        f"text.{n}": x for n, x in files["text"].items()} | {"logit_scale": torch.tensor(2.0)}
+    for name, tensors in files.items():
+        save_torch({n: x.contiguous() for n, x in tensors.items()}, tmp_path / f"{name}.safetensors")
+    for which in (("vision", "text"), ("both",)):
+        model = init_weights(SPARC(CONFIG), 2)
+        for name in which:
+            found = take_weights(model, tmp_path / f"{name}.safetensors")
+            assert all("[key]" in n or n == "logit_scale" for n in found.dropped), found.dropped
+        agree(model, theirs, 1e-5)
+
+
+@pytest.mark.parametrize("layout", ["timm", "open_clip"])
+def test_every_name_of_timm_and_open_clip_is_accounted_for(tmp_path, layout):
+    """A ViT with class token, layer scale and head; CLIP's two towers in one file, the text tower's names without a prefix."""
+    c, rng = CONFIG, np.random.default_rng(0)
+    width, p, patches = c.vision_width, c.patch_size, (c.image_size // c.patch_size) ** 2
+    patch, packed = (width, 3, p, p), (3 * width, width)
+    files = {"timm": {
+        "cls_token": (1, 1, width), "pos_embed": (1, patches + 1, width), "patch_embed.proj.weight": patch,
+        "blocks.0.attn.qkv.weight": packed, "blocks.0.attn.qkv.bias": (3 * width,), "blocks.0.attn.proj.bias": (width,),
+        "blocks.0.ls1.gamma": (width,), "blocks.0.attn.q_norm.weight": (width,), "norm.bias": (width,),
+        "fc_norm.weight": (width,), "head.weight": (10, width)}, "open_clip": {
+        "visual.class_embedding": (width,), "visual.positional_embedding": (patches + 1, width), "visual.conv1.weight": patch,
+        "visual.ln_pre.weight": (width,), "visual.ln_post.bias": (width,), "visual.proj": (width, 5),
+        "visual.transformer.resblocks.0.attn.in_proj_weight": packed,
+        "visual.transformer.resblocks.0.attn.in_proj_bias": (3 * width,),
+        "visual.transformer.resblocks.0.attn.out_proj.bias": (width,), "token_embedding.weight": (c.vocab_size, c.text_width),
+        "positional_embedding": (c.max_tokens, c.text_width), "transformer.resblocks.0.ln_1.weight": (c.text_width,),
+        "transformer.resblocks.0.mlp.c_fc.weight": (c.mlp_ratio * c.text_width, c.text_width), "ln_final.bias": (c.text_width,),
+        "text_projection": (c.text_width, 5), "logit_scale": ()}}  # fmt: skip
+    tensors = {n: np.asarray(rng.standard_normal(shape), np.float32) for n, shape in files[layout].items()}
+    save_file(tensors, tmp_path / "file.safetensors")
+    model = init_weights(SPARC(c), 3)
+    before = dump_params(model)
+    found = take_weights(model, tmp_path / "file.safetensors")
+    after = dump_params(model)
+    block = {"timm": "blocks.0.attn.qkv.", "open_clip": "visual.transformer.resblocks.0.attn.in_proj_"}[layout]
+    ours = {f"vision.blocks.0.attn.{part}.{kind}": f"{block}{kind}[{part}]" for part in ("query", "key", "value")
+            for kind in ("weight", "bias") if (part, kind) != ("key", "bias")}
+    ours |= {"timm": {
+        "vision.positions": "pos_embed", "vision.patch.weight": "patch_embed.proj.weight",
+        "vision.blocks.0.attn.out.bias": "blocks.0.attn.proj.bias", "vision.norm.bias": "norm.bias"}, "open_clip": {
+        "vision.positions": "visual.positional_embedding", "vision.patch.weight": "visual.conv1.weight",
+        "vision.norm.bias": "visual.ln_post.bias",
+        "vision.blocks.0.attn.out.bias": "visual.transformer.resblocks.0.attn.out_proj.bias",
+        "text.embedding.weight": "token_embedding.weight", "text.positions": "positional_embedding",
+        "text.blocks.0.norm1.weight": "transformer.resblocks.0.ln_1.weight",
+        "text.blocks.0.mlp.up.weight": "transformer.resblocks.0.mlp.c_fc.weight", "text.norm.bias": "ln_final.bias"}}[layout]
+    assert found.taken == ours
+    assert set(found.taken) | set(found.drawn) == set(before)
+    told = {source.partition("[")[0] for source in (*found.taken.values(), *found.dropped)}
+    assert told == set(tensors)
+    x = tensors[f"{block}weight"]
+    for i, part in enumerate(("query", "key", "value")):
+        np.testing.assert_array_equal(after[f"vision.blocks.0.attn.{part}.weight"], x[i * width:(i + 1) * width])
+    for name in found.drawn:
+        np.testing.assert_array_equal(before[name], after[name], name)
 
 
 def test_a_text_tower_that_does_not_say_so_is_no_vision_tower(tmp_path):

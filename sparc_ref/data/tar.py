@@ -1,8 +1,9 @@
 """The members of one tar shard, found by its headers alone: nothing is extracted, nothing is read but what is asked for.
 
 A sample is a run of members with one key: the path up to the first dot of the file's name (webdataset's rule), a picture
-(jpg, jpeg, png, webp) and a caption (txt or json).  Headers are parsed one by one with tarfile.TarInfo, so that a hostile one
-costs 512 bytes: what follows it is skipped unread, whatever size it claims, and long names are read up to a bound.
+(jpg, jpeg, png, webp) and a caption (txt or json), or whatever else is asked for in its place.  Headers are parsed one by one
+with tarfile.TarInfo, so that a hostile one costs 512 bytes: what follows it is skipped unread, whatever size it claims, and
+long names are read up to a bound.
 (webdataset reads a shard as a stream, from which no sample can be taken again without reading all before it.)
 """
 
@@ -35,7 +36,7 @@ class Member(NamedTuple):
 
 
 class Sample(NamedTuple):
-    """One key's picture and caption; kind: "txt" or "json" """
+    """One key's picture and caption, or what stands in for one; kind: its extension"""
 
     key: str
     picture: Member
@@ -57,8 +58,11 @@ class Found:
             first.append(name[:160])
 
 
-def read_shard(path: str | os.PathLike, prefer: str = "txt") -> Found:
-    """Every sample of a shard.      prefer: whose caption is taken where a key has both, "txt" or "json" """
+def read_shard(path: str | os.PathLike, prefer: str = "txt", texts: tuple[str, ...] = TEXTS, what: str = "caption") -> Found:
+    """Every sample of a shard.
+
+    texts: the extensions of what comes with a picture, `what` in the reasons; prefer: the one taken where a key has several
+    """
     found = Found()
     with open(path, "rb") as file:
         if file.read(2) in (b"\x1f\x8b", b"BZ", b"\xfd7", b"(\xb5"):
@@ -71,36 +75,37 @@ def read_shard(path: str | os.PathLike, prefer: str = "txt") -> Found:
             stem, _, extension = base.partition(".")
             this = f"{folder}/{stem}" if folder else stem
             if this != key:
-                close(key, group, found, prefer)
+                close(key, group, found, prefer, texts, what)
                 key, group = this, []
             group.append((extension.lower(), member))
-        close(key, group, found, prefer)
+        close(key, group, found, prefer, texts, what)
     return found
 
 
-def close(key: str | None, group: list[tuple[str, Member]], found: Found, prefer: str) -> None:
+def close(key: str | None, group: list[tuple[str, Member]], found: Found, prefer: str, wanted: tuple[str, ...],
+          what: str) -> None:
     """The members of one key as a sample, or counted."""
     if key is None:
         return
     pictures = [m for extension, m in group if extension in PICTURES]
-    texts = {extension: m for extension, m in group if extension in TEXTS}
+    texts = {extension: m for extension, m in group if extension in wanted}
     for extension, member in group:
-        if extension not in PICTURES and extension not in TEXTS:
-            found.skip("member is neither picture nor caption", member.name)
+        if extension not in PICTURES and extension not in wanted:
+            found.skip(f"member is neither picture nor {what}", member.name)
     if not pictures and not texts:
         return
     if not pictures:
-        found.skip("caption without a picture", key)
+        found.skip(f"{what} without a picture", key)
     elif len(pictures) > 1:
         found.skip("several pictures of one key", key)
     elif not texts:
-        found.skip("picture without a caption", key)
+        found.skip(f"picture without a {what}", key)
     else:
         kind = prefer if prefer in texts else next(iter(texts))
         if pictures[0].size > MAX_PICTURE:
             found.skip("picture is too many bytes", key)
         elif texts[kind].size > MAX_TEXT:
-            found.skip("caption is too many bytes", key)
+            found.skip(f"{what} is too many bytes", key)
         elif not pictures[0].size:
             found.skip("picture is empty", key)
         else:

@@ -1,0 +1,93 @@
+"""Results laid out like the paper's tables: each in its column and no other, the paper's numbers as printed there."""
+
+import re
+
+import pytest
+
+from sparc_ref.tasks.result import Result
+from sparc_ref.tasks.tables import as_page, as_text, lay_out, paper_tables
+
+ABOUT = {"checkpoint": "runs/mine", "trained_on": ["captions:/photos"]}
+
+
+def kept(*results):
+    return [(r, ABOUT) for r in results]
+
+
+def classification(name, top1, examples=50_000, prompt="bare"):
+    return Result("classification", f"imagenet:/{name}", name, examples, {"top1": top1}, {"top1": 0.001}, {"prompt": prompt})
+
+
+def cells(laid, model):
+    return next(dict(zip(laid.columns, values)) for name, values, _ in laid.ours if name == model)
+
+
+@pytest.mark.parametrize("number, model, size, column, value", [
+    ("1", "SPARC", "B/16", "IN", 72.6), ("1", "CLIP", "L/14", "Sketch", 64.5), ("1", "PACL", "B/32", "A", 9.3),
+    ("2", "SPARC", "B/16", "C", 51.31), ("2", "MGCA", "L/14", "V2 TI", 80.6), ("3", "SPARC", "L/14", "COCO t2i @1", 45.6),
+    ("3", "FILIP", "B/32", "Flickr t2i @10", 84.9), ("4", "PACL", "B/16", "COCO, nouns and adjectives", 4.09),
+    ("4", "MGCA", "B/16", "COCO, all words", 80.03), ("5", "SPARC", "B/16", "LVIS APr", 25.1),
+    ("5", "CLIP", "B/16", "COCO AP", 38.5),
+    ("6", "SPARC", "B/16", "VOC", 27.36), ("6", "PACL", "B/16", "Context", 1.61), ("7", "SPARC", "B/16", "Flickr", 13.6),
+    ("8", "SPARC with softmax", "B/16", "IN", 70.6), ("8", "SPARC without sparsity", "B/16", "COCO i2t @5", 80.7)])
+def test_the_papers_numbers(number, model, size, column, value):
+    table = next(t for t in paper_tables() if t.number == number)
+    values = next(v for m, s, v in table.rows if (m, s) == (model, size))
+    assert dict(zip([c.label for c in table.columns], values))[column] == value
+
+
+def test_every_table_has_a_number_for_every_column():
+    assert [t.number for t in paper_tables()] == list("12345678")
+    for table in paper_tables():
+        assert all(len(values) == len(table.columns) for _, _, values in table.rows)
+        assert all(0 < x < 100 for _, _, values in table.rows for x in values)
+
+
+def test_each_result_is_in_its_column_and_no_other():
+    columns = [(t.number, c) for t in paper_tables() for c in t.columns]
+    where = {}
+    for number, column in columns:
+        value = len(where) / 1000
+        where[number, column.label] = (column, value)
+    for (number, label), (column, value) in where.items():
+        result = Result(column.task, "x:/y", column.data, 10, {column.number: value}, {}, dict(column.protocol))
+        for laid in lay_out({"mine": kept(result)}):
+            found = cells(laid, "mine")
+            n = re.match(r"Table (\d)", laid.title)
+            assert n, laid.title
+            fits = {c.label for m, c in columns if m == n[1] and c.fits(result)}
+            shown = value if column.number == "cider" else 100 * value  # CIDEr is kept times 100
+            assert set(found) == fits and set(found.values()) == {f"{shown:.1f}"}
+            assert label in fits or n[1] != number
+
+
+def test_another_protocol_or_data_is_in_a_table_of_its_own():
+    laid = lay_out({"mine": kept(classification("ImageNet", 0.5, prompt="ensemble"), classification("pets", 0.4))})
+    titles = [x.title.split(":")[0] for x in laid]
+    assert titles == ["Table 2", "Classification on pets, 50,000 examples (prompt=bare), times 100"]
+    assert cells(laid[0], "mine") == {"IN": "50.0"}
+    assert laid[1].ours == (("mine", ("40.0",), ("chance 0.1",)),)
+
+
+def test_models_keep_their_own_numbers_and_a_missing_one_is_a_dash():
+    a = kept(classification("ImageNet", 0.61), classification("ImageNet-A", 0.2))
+    b = kept(classification("ImageNet", 0.55, examples=100))
+    table = lay_out({"a": a, "b": b})[0]
+    assert cells(table, "a") == {"IN": "61.0", "A": "20.0"} and cells(table, "b") == {"IN": "55.0", "A": "–"}
+    assert table.ours[1][2] == ("100 examples", "")
+    paper = dict(table.paper)
+    assert paper["SPARC, B/16"] == ("72.6", "33.8") and paper["CLIP, B/32"] == ("66.7", "15.1")
+
+
+def test_of_two_that_fit_the_one_with_most_examples():
+    table = lay_out({"a": kept(classification("ImageNet", 0.1, examples=100), classification("ImageNet", 0.6))})[0]
+    assert table.ours == (("a", ("60.0",), ("50,000 examples",)),)
+
+
+def test_text_and_page_say_what_is_not_comparable_and_escape_names():
+    models = {"<b>mine</b>\x1b[31m": kept(classification("ImageNet", 0.61))}
+    text, page = as_text(models), as_page(models)
+    assert "\x1b" not in text + page and "<b>mine" not in page
+    for said in ("61.0", "paper: SPARC, B/16", "not comparable", "trained on captions:/photos"):
+        assert said in text
+    assert page.index("61.0") < page.index("not comparable</th>") < page.index("72.6")
