@@ -22,7 +22,7 @@ from parity.trainer.captioning.gated import Gated, seen_by
 from parity.trainer.captioning.gpt import draw
 from parity.trainer.captioning.language import Language, open_language, weights_hash
 from parity.trainer.captioning.resampler import Resampler
-from parity.trainer.model import VisionTower
+from parity.trainer.model import SPARC, VisionTower
 from sparc_ref.model import SPARCConfig
 from sparc_ref.run import checkpoint
 from sparc_ref.run.rundir import load_run
@@ -63,8 +63,9 @@ class Tower:
     def open(cls, path: str | Path) -> "Tower":
         """Of a checkpoint or a run directory that sparc-ref opens.   ValueError for anything that is wrong with it"""
         params, config, _, found = load_run(path)
-        how = {"gelu": config.gelu, "eps": config.layer_norm_eps, "attention": "sdpa", "fused": True, "checkpoint": False}
-        model = VisionTower(config, how)
+        with torch.device("meta"):                        # the rest of the model takes no memory
+            model = SPARC(config).vision
+        model.to_empty(device="cpu")
         model.load_state_dict({name.removeprefix("vision."): torch.from_numpy(np.array(x, np.float32))
                                for name, x in params.items() if name.startswith("vision.")})
         return cls(model.eval(), config, str(found.path.resolve()), weights_hash(model))

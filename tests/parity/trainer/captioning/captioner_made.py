@@ -8,7 +8,7 @@ import torch
 from parity.trainer.captioning.gpt import GPT, GPTConfig, draw
 from parity.trainer.captioning.language import Own
 from parity.trainer.captioning.model import Captioner, CaptionerConfig, Tower
-from parity.trainer.model import VisionTower
+from parity.trainer.model import SPARC
 from sparc_ref.data import WordTokenizer
 from sparc_ref.model import PRESETS
 
@@ -19,7 +19,7 @@ SIZE = 16
 
 def tower(seed: int = 1) -> Tower:
     config = replace(PRESETS["tiny"], image_size=SIZE, patch_size=8, vision_width=12, vision_depth=1, vision_heads=2)
-    model = VisionTower(config, {"gelu": "tanh", "eps": 1e-6, "attention": "sdpa", "fused": True, "checkpoint": False})
+    model = SPARC(config).vision
     draw(model, seed)
     return Tower(model.eval(), config, "nowhere", "")
 
