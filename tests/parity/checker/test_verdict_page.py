@@ -327,3 +327,14 @@ def test_a_figure_names_its_equation_and_the_line_of_code(with_figures):
     said = Reader(page(with_figures)).shown()
     assert "Min-max eq. 2; equal; yours: losses.py:12 sim" in said
     assert said.index("goes wrong here first") > said.index("Threshold goes")
+
+
+def test_of_several_stages_that_differ_the_first_is_marked():
+    rows = [[0.5, -1.0, 0.25], [1.0, 0.0, 0.5]]
+    found = [stage("minmax", rows, rows, 0.0), stage("sparse", rows, rows[::-1], 0.4), stage("weights", rows, rows[::-1], 0.4)]
+    assert stage_figures.first_wrong(report(stage=None), found) is found[1]
+    assert stage_figures.first_wrong(report(stage="weights"), found) is found[2]
+
+
+def test_the_page_names_what_the_batches_were_held_against():
+    assert "Against Listing 1 in float64." in Reader(page(report(base="Listing 1"))).shown()
