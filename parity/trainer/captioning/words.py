@@ -26,7 +26,7 @@ def absent() -> str:
     try:
         import pycocoevalcap.tokenizer.ptbtokenizer  # noqa: F401
     except ModuleNotFoundError:
-        return 'the package pycocoevalcap: pip install "sparc_ref[evaluation]"'
+        return "the package pycocoevalcap: in a clone of sparc_ref: pip install '.[evaluation]'"
     return ""
 
 
