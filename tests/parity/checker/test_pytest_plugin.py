@@ -61,6 +61,7 @@ def test_wrong_use_is_one_line(run):
     result.stdout.fnmatch_lines(["*no option masc*", "FAILED*numpy_loss.py? - check: no option masc*"])
 
 
+@pytest.mark.slow
 def test_a_test_that_asks_and_fails_has_its_line_too(run, pytester):
     path = pytester.makepyfile(listing=NUMPY_LISTING)
     pytester.makepyfile(test_mine=f"def test_report(sparc_check):\n    sparc_check({str(path) + ':loss'!r})\n")

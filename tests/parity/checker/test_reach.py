@@ -112,7 +112,10 @@ def test_the_paper_itself_reaches_every_size(ask, tmp_path):
     assert tried["similarity"][1] > 300 and tried["dtypes"] == ["float64", "float32"]
 
 
-@pytest.mark.parametrize("name", CASES)
+QUICK = ("tokens_dropped", "patches_dropped_12", "similarity_clamped", "sigma_capped")
+
+
+@pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in CASES])
 def test_none_is_called_equal_and_the_size_is_named(name, ask, tmp_path):
     report = ask(written(tmp_path, name, source(name)))
     _, _, word, last = CASES[name]

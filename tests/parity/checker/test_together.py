@@ -43,7 +43,8 @@ def test_a_total_whose_fine_gradient_is_wrong_has_a_right_global_loss(change, fo
     assert "differs from eq. 1" not in d.note
 
 
-@pytest.mark.parametrize("flat", ["nan", "nan_gradient", "nan_gradient_zero"])
+@pytest.mark.parametrize("flat", [
+    "nan", pytest.param("nan_gradient", marks=pytest.mark.slow), pytest.param("nan_gradient_zero", marks=pytest.mark.slow)])
 def test_a_total_that_is_nan_on_flat_rows_has_a_right_global_loss(flat):
     d = diagnose(box(Variant(flat=flat), GlobalVariant(), (0.5, 2.0)))
     assert d.conditions == ("no flat rows",) and d.losses["global"].verdict == "eq6", d.note
@@ -51,6 +52,7 @@ def test_a_total_that_is_nan_on_flat_rows_has_a_right_global_loss(flat):
     assert "global.pools_padding" in [x.id for x in d.deviations] and "explains it" not in d.note, d.note
 
 
+@pytest.mark.slow
 def test_a_global_loss_beside_what_nothing_explains():
     def ask(probe):
         answer = box(Variant(), GlobalVariant(), (0.5, 2.0))(probe)
@@ -62,7 +64,7 @@ def test_a_global_loss_beside_what_nothing_explains():
     assert "Your global loss equals eq. 1" in d.note and "Only captions of one token tell it" in d.note, d.note
 
 
-@pytest.mark.parametrize("patches, samples", [(512, 128), (300, 100)])
+@pytest.mark.parametrize("patches, samples", [pytest.param(512, 128, marks=pytest.mark.slow), (300, 100)])
 def test_two_limits_are_each_a_limit(patches, samples):
     def ask(probe):
         cut = replace(probe, v=probe.v[:samples, :patches], t=probe.t[:samples], mask=probe.mask[:samples])
@@ -128,6 +130,7 @@ def test_every_input_with_an_unexplained_gradient_is_named():
     assert "The gradient for theta is right" in d.note
 
 
+@pytest.mark.slow
 def test_equal_lengths_are_said_once():
     def ask(probe):
         made, n = evaluate(probe, Variant()), np.sqrt(probe.mask.sum(1))
@@ -147,6 +150,7 @@ def test_one_deviation_moves_the_loss_by_what_the_table_says(setting):
     assert effect.gradient == pytest.approx(table[effect.probe].gradient)
 
 
+@pytest.mark.slow
 def test_each_effect_is_its_own():
     """An epsilon is finite beside what is not, and moves flat rows beside a cosine that has none there."""
     eps = diagnose(box(Variant(flat="zero"))).effects[0]

@@ -17,7 +17,8 @@ from parity.checker.diagnosis.variants import evaluate
 from parity.checker.probes import Answer
 
 
-@pytest.mark.parametrize("lambdas", [(0.5, 1.0), (1.0, 10.0), (0.3, 0.5)])
+@pytest.mark.parametrize("lambdas", [
+    (0.5, 1.0), pytest.param((1.0, 10.0), marks=pytest.mark.slow), pytest.param((0.3, 0.5), marks=pytest.mark.slow)])
 @pytest.mark.parametrize("pools", [GlobalVariant(), GlobalVariant("mean", "mean")], ids=["given", "pooled"])
 def test_total_of_sound_losses(lambdas, pools):
     d = diagnose(box(Variant(), pools, lambdas))
@@ -25,6 +26,7 @@ def test_total_of_sound_losses(lambdas, pools):
     assert d.lambdas == {"lambda_g": lambdas[0], "lambda_f": lambdas[1]}
 
 
+@pytest.mark.slow
 def test_total_of_faulty_losses_is_taken_apart():
     pools = GlobalVariant("mean", "mean", padding=True)
     d = diagnose(box(Variant(sigma=0.3, open_vt="open", open_tv="open"), pools, (0.5, 5.0)))
@@ -41,6 +43,7 @@ def test_losses_beside_their_total():
     assert said(d) == ["logits.batch_negatives"]
 
 
+@pytest.mark.slow
 def test_values_alone_are_enough_and_it_says_so():
     d = diagnose(box(Variant(sigma=0.3, cosine=True), grads=False))
     assert said(d) == ["similarity.cosine", "threshold.constant(0.3)"] and "values alone" in d.note
@@ -64,6 +67,7 @@ def test_single_precision():
     assert said(d) == ["logits.padding_filled_zero", "threshold.constant(0.3)"] and d.verdict == "explained"
 
 
+@pytest.mark.slow
 def test_missing_gradients_are_told_from_zero_ones():
     def ask(probe, drop=None, zero=None):
         r = evaluate(probe, Variant())

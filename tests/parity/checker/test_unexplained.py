@@ -51,7 +51,9 @@ OUTSIDE = [
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(OUTSIDE)), ids=lambda k: f"{OUTSIDE[k][0]}-{k}")
+@pytest.mark.parametrize("number", [
+    pytest.param(k, id=f"{stage}-{k}", marks=() if [s for s, *_ in OUTSIDE].index(stage) == k else pytest.mark.slow)
+    for k, (stage, *_) in enumerate(OUTSIDE)])                # the first of every stage; the others are slow
 def test_what_is_outside_the_table_is_located_and_called_unexplained(number):
     stage, how = OUTSIDE[number]
     d = diagnose(wrapped(plain, **how))
