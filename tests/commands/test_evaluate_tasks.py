@@ -120,6 +120,40 @@ def test_a_damaged_result_is_named(task, data, capsys):
     assert file.name in (said := capsys.readouterr().err) and "delete it to measure again" in said
 
 
+def test_stopped_by_hand_the_same_command_goes_on(task, data, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    assert command(data, "a") == 0
+    monkeypatch.setattr(task, "measure", stopped)
+    assert command(data, "a", "b") == 130
+    said = capsys.readouterr()
+    assert "kept from before" in said.out and "the same command (without --again) goes on" in said.err
+    assert "--resume" not in said.err                             # which evaluate has not
+
+
+def test_a_damaged_result_does_not_stop_the_rest(task, data, capsys):
+    assert command(data, "a") == 0
+    file = next((data / "run/evaluation").glob("*.json"))
+    file.write_text("{")
+    assert command(data, "a", "b") == 2
+    said = capsys.readouterr().out
+    assert file.name in said and "1 of 2 could not be measured" in said and [n for _, n, _ in task.measured] == [3, 5]
+
+
+def test_checkpoints_of_one_run_have_a_row_each(task, data, capsys):
+    steps = data / "run/checkpoints"
+    for name, what, identity in (("step_1", "a", "1"), ("step_2", "b", "2"), ("step_2", "a", "3")):
+        (steps / name).mkdir(parents=True, exist_ok=True)
+        task.identity = identity
+        assert run(["evaluate", "--checkpoint", str(steps / name), "--task", "classification", "--data",
+                    f"folder:{data}/{what}", "--out", str(data / "run/evaluation")]) == 0
+    capsys.readouterr()
+    assert run(["report", "--tables", str(data / "run")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("run step")]
+    assert rows[:3] == [["run", "step_1", "30.0"], ["run", "step_2", "2", "50.0"], ["run", "step_2", "3", "30.0"]]
+
+
 def test_tables_of_several_runs(task, data, capsys):
     assert command(data, "a") == 0
     (data / "other").mkdir()
