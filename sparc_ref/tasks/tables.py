@@ -56,7 +56,8 @@ def paper_tables() -> tuple[Table, ...]:
     read = tomllib.loads(files("sparc_ref.tasks").joinpath("paper.toml").read_text("utf-8"))
     every = read["protocol"]                              # of a task's columns, whatever the table
     return tuple(Table(t["number"], t["title"], t["unit"],
-                       tuple(Column(*c, every.get(c[1], {}) | own) for *c, own in t["columns"]),
+                       tuple(Column(label, task, data, number, every.get(task, {}) | own)
+                             for label, task, data, number, own in t["columns"]),
                        tuple((model, size, tuple(map(float, values))) for model, size, *values in t["rows"]))
                  for t in read["table"])
 
