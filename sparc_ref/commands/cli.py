@@ -180,9 +180,10 @@ def run(argv: list[str]) -> int:
             print(stop, file=sys.stderr)
         return 130
     except KeyboardInterrupt:
-        if type(command) in ADDED.values():
-            return 130
-        print(f"stopped at once; the last checkpoint is intact. Continue with:\n  {again}", file=sys.stderr)
+        if isinstance(command, (Train, DemoConfig)):
+            print(f"stopped at once; the last checkpoint is intact. Continue with:\n  {again}", file=sys.stderr)
+        elif isinstance(command, Evaluate) and command.task:
+            print("stopped; what was measured is kept, the same command (without --again) goes on", file=sys.stderr)
         return 130
     except BrokenPipeError:                               # see pipes.py
         raise

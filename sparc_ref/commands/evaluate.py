@@ -129,20 +129,23 @@ def run_task(command: Evaluate) -> int:
         file = place.with_suffix(".json")
         if len(command.data) > 1:
             print(f"[{n}/{len(command.data)}] {spec}")
-        if file.exists() and not command.again:
-            found, _ = result.read(file)
-            print(f"kept from before: {file}")
-        else:
-            try:
+        kept = file.exists() and not command.again
+        try:
+            if kept:
+                found, _ = result.read(file)
+            else:
                 data, protocol = open_data(task, spec)
                 place.mkdir(exist_ok=True)
                 found = task.measure(model, data, protocol, limit=command.limit, pictures=place, say=print)
-            except (ValueError, OSError) as error:
-                if len(command.data) == 1:
-                    raise
-                print(f"not measured: {error}")
-                failed.append(f"{spec}: {error}")
-                continue
+        except (ValueError, OSError) as error:
+            if len(command.data) == 1:
+                raise
+            print(f"not measured: {error}")
+            failed.append(f"{spec}: {error}")
+            continue
+        if kept:
+            print(f"kept from before: {file}")
+        else:
             found = replace(found, data=about["data"])
             result.write(file, found, about)
         results.append(found)
@@ -201,6 +204,18 @@ def results_in(run: Path) -> list[tuple[Any, Mapping[str, Any]]]:
                      "measure first: sparc-ref evaluate --checkpoint RUN --task ... --data ...")
 
 
+def by_checkpoint(name: str, kept: Sequence[tuple[Any, Mapping[str, Any]]]) -> dict[str, Any]:
+    """What is kept of a run; where several checkpoints of it were measured, of each under its own name."""
+    rows: dict[tuple[str, str], list] = {}
+    for found, about in kept:
+        rows.setdefault((str(about.get("checkpoint")), str(about.get("identity"))), []).append((found, about))
+    if len(rows) == 1:
+        return {name: kept}
+    steps = [Path(place).name for place, _ in rows]
+    return {f"{name} {Path(place).name}" + f" {identity[:8]}" * (steps.count(Path(place).name) > 1): rows[place, identity]
+            for place, identity in sorted(rows)}
+
+
 def run_tables(runs: Sequence[Path], data: Sequence[str], limit: int | None, out: Path | None) -> Path:
     """Write the page of tables of what was kept of these runs, and print them.   -> its path"""
     from sparc_ref.commands.report import home
@@ -212,7 +227,9 @@ def run_tables(runs: Sequence[Path], data: Sequence[str], limit: int | None, out
         raise ValueError(f"--{'data' if data else 'limit'}: is not of --tables, which measures nothing; "
                          "measure with sparc-ref evaluate --task")
     short = [home(run).resolve().name for run in runs]
-    models = {name if short.count(name) == 1 else str(run): results_in(run) for name, run in zip(short, runs)}
+    models: dict[str, Any] = {}
+    for name, run in zip(short, runs):
+        models |= by_checkpoint(name if short.count(name) == 1 else str(run), results_in(run))
     path = out or (home(runs[0]) if home(runs[0]).is_dir() else Path()) / "tables.html"
     check_output("--out", path)
     write_output(path, as_page(models))

@@ -4,7 +4,7 @@ import json
 import os
 import re
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
@@ -60,11 +60,15 @@ def open_folders(kind: str, title: str, expected: int, path: Path, *, classnames
     own = np.zeros(len(classes), bool)
     own[list(index.values())] = True
     if not pictures:
-        raise ValueError(f"{path}: expected pictures in its {len(folders)} folders, found none"
-                         f"{'; name the folder of one split: ' if holds_folders(path, folders) else ''}. See {PAGE}")
+        left = "; ".join(f"{n} {cause}" for cause, n in counts.items())
+        raise ValueError(f"{path}: expected pictures in its {len(folders)} folders, found none{left and ': ' + left}"
+                         f"{'; name the folder of one split' if holds_folders(path, folders) else ''}. See {PAGE}")
     if empty := [f for f in folders if index[f] not in set(labels.tolist())]:
         counts["folders of classes without a picture"] = len(empty)
         notes.append(f"no picture in {', '.join(empty[:5])}: still a class that may be chosen")
+    if links := linked(path):
+        counts["links to folders, not followed"] = len(links)
+        notes.append(f"links to folders are no classes: {', '.join(links[:5])}")
     if expected and len(folders) != expected:
         notes.append(f"{title} has {expected} folders, here are {len(folders)}: not comparable with published numbers")
     variant = next((f" {v}" for v in ("threshold0.7", "matched-frequency", "top-images") if v in path.resolve().name), "")
@@ -122,16 +126,17 @@ def open_webdataset(path: Path, *, split: str = "test", name: str | None = None)
     pictures, labels = [], []
     for picture, label in zip(shards.pictures, shards.texts):
         text = (text_of(label) or "").strip()
-        if not text.isascii() or not text.isdigit() or int(text[:9]) >= len(classes):
+        number = text.lstrip("0") or "0"
+        if not text.isascii() or not text.isdigit() or len(number) > 9 or int(number) >= len(classes):
             shards.counts["label that is no number of a class"] += 1
         else:
             pictures.append(picture)
-            labels.append(int(text))
+            labels.append(int(number))
     if not pictures:
         raise ValueError(f"{path}: expected labels 0..{len(classes) - 1}, the lines of classnames.txt; no .cls holds one")
     kept = pictures, np.array(labels)
     return ClassData("webdataset", path, name or path.resolve().name, classes, np.ones(len(classes), bool),
-                     [Cell("", "", lambda counts: kept)], templates, shards.counts)
+                     [Cell("", "", lambda counts: kept)], templates, shards.counts, shared_names(classes))
 
 
 def name_of(path: Path) -> str:
@@ -153,10 +158,17 @@ def class_folders(path: Path) -> list[str]:
     """The folders of the classes, sorted.   ValueError: none, or two of one number"""
     found = subfolders(path)
     if not found:
-        raise ValueError(f"{path}: expected a folder for each class, found none. See {PAGE}")
+        links = f", {len(linked(path))} links to folders are not followed" * bool(linked(path))
+        raise ValueError(f"{path}: expected a folder for each class, found none{links}. See {PAGE}")
     if numbered(found) and len({int(f) for f in found}) < len(found):
         raise ValueError(f"{path}: expected a folder for each class, got two of one number, such as 1 and 01")
     return found
+
+
+def linked(path: Path) -> list[str]:
+    """Names of the links to folders in a folder."""
+    with os.scandir(path) as entries:
+        return sorted(e.name for e in entries if e.is_symlink() and e.is_dir() and not e.name.startswith("."))
 
 
 def numbered(folders: list[str]) -> bool:
@@ -236,9 +248,13 @@ def class_names(kind: str, path: Path, folders: list[str], classnames: str | Non
     if unknown := [f for f in folders if folders_as[f] not in index]:
         raise ValueError(f"{path}: {len(unknown)} of its folders have no name in {file}: {', '.join(unknown[:5])}; name them "
                          f"there, or take them away. See {PAGE}")
-    if shared := sum(n - 1 for n in Counter(names).values()):
-        notes.append(f"{shared} names are another class' too: such classes tie, and share their pictures evenly")
-    return tuple(names), {f: index[folders_as[f]] for f in folders}, notes
+    return tuple(names), {f: index[folders_as[f]] for f in folders}, notes + shared_names(names)
+
+
+def shared_names(names: Sequence[str]) -> list[str]:
+    """A note where classes have one name."""
+    shared = len(names) - len(set(names))
+    return [f"{shared} names are another class' too: such classes tie, and share their pictures evenly"] * bool(shared)
 
 
 def read_names(file: Path) -> tuple[list[str], list[str]]:

@@ -51,7 +51,7 @@ class Labelled:
 def voc(path: Path, *, split: str = "val") -> Labelled:
     """VOCdevkit/VOC2012: JPEGImages/, SegmentationClass/, ImageSets/Segmentation/<split>.txt; 0 background, 255 ignored."""
     root, ids = devkit(path, ("VOC2012", "VOCdevkit/VOC2012"), [f"ImageSets/Segmentation/{split}.txt"])
-    return by_list("VOC 2012", root, ids, "SegmentationClass", VOC)
+    return by_list(named("VOC 2012", split), root, ids, "SegmentationClass", VOC)
 
 
 def context(path: Path, *, split: str = "val", masks: str = "SegmentationClassContext") -> Labelled:
@@ -63,7 +63,12 @@ def context(path: Path, *, split: str = "val", masks: str = "SegmentationClassCo
         raise ValueError(f"{root / masks}: expected the folder of masks as PNGs, found none; trainval_merged.json is not read: "
                          "mmsegmentation's pascal_context.py writes PNGs from it; or name them with masks=FOLDER")
     given = [p for p in (root / masks / "59_labels.txt", root / "59_labels.txt") if p.is_file()]
-    return by_list("Pascal Context", root, ids, masks, CONTEXT, read_names(given[0], None) if given else None)
+    return by_list(named("Pascal Context", split), root, ids, masks, CONTEXT, read_names(given[0], None) if given else None)
+
+
+def named(name: str, split: str) -> str:
+    """What tables call it: the paper's columns are of val."""
+    return name if split == "val" else f"{name} {split}"
 
 
 def devkit(path: Path, below: Sequence[str], lists: Sequence[str]) -> tuple[Path, list[str]]:

@@ -12,6 +12,8 @@ from typing import Any
 
 from sparc_ref.run.sources import nearest, parse
 
+PLACES = ("images", "masks", "annotations", "names", "classnames", "wnids", "tagger")  # options that name a file or a folder
+
 
 def open_data(task: ModuleType, spec: str) -> tuple[Any, Any]:
     """The data and the protocol that a spec names.      -> what the opener gives, task.Protocol
@@ -65,6 +67,6 @@ def absolute(spec: str) -> str:
     pairs = []
     for pair in query.split("&"):
         name, equals, value = pair.partition("=")
-        from_here = value and os.path.exists(value) and not os.path.exists(os.path.join(path, value))
+        from_here = name in PLACES and os.path.exists(value) and not os.path.exists(os.path.join(path, value))
         pairs.append(f"{name}{equals}{os.path.abspath(value) if from_here else value}")
     return f"{kind}:{os.path.abspath(path)}{mark}{'&'.join(pairs)}"

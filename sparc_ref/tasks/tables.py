@@ -54,7 +54,10 @@ class Laid:
 def paper_tables() -> tuple[Table, ...]:
     """The paper's tables, from paper.toml."""
     read = tomllib.loads(files("sparc_ref.tasks").joinpath("paper.toml").read_text("utf-8"))
-    return tuple(Table(t["number"], t["title"], t["unit"], tuple(Column(*c) for c in t["columns"]),
+    every = read["protocol"]                              # of a task's columns, whatever the table
+    return tuple(Table(t["number"], t["title"], t["unit"],
+                       tuple(Column(label, task, data, number, every.get(task, {}) | own)
+                             for label, task, data, number, own in t["columns"]),
                        tuple((model, size, tuple(map(float, values))) for model, size, *values in t["rows"]))
                  for t in read["table"])
 
@@ -70,7 +73,7 @@ def lay_out(models: Mapping[str, Kept]) -> list[Laid]:
         ours = []
         for model, kept in models.items():
             found = [best([r for r, _ in kept if column.fits(r)]) for column in columns]
-            placed |= {(id(r), column.number) for column in columns for r, _ in kept if column.fits(r)}
+            placed |= {(id(r), column.number) for r, column in zip(found, columns) if r}
             if any(found):
                 cells = tuple(printed(c.number, r.numbers[c.number]) if r else "–" for r, c in zip(found, columns))
                 ours.append((model, cells, tuple(f"{r.examples:,} examples" if r else "" for r in found)))
@@ -86,21 +89,26 @@ def best(results: Sequence[Result]) -> Result | None:
 
 
 def others(models: Mapping[str, Kept], placed: set) -> list[Laid]:
-    """Everything measured, a table for each data set and protocol of a task, all its numbers; without what is placed whole."""
-    groups: dict[tuple[str, str, str], dict[str, Result]] = {}
+    """Everything measured, a table for each data set, limit and protocol of a task, all its numbers; without what is placed
+    whole. Two data sets of one name are told apart by their specs."""
+    groups: dict[tuple[str, str, str, str, Any], dict[str, Result]] = {}
     for model, kept in models.items():
-        for r, _ in kept:
+        for r, about in kept:
             if any((id(r), number) not in placed for number in r.numbers):
                 how = ", ".join(f"{name}={value}" for name, value in r.protocol.items())
-                groups.setdefault((r.task, r.name, how), {})[model] = r
+                groups.setdefault((r.task, r.name, how, r.data, about.get("limit")), {})[model] = r
+    specs: dict[tuple[str, str, str], set[str]] = {}
+    for task, name, how, data, _ in groups:
+        specs.setdefault((task, name, how), set()).add(data)
     laid = []
-    for (task, name, how), found in groups.items():
+    for (task, name, how, data, _), found in groups.items():
         numbers = tuple(dict.fromkeys(n for r in found.values() for n in r.numbers))
         rows = [(model, tuple(printed(n, r.numbers[n]) if n in r.numbers else "–" for n in numbers),
                  tuple(f"chance {printed(n, r.chance[n])}" if n in r.chance else "" for n in numbers))
                 for model, r in found.items()]
         examples = " / ".join(dict.fromkeys(f"{r.examples:,}" for r in found.values()))
-        laid.append(Laid(f"{task.capitalize()} on {name}, {examples} examples ({how}), times 100", numbers, tuple(rows)))
+        which = f"{name} [{data}]" if len(specs[task, name, how]) > 1 else name
+        laid.append(Laid(f"{task.capitalize()} on {which}, {examples} examples ({how}), times 100", numbers, tuple(rows)))
     return laid
 
 

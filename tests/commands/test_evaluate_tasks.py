@@ -2,13 +2,14 @@
 
 import json
 import sys
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from types import ModuleType, SimpleNamespace
 
 import pytest
 
 from sparc_ref.commands import evaluate
 from sparc_ref.commands.cli import run
+from sparc_ref.tasks import classification
 from sparc_ref.tasks.result import Result
 
 
@@ -36,7 +37,7 @@ def task(monkeypatch):
         if not data:
             raise ValueError(f"{model.name}: nothing to measure")
         return Result("classification", "x", "ImageNet", len(data), {"top1": len(data) / 10}, {"top1": 0.1},
-                      {"prompt": protocol.prompt}, {"unreadable": 2}, ("a note",), ("seen.png",))
+                      asdict(classification.Protocol(protocol.prompt)), {"unreadable": 2}, ("a note",), ("seen.png",))
 
     def open_model(checkpoint, *, batch, shards):
         return SimpleNamespace(name=str(checkpoint), identity=module.identity, trained_on=("captions:/all",))
@@ -69,9 +70,9 @@ def test_each_is_measured_once_and_kept(task, data, capsys):
                  f"results are kept in {data}/run/evaluation"):
         assert text in said
     assert [r["numbers"]["top1"] for r in json.loads((data / "r.json").read_text())["results"]] == [0.3, 0.5]
-    assert command(data, "a", "b", "a?prompt=seven") == 0
+    assert command(data, "a", "b", "a?prompt=clip7") == 0
     assert "kept from before" in capsys.readouterr().out
-    assert [(n, p) for _, n, p in task.measured] == [(3, "bare"), (5, "bare"), (3, "seven")]
+    assert [(n, p) for _, n, p in task.measured] == [(3, "bare"), (5, "bare"), (3, "clip7")]
     assert command(data, "a", more=["--limit", "1"]) == 0 and command(data, "a", more=["--again"]) == 0
     assert [n for _, n, _ in task.measured[3:]] == [1, 3]
 
@@ -93,7 +94,7 @@ def test_one_that_cannot_be_measured_does_not_stop_the_rest(task, data, capsys):
 
 
 def test_a_mistyped_name_shows_before_anything_is_measured(task, data, capsys):
-    assert command(data, "a", "b?promt=seven") == 2
+    assert command(data, "a", "b?promt=clip7") == 2
     assert "unknown option 'promt' (did you mean prompt?)" in capsys.readouterr().err and not task.measured
 
 
@@ -117,6 +118,40 @@ def test_a_damaged_result_is_named(task, data, capsys):
     capsys.readouterr()
     assert command(data, "a") == 2
     assert file.name in (said := capsys.readouterr().err) and "delete it to measure again" in said
+
+
+def test_stopped_by_hand_the_same_command_goes_on(task, data, capsys, monkeypatch):
+    def stopped(*_, **__):
+        raise KeyboardInterrupt
+
+    assert command(data, "a") == 0
+    monkeypatch.setattr(task, "measure", stopped)
+    assert command(data, "a", "b") == 130
+    said = capsys.readouterr()
+    assert "kept from before" in said.out and "the same command (without --again) goes on" in said.err
+    assert "--resume" not in said.err                             # which evaluate has not
+
+
+def test_a_damaged_result_does_not_stop_the_rest(task, data, capsys):
+    assert command(data, "a") == 0
+    file = next((data / "run/evaluation").glob("*.json"))
+    file.write_text("{")
+    assert command(data, "a", "b") == 2
+    said = capsys.readouterr().out
+    assert file.name in said and "1 of 2 could not be measured" in said and [n for _, n, _ in task.measured] == [3, 5]
+
+
+def test_checkpoints_of_one_run_have_a_row_each(task, data, capsys):
+    steps = data / "run/checkpoints"
+    for name, what, identity in (("step_1", "a", "1"), ("step_2", "b", "2"), ("step_2", "a", "3")):
+        (steps / name).mkdir(parents=True, exist_ok=True)
+        task.identity = identity
+        assert run(["evaluate", "--checkpoint", str(steps / name), "--task", "classification", "--data",
+                    f"folder:{data}/{what}", "--out", str(data / "run/evaluation")]) == 0
+    capsys.readouterr()
+    assert run(["report", "--tables", str(data / "run")]) == 0
+    rows = [line.split() for line in capsys.readouterr().out.splitlines() if line.startswith("run step")]
+    assert rows[:3] == [["run", "step_1", "30.0"], ["run", "step_2", "2", "50.0"], ["run", "step_2", "3", "30.0"]]
 
 
 def test_tables_of_several_runs(task, data, capsys):

@@ -277,7 +277,7 @@ def bad(root: Path, which: str) -> str:
 BAD = {
     "no folder": "expected a folder", "a file": "expected a folder",
     "no classes": "expected a folder for each class, found none",
-    "no pictures": "expected pictures in its 1 folders, found none. See",
+    "no pictures": "expected pictures in its 1 folders, found none: 1 files that are no pictures. See",
     "one level too high": "name the folder of one split",
     "all broken": "none of 1 could be read: 1 not an image",
     "no names": "expected the classes' names: put classnames.txt beside",
@@ -325,6 +325,14 @@ def test_what_is_left_out_is_counted(tmp_path):
     assert got.counts == {"files that are no pictures": 1, "path leaves the folder": 1,
                           "folders of classes without a picture": 1}
     assert got.examples == 7 and got.chance["top1"] == pytest.approx(1 / 3) and "number_2" in got.notes[0]
+
+
+def test_a_label_of_many_digits_costs_its_picture_alone(tmp_path):
+    labels = ["1", "0" * 5000 + "1", "0000000001234", "9" * 5000, "2"]
+    path = webdataset(tmp_path, [("png", png(1), label) for label in labels], names=[f"number {n}" for n in (0, 1, 1)])
+    got = run(f"webdataset:{path}")
+    assert got.examples == 3 and got.counts == {"label that is no number of a class": 2}
+    assert got.notes == ("1 names are another class' too: such classes tie, and share their pictures evenly",)
 
 
 # ---------------------------------------------------------------------------------------------------------------- real data

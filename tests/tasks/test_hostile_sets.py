@@ -114,8 +114,18 @@ def test_folders_with_a_pipe_a_bomb_and_a_link_out(tmp_path):
     (folder / "3.png").symlink_to("/etc/passwd")
     (tmp_path / "a" / "number_2").symlink_to("/etc")
     got = measured(classification, f"folders:{tmp_path / 'a'}")
-    assert got.examples == 1 and got.counts == {"image too large": 1, "not a regular file": 1, "path leaves the folder": 1}
-    assert got.chance["top1"] == 1                                # the linked folder is no class
+    assert got.examples == 1 and got.counts == {"image too large": 1, "not a regular file": 1, "path leaves the folder": 1,
+                                                "links to folders, not followed": 1}
+    assert got.chance["top1"] == 1 and "links to folders are no classes: number_2" in got.notes
+    for part in folder.iterdir():
+        part.unlink()
+    (folder / "3.png").symlink_to("/etc/passwd")
+    with pytest.raises(ValueError, match="found none: 1 path leaves the folder"):
+        measured(classification, f"folders:{tmp_path / 'a'}")
+    (folder / "3.png").unlink()
+    folder.rmdir()
+    with pytest.raises(ValueError, match="found none, 1 links to folders are not followed"):
+        measured(classification, f"folders:{tmp_path / 'a'}")
 
 
 def test_names_cannot_draw_or_format(tmp_path):

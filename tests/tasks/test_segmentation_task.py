@@ -187,6 +187,9 @@ def test_voc(tmp_path, rng):
         assert data.classes == VOC and len(VOC) == 20 and data.keys == ("p0", "p1", "p2") and data.ignore == 255
         assert all(np.array_equal(data.truth(i), truth) for i, truth in enumerate(truths))
         assert data.picture(1, 32).shape == (32, 32, 3)
+    lists = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation"
+    (lists / "train.txt").write_text("p0\n")
+    assert data.name == "VOC 2012" and open_data(task, f"voc:{tmp_path}?split=train")[0].name == "VOC 2012 train"
 
 
 def test_context(tmp_path, rng):

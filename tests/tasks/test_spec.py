@@ -56,3 +56,7 @@ def test_absolute(tmp_path, monkeypatch):
     assert absolute("voc:a?names=names.txt&split=val") == f"voc:{tmp_path}/a?names={tmp_path}/names.txt&split=val"
     (tmp_path / "a/names.txt").touch()
     assert absolute("voc:a?names=names.txt") == f"voc:{tmp_path}/a?names=names.txt"   # seen from the data's own folder
+    for word in ("test", "all", "bare"):                          # words, whatever lies here
+        (tmp_path / word).mkdir()
+    words = "split=test&candidates=all&prompt=bare"
+    assert absolute(f"voc:a?{words}&images=test") == f"voc:{tmp_path}/a?{words}&images={tmp_path}/test"

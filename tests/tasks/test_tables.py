@@ -1,6 +1,8 @@
 """Results laid out like the paper's tables: each in its column and no other, the paper's numbers as printed there."""
 
 import re
+from dataclasses import asdict
+from importlib import import_module
 
 import pytest
 
@@ -14,8 +16,14 @@ def kept(*results):
     return [(r, ABOUT) for r in results]
 
 
-def classification(name, top1, examples=50_000, prompt="bare"):
-    return Result("classification", f"imagenet:/{name}", name, examples, {"top1": top1}, {"top1": 0.001}, {"prompt": prompt})
+def result(task, data, numbers, examples=50_000, name=None, **choices):
+    """Of a task with the protocol that it has by default."""
+    protocol = asdict(import_module(f"sparc_ref.tasks.{task}").Protocol(**choices))
+    return Result(task, data, name or data, examples, numbers, dict.fromkeys(numbers, 0.001), protocol)
+
+
+def classification(name, top1, examples=50_000, **choices):
+    return result("classification", f"imagenet:/{name}", {"top1": top1}, examples, name, **choices)
 
 
 def cells(laid, model):
@@ -64,9 +72,36 @@ def test_each_result_is_in_its_column_and_no_other():
 def test_another_protocol_or_data_is_in_a_table_of_its_own():
     laid = lay_out({"mine": kept(classification("ImageNet", 0.5, prompt="ensemble"), classification("pets", 0.4))})
     titles = [x.title.split(":")[0] for x in laid]
-    assert titles == ["Table 2", "Classification on pets, 50,000 examples (prompt=bare), times 100"]
+    assert titles == ["Table 2", "Classification on pets, 50,000 examples (prompt=bare, combine=embeddings, "
+                      "eval_resize=squash, candidates=own, canonical=False), times 100"]
     assert cells(laid[0], "mine") == {"IN": "50.0"}
     assert laid[1].ours == (("mine", ("40.0",), ("chance 0.1",)),)
+
+
+@pytest.mark.parametrize("task, data, number, choice", [
+    ("retrieval", "COCO", "i2t_r1", {"captions": 1}), ("retrieval", "COCO", "i2t_r1", {"eval_resize": "crop"}),
+    ("classification", "ImageNet", "top1", {"eval_resize": "crop"}),
+    ("classification", "ImageNet", "top1", {"canonical": True}),
+    ("faithfulness", "COCO", "kp", {"captions": 5}), ("segmentation", "VOC 2012", "miou", {"upsample": "bilinear"}),
+    ("segmentation", "VOC 2012", "miou", {"prompt": "clip7"})])
+def test_another_choice_is_not_in_the_papers_column_and_not_lost(task, data, number, choice):
+    ours, other = result(task, data, {number: 0.5}), result(task, f"{data}?", {number: 0.25}, name=data, **choice)
+    for order in ((ours, other), (other, ours)):
+        *papers, own = lay_out({"mine": kept(*order)})
+        assert papers and all(x.title.startswith("Table ") and set(cells(x, "mine").values()) == {"50.0"} for x in papers)
+        assert not own.title.startswith("Table ") and cells(own, "mine") == {number: "25.0"}
+
+
+def test_nothing_that_was_measured_is_lost():
+    a = result("segmentation", "folder:/photos?of=voc", {"miou": .1}, name="photos")
+    b = result("segmentation", "folder:/photos?of=coco", {"miou": .2}, name="photos")
+    few = [(result("segmentation", "folder:/photos?of=voc", {"miou": .3}, 10, "photos"), ABOUT | {"limit": 10})]
+    laid = lay_out({"mine": kept(a, b) + few})
+    assert [cells(x, "mine") for x in laid] == [{"miou": "10.0"}, {"miou": "20.0"}, {"miou": "30.0"}]
+    assert "[folder:/photos?of=voc]" in laid[0].title and "[folder:/photos?of=coco]" in laid[1].title
+    assert "10 examples" in laid[2].title
+    limited = lay_out({"mine": kept(classification("ImageNet", 0.1, examples=100), classification("ImageNet", 0.6))})
+    assert cells(limited[0], "mine") == {"IN": "60.0"} and cells(limited[-1], "mine") == {"top1": "10.0"}
 
 
 def test_models_keep_their_own_numbers_and_a_missing_one_is_a_dash():
