@@ -353,7 +353,9 @@ def opener(folder: Path) -> Callable[[str, int], np.ndarray]:
 
 
 def number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    if isinstance(x, int):
+        return not isinstance(x, bool) and abs(x) < 1 << 63
+    return isinstance(x, float) and math.isfinite(x)
 
 
 def text(x: Any) -> str:

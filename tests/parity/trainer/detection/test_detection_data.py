@@ -70,6 +70,8 @@ def test_pictures_are_found_by_many_threads_at_once(coco):
     ({"image_id": 7, "category_id": [], "bbox": [0, 0, 5, 5]}, "annotation of an unknown category"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5]}, "box is not four numbers"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, float("nan")]}, "box is not four numbers"),
+    ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 10**400]}, "box is not four numbers"),
+    ({"image_id": 10**400, "category_id": 3, "bbox": [0, 0, 5, 5]}, "annotation of an image that is not listed"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 0]}, "box without area"),
     ({"image_id": 7, "category_id": 3, "bbox": [41, 0, 5, 5]}, "box outside of its picture"),
     ("text", "annotation of an image that is not listed")])
