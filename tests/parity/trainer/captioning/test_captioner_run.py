@@ -265,6 +265,7 @@ def test_pictures_without_captions_and_too_few_of_them_are_refused(trained, phot
 @pytest.mark.parametrize("spec, said", [
     ("captions:/none", "/none: expected a file or a folder, found none"), ("drawn:x", "expected coco, flickr30k, captions"),
     ("captions:x?beam=3", "did you mean beams"), ("captions:x?beams=0", "beams: expected at least 1"),
+    ("captions:x?penalty=nan", "penalty, seed: expected a finite"), ("captions:x?seed=-1", "penalty, seed: expected a finite"),
     ("captions:x?words=java", "words: expected auto, ptb or plain"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_said(spec, said):

@@ -105,6 +105,9 @@ def test_which_file_and_where_the_pictures_are(coco, tmp_path, monkeypatch):
         data.open_coco(folder, annotations="missing.json")
     with pytest.raises(ValueError, match=r"expected one lvis\*.json in it"):
         data.open_lvis(folder)
+    for opened in (data.open_coco, data.open_vg):
+        with pytest.raises(ValueError, match="first: expected at least 0, which takes all, got -1"):
+            opened(folder, first=-1)
     with pytest.raises(ValueError, match="images: expected a folder"):
         data.open_coco(folder, images=str(folder / "nowhere"))
     file = folder / "annotations" / "instances_val.json"
@@ -181,6 +184,7 @@ def test_boxes_of_scenes_are_those_of_their_masks(tmp_path):
     from sparc_ref.data import DrawnScenes
 
     scenes = DrawnScenes(size=64, count=5)
+    assert found.report.kept == {"scenes": 5, "boxes": sum(len(annotated.label) for annotated in found.pictures)}
     for n, annotated in enumerate(found.pictures):
         image, _ = found.read(n, 64)
         assert np.array_equal(image, scenes[n].image)
