@@ -332,7 +332,8 @@ def load_run(path: str | os.PathLike) -> tuple[dict, SPARCConfig, Any, checkpoin
     """
     def check(found, index):
         if not is_run(index["record"].get("config")):
-            raise checkpoint.refuse(found, "its configuration is not one that sparc_ref wrote")
+            raise checkpoint.CheckpointError(f"{found}: its configuration is not one that sparc_ref wrote; expected what "
+                                             "sparc-ref train writes")
         config = checkpoint.from_json(SPARCConfig, index["record"]["config"]["model"], found)
         tensors = index["tensors"][checkpoint.PARAMETERS]
         if (blocks := config.vision_depth + config.text_depth) > len(tensors):

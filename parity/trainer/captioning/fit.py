@@ -120,6 +120,9 @@ def lock_of(out: Path, record: dict, resume: bool) -> Iterator[None]:
     if others and stored is None:
         raise ValueError(f"--out {out}: expected a run's folder or a free name, got one with {others[0]}")
     wanted = json.loads(json.dumps(record))
+    if begun and stored is None:
+        raise ValueError(f"--resume: {out} has checkpoints, but {CONFIG} is missing or damaged: put it back, or choose another "
+                         "--out")
     if begun and (different := differences(stored, wanted)):
         raise ValueError(f"--resume: {out} was started with other settings; " + "; ".join(different[:8]))
     with lock(out):

@@ -177,7 +177,7 @@ def run(given: Options, say: Callable[[str], Any] = print) -> Own:
     texts, scenes = [], []
     for spec in given.data:
         if spec.startswith("text:"):
-            texts += [line.strip() for line in Path(spec.removeprefix("text:")).read_text("utf-8").splitlines() if line.strip()]
+            texts += lines_of(Path(spec.removeprefix("text:")))
         else:
             scenes.append(open_source(spec, 32))
             texts += texts_of(scenes[-1])
@@ -204,6 +204,14 @@ def run(given: Options, say: Callable[[str], Any] = print) -> Own:
     fit(dict(model.named_parameters()), loss, [Texts(language, texts, given.training.batch, given.training.seed)],
         given.training, given.out, record, tokenizer, resume=given.resume, say=say)
     return language
+
+
+def lines_of(file: Path) -> list[str]:
+    """The lines that say something.   ValueError"""
+    try:
+        return [line.strip() for line in file.read_text("utf-8").splitlines() if line.strip()]
+    except (OSError, UnicodeDecodeError) as error:
+        raise ValueError(f"--data text:{file}: expected a text in UTF-8 with one caption a line ({error})") from error
 
 
 def learned_words(texts: Sequence[str], most: int) -> Any:

@@ -46,6 +46,8 @@ class Protocol:
         for name in ("beams", "most", "shuffles"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}: expected at least 1, got {getattr(self, name)}")
+        if not np.isfinite(self.penalty) or self.seed < 0:
+            raise ValueError(f"penalty, seed: expected a finite number and at least 0, got {self.penalty} and {self.seed}")
         if self.words not in ("auto", "ptb", "plain"):
             raise ValueError(f"words: expected auto, ptb or plain, got {self.words!r}")
 

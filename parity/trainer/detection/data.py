@@ -110,6 +110,8 @@ def open_lvis(path: Path, *, annotations: str = "", images: str = "", first: int
 def coco_like(path: Path, annotations: str, images: str, first: int, strict: bool, *starts: str,
               federated: bool = False) -> BoxData:
     file = the_file(path, annotations, starts)
+    if first < 0:
+        raise ValueError(f"first: expected at least 0, which takes all, got {first}")
     content = read_json(file)
     for name in ("images", "annotations", "categories"):
         if not isinstance(content, dict) or not isinstance(content.get(name), list):
@@ -223,6 +225,8 @@ def file_of(image: dict, federated: bool) -> str | None:
 def open_vg(path: Path, *, images: str = "", first: int = 0, strict: bool = False) -> BoxData:
     """Visual Genome: a folder with objects.json and image_data.json; every name that an object has is a class of its own."""
     file, sizes_file = path / "objects.json", path / "image_data.json"
+    if first < 0:
+        raise ValueError(f"first: expected at least 0, which takes all, got {first}")
     for needed in (file, sizes_file):
         if not needed.is_file():
             raise ValueError(f"{path}: expected Visual Genome's objects.json and image_data.json in it, found no {needed.name}")
@@ -293,8 +297,10 @@ def open_scenes(path: Path, *, names: str = "", split: str = "train", size: int 
                 rows.append(([x[0], y[0], x[-1] - x[0] + 1, y[-1] - y[0] + 1], classes[region.label], region.mask.sum(), False))
         return Annotated(f"scene {index}", index, (size, size), *arrays(rows))
 
+    pictures = tuple(map(boxes, range(count)))
     report = getattr(scenes, "report", None) or LoadReport(scenes.name, page=PAGE)
-    return BoxData(scenes.name, tuple(classes), tuple(range(len(classes))), tuple(map(boxes, range(count))),
+    report.kept |= {"scenes": count, "boxes": sum(len(p.label) for p in pictures)}
+    return BoxData(scenes.name, tuple(classes), tuple(range(len(classes))), pictures,
                    lambda index, most: resize(scenes[index].image, most, "within"), report)
 
 
@@ -353,7 +359,9 @@ def opener(folder: Path) -> Callable[[str, int], np.ndarray]:
 
 
 def number(x: Any) -> bool:
-    return isinstance(x, (int, float)) and not isinstance(x, bool) and math.isfinite(x)
+    if isinstance(x, int):
+        return not isinstance(x, bool) and abs(x) < 1 << 63
+    return isinstance(x, float) and math.isfinite(x)
 
 
 def text(x: Any) -> str:

@@ -150,24 +150,25 @@ class Examples:
         self.mix = np.array(training.mix or [1.0] * len(self.sets)) / sum(training.mix or [1.0] * len(self.sets))
         self.frequency = [d.frequencies() for d in self.sets]
         self.skipped: Counter[str] = Counter()
-        self.kept: dict[tuple[str, int], tuple] | None = {} if sum(map(len, self.sets)) <= FEW else None
+        self.kept: dict[tuple[int, int], tuple] | None = {} if sum(map(len, self.sets)) <= FEW else None
 
     def __call__(self, step: int, number: int) -> Item:
         rng = np.random.default_rng([self.training.seed, step, number])
         which = int(rng.choice(len(self.sets), p=self.mix))
         data = self.sets[which]
         # a crop of a third of the area has 0.57 of the side: of the picture at twice the size no pixel is made up
-        return make_item(lambda: self.read(data, rng), data.classes, self.frequency[which], self.training.size, self.options,
+        return make_item(lambda: self.read(which, rng), data.classes, self.frequency[which], self.training.size, self.options,
                          rng, self.forbidden)
 
-    def read(self, data: BoxData, rng: np.random.Generator) -> tuple[np.ndarray, Annotated]:
-        """A picture drawn at random; what cannot be used is counted, and another one drawn."""
+    def read(self, which: int, rng: np.random.Generator) -> tuple[np.ndarray, Annotated]:
+        """A picture of a data set drawn at random; what cannot be used is counted, and another one drawn."""
+        data = self.sets[which]
         for _ in range(50):
             index = int(rng.integers(len(data)))
             try:
                 if self.kept is None:
                     return data.read(index, min(2 * self.training.size, 4096))
-                if (key := (data.name, index)) not in self.kept:
+                if (key := (which, index)) not in self.kept:
                     self.kept[key] = data.read(index, min(2 * self.training.size, 4096))
                 return self.kept[key]
             except Unusable as error:
@@ -292,7 +293,8 @@ def load_detector(path: str | Path) -> tuple[Detector, Any, dict, checkpoint.Che
     """A trained detector.      -> detector, tokenizer, what it is, its checkpoint; CheckpointError (a ValueError)"""
     def check(found: Path, index: dict) -> None:
         if not isinstance(about := index["record"].get("config"), dict) or about.get("kind") != KIND:
-            raise checkpoint.refuse(found, "it holds no detector; train one with python -m parity.trainer.detection")
+            raise checkpoint.CheckpointError(f"{found}: it holds no detector; train one with "
+                                             "python -m parity.trainer.detection")
         wanted = {name: ["float32", list(p.shape)] for name, p in bare_detector(about, found).state_dict().items()}
         checkpoint.compare(found, "the detector of its configuration", index["tensors"][checkpoint.PARAMETERS], wanted)
 
@@ -363,9 +365,12 @@ class Run:
         others = sorted({p.name for p in self.out.iterdir()} - {CONFIG, METRICS, TOKENIZER, CHECKPOINTS, ".lock", "evaluation"})
         if stored is None and others:
             raise ValueError(f"--out {self.out}: expected a run's folder or a free name, got one with {others[0]}")
-        if stored is not None and checkpoint.steps(self.out / CHECKPOINTS):
+        if checkpoint.steps(self.out / CHECKPOINTS):
             if not resume:
                 raise ValueError(f"{self.out} holds a run already: continue it with --resume, or choose another --out")
+            if stored is None:
+                raise ValueError(f"--resume: {self.out} has checkpoints, but {CONFIG} is missing or damaged: put it back, or "
+                                 "choose another --out")
             if different := differences(stored, self.record):
                 raise ValueError(f"--resume: {self.out} was started with other settings; " + "; ".join(different[:8]))
         write_whole(self.out / CONFIG, json.dumps(self.record, indent=1))

@@ -134,6 +134,27 @@ def test_a_run_is_not_written_over(trained, parts, capsys):
     assert "started with other settings; train.steps: 8 there, 9 here" in capsys.readouterr().err
 
 
+def test_a_run_whose_configuration_is_lost_says_so(trained, parts, tmp_path, capsys):
+    copy = shutil.copytree(trained, tmp_path / "run")
+    (copy / "config.json").unlink()
+    assert command.main(arguments(parts, copy, "--steps", "8", "--resume")) == 2
+    assert "has checkpoints, but config.json is missing or damaged" in capsys.readouterr().err
+
+
+def test_a_text_that_is_none_is_named(tmp_path, capsys):
+    (tmp_path / "words.txt").write_bytes(b"\xff\xfe\x00")
+    for name in ("words.txt", "none.txt"):
+        assert language.main(["--data", f"text:{tmp_path / name}", "--out", str(tmp_path / "run")]) == 2
+        assert f"{tmp_path / name}: expected a text in UTF-8" in capsys.readouterr().err
+
+
+def test_towers_are_not_to_be_deleted_for_being_no_towers(trained, parts, tmp_path, capsys):
+    assert len(list((trained / "checkpoints").iterdir())) > 1
+    assert command.main([*arguments(parts, tmp_path / "run", "--steps", "1"), "--checkpoint", str(trained)]) == 2
+    said = capsys.readouterr().err
+    assert "configuration is not one that sparc_ref wrote" in said and "delete" not in said
+
+
 def test_a_captioner_needs_its_own_tower_and_words(parts, trained, tmp_path, capsys):
     """Another tower at the place of the old one, another language model, none at all."""
     copy = shutil.copytree(parts, tmp_path / "parts")
@@ -244,6 +265,7 @@ def test_pictures_without_captions_and_too_few_of_them_are_refused(trained, phot
 @pytest.mark.parametrize("spec, said", [
     ("captions:/none", "/none: expected a file or a folder, found none"), ("drawn:x", "expected coco, flickr30k, captions"),
     ("captions:x?beam=3", "did you mean beams"), ("captions:x?beams=0", "beams: expected at least 1"),
+    ("captions:x?penalty=nan", "penalty, seed: expected a finite"), ("captions:x?seed=-1", "penalty, seed: expected a finite"),
     ("captions:x?words=java", "words: expected auto, ptb or plain"),
 ])  # fmt: skip
 def test_what_cannot_be_measured_is_said(spec, said):

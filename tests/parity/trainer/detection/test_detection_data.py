@@ -70,6 +70,8 @@ def test_pictures_are_found_by_many_threads_at_once(coco):
     ({"image_id": 7, "category_id": [], "bbox": [0, 0, 5, 5]}, "annotation of an unknown category"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5]}, "box is not four numbers"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, float("nan")]}, "box is not four numbers"),
+    ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 10**400]}, "box is not four numbers"),
+    ({"image_id": 10**400, "category_id": 3, "bbox": [0, 0, 5, 5]}, "annotation of an image that is not listed"),
     ({"image_id": 7, "category_id": 3, "bbox": [0, 0, 5, 0]}, "box without area"),
     ({"image_id": 7, "category_id": 3, "bbox": [41, 0, 5, 5]}, "box outside of its picture"),
     ("text", "annotation of an image that is not listed")])
@@ -103,6 +105,9 @@ def test_which_file_and_where_the_pictures_are(coco, tmp_path, monkeypatch):
         data.open_coco(folder, annotations="missing.json")
     with pytest.raises(ValueError, match=r"expected one lvis\*.json in it"):
         data.open_lvis(folder)
+    for opened in (data.open_coco, data.open_vg):
+        with pytest.raises(ValueError, match="first: expected at least 0, which takes all, got -1"):
+            opened(folder, first=-1)
     with pytest.raises(ValueError, match="images: expected a folder"):
         data.open_coco(folder, images=str(folder / "nowhere"))
     file = folder / "annotations" / "instances_val.json"
@@ -179,6 +184,7 @@ def test_boxes_of_scenes_are_those_of_their_masks(tmp_path):
     from sparc_ref.data import DrawnScenes
 
     scenes = DrawnScenes(size=64, count=5)
+    assert found.report.kept == {"scenes": 5, "boxes": sum(len(annotated.label) for annotated in found.pictures)}
     for n, annotated in enumerate(found.pictures):
         image, _ = found.read(n, 64)
         assert np.array_equal(image, scenes[n].image)

@@ -1,6 +1,7 @@
 """The detector's gradient, its loop, its checkpoints, and what is measured of it."""
 
 import json
+import shutil
 from dataclasses import replace
 
 import numpy as np
@@ -144,6 +145,28 @@ def test_a_run_that_is_killed_ends_as_one_that_is_not(towers, tmp_path):
     assert all(torch.equal(x, whole.state_dict()[name]) for name, x in loaded.state_dict().items())
 
 
+def test_a_run_whose_configuration_is_lost_is_not_written_over(towers, tmp_path):
+    go(towers, tmp_path / "run", tmp_path, replace(SMALL, steps=2))
+    before = (tmp_path / "run" / "metrics.jsonl").read_bytes()
+    for content in (None, '{"model":'):
+        (tmp_path / "run" / "config.json").unlink(missing_ok=True)
+        if content:
+            (tmp_path / "run" / "config.json").write_text(content)
+        with pytest.raises(ValueError, match="holds a run already"):
+            go(towers, tmp_path / "run", tmp_path, replace(SMALL, steps=1))
+        with pytest.raises(ValueError, match=r"has checkpoints, but config\.json is missing or damaged"):
+            go(towers, tmp_path / "run", tmp_path, replace(SMALL, steps=2), resume=True)
+    assert (tmp_path / "run" / "metrics.jsonl").read_bytes() == before
+
+
+def test_data_sets_of_one_name_keep_their_own_pictures(tmp_path):
+    data = scenes(tmp_path)
+    plain = [replace(data, open=lambda i, size, grey=grey: np.full((size, size, 3), grey, np.uint8)) for grey in (10, 200)]
+    both = Examples(plain, SMALL, PLAIN)
+    seen = {int(both.read(which, np.random.default_rng(0))[0].max()) for which in (0, 1)}
+    assert seen == {10, 200}
+
+
 def test_towers_that_are_frozen_stay(towers, tmp_path):
     before, _, _ = train.new_detector(towers, SMALL, Machine())
     after = go(towers, tmp_path / "run", tmp_path, replace(SMALL, lr_image=0.0, lr_text=0.0, steps=2))
@@ -272,6 +295,11 @@ def test_an_untrained_detector_is_measured_and_its_choices_kept(model, tmp_path)
 def test_a_checkpoint_that_holds_no_detector(towers, tmp_path):
     with pytest.raises(ValueError, match="holds no detector; train one"):
         task.open_model(towers)
+    for step in (0, 1):                                   # an earlier one is no reason to delete what is somebody's towers
+        shutil.copytree(towers / "checkpoints" / "step_00000001", tmp_path / "run" / "checkpoints" / f"step_{step:08d}")
+    with pytest.raises(ValueError, match="holds no detector") as refused:
+        task.open_model(tmp_path / "run" / "checkpoints" / "step_00000001")
+    assert "delete" not in str(refused.value)
     with pytest.raises(ValueError, match="no such directory"):
         task.open_model(tmp_path / "nothing")
 
