@@ -2,7 +2,7 @@
 
     python bench/detection.py photos            40 COCO photos by heart: AP on the very photos
     python bench/detection.py scenes            scenes of ten emoji: AP on scenes that were not trained on
-    python bench/detection.py photos --measure  only measure what was trained before; --steps 6000: train longer
+    python bench/detection.py photos --measure  only measure what was trained before; --steps 500: train shorter
 
 Every AP is taken by sparc_ref.evaluate.detection and once more by pycocotools, and the two are compared. The data are looked
 for in ../shared/data, or $SPARC_REF_DATA; runs and pictures go to --out. One process; OMP_NUM_THREADS=1 beside other work.
@@ -41,7 +41,7 @@ def photos(out: Path) -> dict:
     """Where it learns from, with what options, and what it is measured on."""
     coco = f"coco:{DATA}/coco?first=40"
     return {"towers": f"captions:{DATA}/coco/captions.json", "data": coco, "measured": f"{coco}&prompt=bare",
-            "options": ["--steps", "1500", "--flip", "0", "--lr-text", "0"]}
+            "options": ["--steps", "5000", "--flip", "0", "--lr-text", "0"]}
 
 
 def scenes(out: Path) -> dict:
