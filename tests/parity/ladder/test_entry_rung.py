@@ -30,7 +30,8 @@ def test_the_ways_and_their_precisions():
     every = ("float64", "float32", "mixed")
     assert {how: WANTED(how) for how in (*ALONE, *entry.COMPILED, *OVER_RANKS)} == {
         "": every, "2 parts, checkpointed, chunked": every[:1], "compiled": ("float32",), "ddp": every, "fsdp": every,
-        "ddp, 2 parts, chunked": every[:1], "fsdp, 2 parts, checkpointed": every[:1]}
+        "ddp, 2 parts, chunked": every[:1], "fsdp, 2 parts, checkpointed": every[:1],
+        **dict.fromkeys(("bf16 stream", "ddp, bf16 stream", "fsdp, bf16 stream, checkpointed"), ("mixed",))}
     assert entry.COUNT == 3 and entry.BATCH == 8
 
 

@@ -161,14 +161,9 @@ def test_the_sound_trainer_passes(copies):
 TF32 = """import torch.nn.functional as F
 
 
-class Products(torch.nn.Linear):
-    def forward(self, x):
-        if x.dtype == torch.float64:
-            return F.linear(x, self.weight, self.bias)
-        return F.linear(tf32(x), tf32(self.weight), self.bias)
-
-
 def tf32(x):
+    if x.dtype == torch.float64:
+        return x
     raw = x.detach().float().view(torch.int32)
     raw = (raw + 0xFFF + ((raw >> 13) & 1)) & ~0x1FFF
     return x + (raw.view(torch.float32) - x).detach()
@@ -177,30 +172,30 @@ def tf32(x):
 MODEL = [
     ("padding leaks into attention", "model.py", [("keys = mask[:, None, None, :] | ~real", "keys = None")],
      "ops", "attention_padding", "attention.y", ""),
-    ("padding leaks into the pooled caption", "model.py", [("torch.where(real, f_t, 0).sum(1)", "f_t.sum(1)")],
+    ("padding leaks into the pooled caption", "model.py", [("torch.where(real, f_t, 0).sum(1, dtype", "f_t.sum(1, dtype")],
      "gradients", "model_default", "model.t_bar", ""),
     ("padding leaks into the alignment's gradient", "loss.py",
      [("torch.where(mask[..., None], wide(t), 0)", "wide(t)"),
       ("columns = mask[:, None, :] | ~some", "columns = mask[:, None] > -1")],
      "losses", "fine_default", "fine_grained_loss.loss_vt", ""),
     ("queries, keys and values in another order", "model.py",
-     [("torch.cat([self.query.weight, self.key.weight,", "torch.cat([self.key.weight, self.query.weight,"),
-      ("torch.cat([self.query.bias, torch.zeros_like(self.query.bias),",
-       "torch.cat([torch.zeros_like(self.query.bias), self.query.bias,")],
+     [("for part in (self.query, self.key, self.value)", "for part in (self.key, self.query, self.value)"),
+      ("for b in (self.query.bias, torch.zeros_like(self.query.bias),",
+       "for b in (torch.zeros_like(self.query.bias), self.query.bias,")],
      "encoders", "vision_default", "vision_tower.y", "trainer, sdpa"),
     ("scores not divided by the root of the width", "model.py", [("s = q * q.shape[-1] ** -0.5 @ k.mT", "s = q @ k.mT")],
      "ops", "attention_2", "attention.y", "trainer, plain"),
     ("the other GELU", "model.py", [('approximate="tanh" if kind == "tanh" else "none"', 'approximate="none"')],
      "ops", "gelu_tanh", "gelu.y", ""),
-    ("LayerNorm with torch's own epsilon", "model.py", [('nn.LayerNorm(width, how["eps"])', "nn.LayerNorm(width)")],
+    ("LayerNorm with torch's own epsilon", "model.py", [('LayerNorm(width, how["eps"])', "LayerNorm(width)")],
      "encoders", "vision_eps", "vision_tower.y", ""),
     ("a residual dropped", "model.py", [("return x + self.mlp(self.norm2(x))", "return self.mlp(self.norm2(x))")],
      "encoders", "vision_default", "vision_tower.y", ""),
     ("no last norm", "model.py", [("return self.norm(x)", "return x")], "encoders", "text_no_blocks", "text_tower.y", ""),
     ("global: normalised tokens are pooled", "model.py",
-     [("torch.where(real, f_t, 0).sum(1)", "torch.where(real, F.normalize(f_t, dim=-1), 0).sum(1)")],
+     [("torch.where(real, f_t, 0).sum(1, dtype", "torch.where(real, F.normalize(f_t, dim=-1), 0).sum(1, dtype")],
      "gradients", "model_default", "model.t_bar", ""),
-    ("global: the first patch as [CLS]", "model.py", [("self.image_head(f_v.mean(1))", "self.image_head(f_v[:, 0])")],
+    ("global: the first patch as [CLS]", "model.py", [("self.image_head(pooled)", "self.image_head(f_v[:, 0])")],
      "gradients", "model_default", "model.v_bar", ""),
     ("global: h_v left out", "model.py", [("if self.h_v is not None:", "if False:")], "encoders", "image_head_tanh",
      "image_head.y", ""),
@@ -225,7 +220,8 @@ MODEL = [
      "steps", "adamw_clamp", "adamw.params.theta", ""),
     ("gradients that are not reset", "optim.py", [("optimizer.zero_grad()", "pass")], "steps", "train_default", "train.", ""),
     ("TF32 left on (simulated: a layer's operands rounded to 10 bits)", "model.py",
-     [("import torch.nn.functional as F\n", TF32), ("nn.Linear(", "Products(")], "encoders", "vision_default", "vision_tower.y",
+     [("import torch.nn.functional as F\n", TF32),
+      ("return F.linear(x, used(self.weight, x),", "return F.linear(tf32(x), tf32(used(self.weight, x)),")], "encoders", "vision_default", "vision_tower.y",
      "the formula is right and its arithmetic in float32 is not"),
 ]
 

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from parity.trainer import settings
-from parity.trainer.data import shards, tar
+from parity.trainer.data import shards
+from sparc_ref.data import tar
 
 ROOT = Path(__file__).parents[3]
 PAGE = (ROOT / "docs" / "trainer.md").read_text()

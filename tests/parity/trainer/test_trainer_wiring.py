@@ -206,7 +206,7 @@ def test_the_command_line_is_handed_on(monkeypatch, tmp_path):
     machine = {"device": "cpu", "strategy": "none", "precision": "float64", "form": "chunked", "chunk": 7, "fine_chunk": 2,
                "pair_chunk": 3, "accumulate": 2, "workers": 1, "log_every": 3, "eval_every": 4, "checkpoint_every": 5,
                "keep": 6, "export_every": 7, "skips": 8, "compile": True, "checkpoint_activations": True,
-               "async_checkpoints": True, "strict": True, "tensorboard": True, "deterministic": True}
+               "async_checkpoints": True, "strict": True, "tensorboard": True, "wandb": True, "deterministic": True}
     assert machine.keys() | {"fused"} == {f.name for f in fields(Machine)}
     own = {"objective": "filip", "filip_keep": 0.5}
     training = HOW | {"mixing": "round_robin"}
