@@ -134,7 +134,8 @@ def masks(
         raise ValueError(f"expected as many truths and predictions as pictures, {len(images)} >= 1, "
                          f"got {len(truths)} and {[len(x) for x in predictions.values()]}")
     N, names = len(images), ["picture", "true", *map(clean, predictions)]
-    width, left, under = 1.75, 1.25, 0.24 + 0.17 * (most + 2)
+    numbered = max(most, *(int(np.sum(np.unique(x) >= 0)) for x in truths))
+    width, left, under = 1.75, 1.25, 0.24 + 0.17 * (numbered + 2)
     head = 0.45 if title else 0.1
     size = (left + N * width + 0.1, head + len(names) * width + under)
     figure = new_figure(size)

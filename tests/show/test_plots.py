@@ -81,6 +81,11 @@ def test_masks(rng):
     assert "grey: 3 more classes" in legend[0]
     opens(figure)
     opens(plots.masks(images[:1], [np.full((16, 16), -1)], {}, classes))
+    many = np.repeat(np.arange(16), 16).reshape(16, 16)           # more true classes than are numbered otherwise
+    crowded = plots.masks(images[:1], [many], {"a": [many]}, [f"class {k}" for k in range(20)])
+    crowded.canvas.draw()
+    assert len(crowded.texts[-1].get_text().splitlines()) == 16
+    assert all(text.get_window_extent().y0 >= 0 for text in crowded.texts)
     with pytest.raises(ValueError, match=r"3 >= 1, got 3 and \[2\]"):
         plots.masks(images, truths, {"a": truths[:2]}, classes)
 
