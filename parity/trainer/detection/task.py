@@ -96,6 +96,8 @@ def measure(
         raise ValueError(f"{data.name}: no picture can be measured; {dict(lost)}; see {PAGE}")
     federated = bool(data.frequency)
     truth, most = truth_of(used, federated), protocol.most if federated else 100
+    if all(annotated.crowd.all() for annotated in used):
+        raise ValueError(f"{data.name}: none of the {len(used)} pictures has a box to be found; {dict(lost)}; see {PAGE}")
     numbers, per_class = scores(truth, found_of(found), data, most)
     numbers |= per_class if protocol.per_class else {}
     chance, _ = scores(truth, guesses(used, truth, protocol.most), data, most)

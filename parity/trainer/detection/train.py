@@ -3,7 +3,8 @@
     for every update:  examples -> a forward pass each -> match, losses -> its gradient, clipped to length one -> mean -> Adam
 
 An example is a function of (seed, update, its number), so a run that is killed and resumed goes on as if nothing had been; on
-another number of ranks it sees the same examples, in sums of another order.  Checkpoints are sparc_ref's: safetensors and JSON.
+another number of ranks it sees the same examples, in sums of another order, and leaves out other layers.  Checkpoints are
+sparc_ref's: safetensors and JSON.
 """
 
 import json

@@ -292,6 +292,15 @@ def test_an_untrained_detector_is_measured_and_its_choices_kept(model, tmp_path)
             open_data(task, f"scenes:{tmp_path}/drawn?{wrong}")
 
 
+def test_pictures_without_boxes_cannot_be_measured(model, tmp_path):
+    data, protocol = open_data(task, f"scenes:{tmp_path}/drawn?count=2&size=32&prompt=bare")
+    bare = [replace(p, crowd=np.ones(len(p.label), bool)) for p in data.pictures]
+    none = [replace(p, **{name: getattr(p, name)[:0] for name in ("box", "label", "area", "crowd")}) for p in data.pictures]
+    for pictures in (bare, none):
+        with pytest.raises(ValueError, match="none of the 2 pictures has a box to be found"):
+            task.measure(model, replace(data, pictures=tuple(pictures)), protocol, say=lambda text: None)
+
+
 def test_a_checkpoint_that_holds_no_detector(towers, tmp_path):
     with pytest.raises(ValueError, match="holds no detector; train one"):
         task.open_model(towers)
