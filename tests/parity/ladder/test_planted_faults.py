@@ -221,8 +221,8 @@ MODEL = [
     ("gradients that are not reset", "optim.py", [("optimizer.zero_grad()", "pass")], "steps", "train_default", "train.", ""),
     ("TF32 left on (simulated: a layer's operands rounded to 10 bits)", "model.py",
      [("import torch.nn.functional as F\n", TF32),
-      ("return F.linear(x, used(self.weight, x),", "return F.linear(tf32(x), tf32(used(self.weight, x)),")], "encoders", "vision_default", "vision_tower.y",
-     "the formula is right and its arithmetic in float32 is not"),
+      ("return F.linear(x, used(self.weight, x),", "return F.linear(tf32(x), tf32(used(self.weight, x)),")],
+     "encoders", "vision_default", "vision_tower.y", "the formula is right and its arithmetic in float32 is not"),
 ]
 
 
