@@ -202,7 +202,23 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str, edges: b
                 f"({other.summary}). Add the one that is meant."
             )
     assert best.convention is not None
+    if best.verdict == "unexplained" and unnamed(best.convention):
+        raise Unclear(
+            f"no name of {name} says which arguments are patches and tokens; called as {best.convention} it is not the paper's "
+            f"loss. Say its arguments in calling order: --call {best.convention.written} for this reading, or another; pooled "
+            "embeddings are v_bar,t_bar"
+        )
     return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
+
+
+def unnamed(convention: "Convention") -> bool:
+    """Whether neither names nor numbers say which arguments are patches and tokens: a difference may be the call's fault."""
+    from parity.checker.calling.caller import LAYOUTS, TEXTS
+    from parity.checker.calling.convention import verified
+
+    names = [n for n, w in convention.arguments if w in LAYOUTS or w in TEXTS]
+    sure = {item.what: item.sure for item in convention.items}
+    return bool(names) and all(sure.get(n) == "assumed" for n in names) and not verified(convention)
 
 
 def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":

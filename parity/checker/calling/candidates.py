@@ -1,6 +1,7 @@
 """Conventions by the names of arguments alone, likeliest first, and the first layout, mask and temperature that runs."""
 
 import json
+import re
 from collections.abc import Iterator
 from dataclasses import replace
 
@@ -22,7 +23,7 @@ PAIRS = {"odd": ODD, "packed": (("v", "t_packed"),), "flat": (("v_flat", "t_flat
 
 def ways(about: dict) -> tuple[str, ...]:
     """WAYS, with packed captions first where a name says where they begin."""
-    packed = any(naming.is_packing(p["name"]) for p in about["parameters"])
+    packed = any(naming.is_packing(p["name"]) and not is_number(p) for p in about["parameters"])  # batch_idx=0 packs nothing
     early = ("packed", "flat") if packed else ()
     if any(naming.size_of(p["name"]) == "B" and "default" not in p for p in about["parameters"]):
         early = ("flat", *early[:1])                      # whoever needs the size of the batch cannot see it
@@ -176,7 +177,7 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
         elif v and "patches" not in given:
             layouts = [{v: w} for w in layout_order(v, about)]
         if mask and "mask" not in given:
-            masks = [{mask: w} for w in forms_of_mask(mask, way)]
+            masks = [{mask: w} for w in [*last_axis_of_one(mask, about, way), *forms_of_mask(mask, way)]]
         elif way in ("wide", "packed", "flat"):
             return
         if patch_mask:
@@ -198,6 +199,19 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
                             return                        # it runs and is no loss: no other form of a mask makes it one
                         if out is not None or "dtype" not in str(trial.last.get("message")):
                             break
+
+
+def is_number(p: dict) -> bool:
+    """Whether a parameter's default is a number: no array is expected there."""
+    return bool(re.fullmatch(r"-?\d+(\.\d*)?", str(p.get("default", ""))))
+
+
+def last_axis_of_one(name: str, about: dict, way: str) -> list[str]:
+    """(B,L,1) before (B,L) where the code takes the last axis of a mask away, which would be the tokens' in (B,1)."""
+    taken = rf"\b{re.escape(naming.last_of(name))}(\.squeeze\((dim=)?(-1|2)\)|\[\.\.\., 0\]|\[:, :, 0\])"
+    if way != "usual" or not re.search(taken, str(about.get("source", ""))):
+        return []
+    return [w for form in dict.fromkeys(naming.mask_forms(name)) if (w := f"{form}_bl1") in MASKS]
 
 
 def forms_of_mask(name: str, way: str) -> list[str]:

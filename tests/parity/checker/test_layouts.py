@@ -52,6 +52,15 @@ def sequence_first_with_cls(vit_out, text_out, text_pad, tau):
 def log_tau_exp(patches, tokens, mask, log_tau):
     return fine(patches, tokens, mask, torch.exp(-log_tau))
 
+def squeezed_mask(regions, words, keep, scale):
+    keep = keep.squeeze(-1) > 0.5
+    return fine(regions, words, keep, scale)
+
+class Step:
+    def training_step(self, batch, batch_idx=0):
+        patches, tokens, mask, scale = batch
+        return fine(patches, tokens, mask, scale)
+
 def by_length(img_seq, txt_seq, txt_len, inv_temp):
     return fine(img_seq, txt_seq, torch.arange(txt_seq.shape[1]) < txt_len.view(-1, 1), inv_temp)
 
@@ -357,6 +366,8 @@ def worker(folder):
     ("text_bdl", "v,t_bdl,mask,scale"), ("both_channels_first", "v_bdp,t_bdl,mask,scale"),
     ("sequence_first", "v_pbd,t_lbd,padding,scale"), ("all_sequence_first", "v_pbd,t_lbd,mask_lb,tau"),
     ("sequence_first_with_cls", "v_pbd_cls,t_lbd,padding,tau"), ("log_tau_exp", "v,t,mask,log_tau"),
+    ("squeezed_mask", "v,t,mask_bl1,scale"),
+    ("Step", "batch[0] (patches)=v,batch[1] (tokens)=t,batch[2] (mask)=mask,batch[3] (scale)=scale"),
     ("by_length", "v,t,lengths,scale"), ("loop_over_second_axis", "v_pbd,t_lbd,mask,scale"),
     ("patch_mask_true", "v,v_mask,t,mask,scale"),
     ("patch_mask_padding", "v,t,v_padding,padding,scale"), ("patch_mask_float", "v,v_mask,t,mask,scale"),
@@ -397,6 +408,26 @@ def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, writte
     assert answer.losses["fine"] == pytest.approx(float(loss), rel=1e-6)
     for leaf, want in zip(("v", "t"), back()):            # in the layout of the probe, whatever theirs is
         np.testing.assert_allclose(answer.grads["fine"][leaf], want, rtol=1e-6, atol=1e-9)
+
+
+@pytest.mark.parametrize("mask, verdict", [("m", "unexplained"), ("", "asks")])
+def test_a_call_that_neither_names_nor_numbers_support_is_a_question(tmp_path, mask, verdict):
+    """One that numbers support is judged, whatever it is called."""
+    kept = "torch.where(m, x, 0).sum() / m.sum()" if mask else "x.mean()"
+    (tmp_path / "generic.py").write_text(f"""
+import torch
+
+def loss(a, b{', m' if mask else ''}, g):
+    s = g * (b @ a.mT).tanh().sort(-1).values
+    x = (s.logsumexp(-1) - s.square().mean(-1)).abs()
+    return {kept}
+""")
+    target = f"{tmp_path}/generic.py:loss"
+    if verdict == "asks":
+        with pytest.raises(Unclear, match=r"no name of .* says which arguments are patches and tokens.*--call v,t,scale"):
+            parity.check(target)
+    else:
+        assert parity.check(target).verdict == verdict
 
 
 def test_what_was_ruled_out_is_certain(worker):
