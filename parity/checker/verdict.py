@@ -214,11 +214,11 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str, edges: b
 def unnamed(convention: "Convention") -> bool:
     """Whether neither names nor numbers say which arguments are patches and tokens: a difference may be the call's fault."""
     from parity.checker.calling.caller import LAYOUTS, TEXTS
-    from parity.checker.calling.convention import verified
+    from parity.checker.calling.convention import supported, verified
 
     names = [n for n, w in convention.arguments if w in LAYOUTS or w in TEXTS]
     sure = {item.what: item.sure for item in convention.items}
-    return bool(names) and all(sure.get(n) == "assumed" for n in names) and not verified(convention)
+    return bool(names) and all(sure.get(n) == "assumed" for n in names) and not (verified(convention) and supported(convention))
 
 
 def judged(worker, convention, name, edges=False) -> "tuple[Report, Caller]":

@@ -410,21 +410,23 @@ def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, writte
         np.testing.assert_allclose(answer.grads["fine"][leaf], want, rtol=1e-6, atol=1e-9)
 
 
-@pytest.mark.parametrize("mask, verdict", [("m", "unexplained"), ("", "asks")])
-def test_a_call_that_neither_names_nor_numbers_support_is_a_question(tmp_path, mask, verdict):
-    """One that numbers support is judged, whatever it is called."""
-    kept = "torch.where(m, x, 0).sum() / m.sum()" if mask else "x.mean()"
+@pytest.mark.parametrize("body, verdict", [
+    ("z.masked_fill(~m[:, None], -torch.inf).log_softmax(-1).diagonal(dim1=1, dim2=2)", "unexplained"),
+    ("z.abs().amax(-1)", "asks")])
+def test_a_call_that_neither_names_nor_numbers_support_is_a_question(tmp_path, body, verdict):
+    """One that numbers support is judged, whatever its arguments are called."""
     (tmp_path / "generic.py").write_text(f"""
 import torch
+import torch.nn.functional as F
 
-def loss(a, b{', m' if mask else ''}, g):
-    s = g * (b @ a.mT).tanh().sort(-1).values
-    x = (s.logsumexp(-1) - s.square().mean(-1)).abs()
-    return {kept}
+def loss(a, b, m, g):
+    w = (b @ a.mT).tanh().sort(-1).values.softmax(-1)
+    z = g * F.normalize(w @ a, dim=-1) @ F.normalize(b, dim=-1).mT
+    return (torch.where(m, -{body}, 0.0).sum(1) / m.sum(1)).mean()
 """)
     target = f"{tmp_path}/generic.py:loss"
     if verdict == "asks":
-        with pytest.raises(Unclear, match=r"no name of .* says which arguments are patches and tokens.*--call v,t,scale"):
+        with pytest.raises(Unclear, match=r"no name of .* says which arguments are patches and tokens.*--call v,t,mask,scale"):
             parity.check(target)
     else:
         assert parity.check(target).verdict == verdict
