@@ -57,6 +57,11 @@ class Evaluate:
     out: Annotated[Path | None, otherwise("DIR", "evaluation/ in the checkpoint's run")] = None
     again: bool = False             # of a task: measure again what was kept
 
+    @property
+    def needs(self) -> str:
+        """The extra that brings what this task imports."""
+        return "run" if self.task is None or self.task in OWN else "evaluation"
+
 
 def run_evaluate(command: Evaluate) -> int:
     """Carry the command out.   -> exit status: 2 where a data set of several could not be measured"""
@@ -107,7 +112,7 @@ def run_task(command: Evaluate) -> int:
     """One of the paper's tasks over the data sets that were named, each kept as soon as it is measured."""
     from sparc_ref.commands.report import home
     from sparc_ref.tasks import result
-    from sparc_ref.tasks.spec import absolute, open_data
+    from sparc_ref.tasks.spec import absolute, check_spec, open_data
 
     if command.split:
         raise ValueError("--split: is not of a task; its layouts take a split as an option: KIND:PATH?split=test")
@@ -116,7 +121,7 @@ def run_task(command: Evaluate) -> int:
     assert command.task
     task = load_task(command.task)
     for spec in command.data:                             # a mistyped name shows before anything is measured
-        open_data_named(task, spec)
+        check_spec(task, spec)
     model = task.open_model(command.checkpoint, batch=command.batch, shards=command.shards)
     out = command.out or home(command.checkpoint) / KEPT
     out.mkdir(parents=True, exist_ok=True)
@@ -159,15 +164,8 @@ def run_task(command: Evaluate) -> int:
 
 
 def load_task(name: str) -> ModuleType:
-    """The module of a task.   ModuleNotFoundError, with the extra that brings it, where a package is missing"""
+    """The module of a task.   ModuleNotFoundError where a package is missing; Evaluate.needs says what brings it"""
     return importlib.import_module(TASKS[name])
-
-
-def open_data_named(task: ModuleType, spec: str) -> None:
-    """ValueError for a spec whose layout or options do not exist; its files are not looked at."""
-    from sparc_ref.tasks.spec import check_spec
-
-    check_spec(task, spec)
 
 
 def told(found: Any, pictures: Path) -> str:

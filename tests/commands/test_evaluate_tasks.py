@@ -168,3 +168,13 @@ def test_tables_of_several_runs(task, data, capsys):
     assert run(["report", "--tables", str(data / "empty")]) == 2
     assert "expected results of sparc-ref evaluate --task" in capsys.readouterr().err
     assert run(["report", "--tables", str(data / "run"), "--limit", "3"]) == 2
+
+
+@pytest.mark.parametrize("name, extra", [("detection", "evaluation"), ("retrieval", "run")])
+def test_a_missing_package_is_named_with_the_extra_that_brings_it(data, capsys, monkeypatch, name, extra):
+    def absent(task):
+        raise ModuleNotFoundError("No module named 'torch'", name="torch")
+
+    monkeypatch.setattr(evaluate, "load_task", absent)
+    assert run(["evaluate", "--checkpoint", str(data / "run"), "--task", name, "--data", "x:y"]) == 2
+    assert f"the package torch is missing; in a clone of sparc_ref: pip install '.[{extra}]'" in capsys.readouterr().err
