@@ -5,9 +5,11 @@ these are tried on such probes, values first.  What survives is tried with all m
 batches.  So no set of deviations is too large to be found, and the work is a sum of two small products.
 """
 
+import functools
 import itertools
 import math
-from dataclasses import replace
+import operator
+from dataclasses import fields, replace
 
 import numpy as np
 import torch
@@ -45,17 +47,25 @@ def fronts(sigmas, rows: str) -> list[Variant]:
     return made
 
 
+@functools.lru_cache(maxsize=32)
+def _settings(front: tuple[Variant, ...], negatives: str) -> list[Variant]:
+    return [
+        replace(o, no_norm=norm, direction=direction, negatives=negatives)
+        for norm in NORMS for o in front for direction in DIRECTIONS
+    ]
+
+
+_tables: dict[tuple, np.ndarray] = {}
+
+
 class Grid:
     """Values of many settings on one probe: fronts x norms x directions."""
 
     def __init__(self, front: list[Variant], negatives: str = "caption"):
-        self.front, self.negatives = front, negatives
+        self.front, self.negatives = tuple(front), negatives
 
-    def settings(self):
-        return [
-            replace(o, no_norm=norm, direction=direction, negatives=self.negatives)
-            for norm in NORMS for o in self.front for direction in DIRECTIONS
-        ]
+    def settings(self) -> list[Variant]:
+        return _settings(self.front, self.negatives)
 
     def cosines(self, probe: Probe, scale):
         """(4 norms, F, ...) of c and t."""
@@ -68,8 +78,13 @@ class Grid:
 
     def values(self, probe: Probe, tau: float | None = None) -> np.ndarray:
         """Losses, in the order of settings(); tau None: the probe's own."""
-        scale = torch.tensor(1 / tau if tau else math.exp(probe.theta), dtype=torch.float64)
-        return self.losses(probe, self.cosines(probe, scale), scale)
+        key = (probe.name, probe.theta, self.front, self.negatives, tau)
+        if key not in _tables:                            # the same for every loss that is checked
+            if len(_tables) > 500:
+                _tables.clear()
+            scale = torch.tensor(1 / tau if tau else math.exp(probe.theta), dtype=torch.float64)
+            _tables[key] = self.losses(probe, self.cosines(probe, scale), scale)
+        return _tables[key]
 
     def losses(self, probe, cosine, scale):
         """cosine (4,F,...), scale () or (T,1,...) -> (..., 4*F*3)"""
@@ -205,26 +220,36 @@ def _forms(o: Variant) -> list[Variant]:
     return [replace(o, special=special) for special in ends]
 
 
+SECOND = ("open_vt", "open_tv", "zero_rows", "negatives", "reduction", "factor", "no_norm")  # what follows the groups
+first_of = operator.attrgetter(*(f.name for f in fields(Variant) if f.name not in SECOND))
+row_of = operator.attrgetter("open_vt", "open_tv", "zero_rows", "padded_rows", "nan_rows")
+share_of = operator.attrgetter("rows", "special", "special_rows", "reduction", "nan_empty")
+
+
 def second_values(settings: list[Variant], probe: Probe) -> np.ndarray:
     """Losses of settings that share their first level: the groups are made once for each way to make them."""
     x, patches = variants.tensors(probe), probe.v.shape[1]
     groups: dict = {}
     angles: dict = {}
     rows: dict = {}
+    shares: dict = {}
     made = []
     for o in settings:
-        scale = torch.exp(x["theta"]) if o.tau is None else torch.tensor(1 / o.tau, dtype=torch.float64)
-        front = replace(o, open_vt="", open_tv="", zero_rows=False, negatives="", reduction="", factor=1.0, no_norm="")
+        front = first_of(o)
         if front not in groups:
-            groups[front] = variants.group(x["v"], x["t"], x["mask"], scale, front)[0]
+            scale = torch.exp(x["theta"]) if o.tau is None else torch.tensor(1 / o.tau, dtype=torch.float64)
+            groups[front] = variants.group(x["v"], x["t"], x["mask"], scale, o)[0], scale
+        group, scale = groups[front]
         angle = (front, o.no_norm, o.negatives)
         if angle not in angles:
-            angles[angle] = variants.cosines(groups[front], x["v"], x["t"], x["mask"], o)
-        row = (angle, o.open_vt, o.open_tv, o.zero_rows, o.padded_rows, o.reduction == "mean_all", o.nan_rows)
+            angles[angle] = variants.cosines(group, x["v"], x["t"], x["mask"], o)
+        row = (angle, row_of(o), o.reduction == "mean_all")
         if row not in rows:
             rows[row] = variants.per_row(angles[angle], x["mask"], patches, scale, o)[:2]
-        vt, tv = rows[row]
-        made.append(float(variants.reduce(vt, tv, x["mask"], patches, o, scale)))
+        share = share_of(o)
+        if share not in shares:
+            shares[share] = variants.shares(x["mask"], patches, o)
+        made.append(float(variants.reduce(*rows[row], x["mask"], patches, o, scale, shares[share])))
     return np.array(made)
 
 

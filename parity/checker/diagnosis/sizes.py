@@ -1,5 +1,6 @@
 """Batches of the sizes that people use, and how a size at which an explanation ends is said."""
 
+import functools
 import math
 from dataclasses import dataclass
 
@@ -18,6 +19,7 @@ SIZES = (                                                 # what tells most come
 )  # fmt: skip
 
 
+@functools.lru_cache(maxsize=64)                           # the same batches for every loss
 def sized(B, L, P, D, inverse, length, full=False, seed=0) -> Probe:
     """A batch of any size.  Its numbers are float32's.      full: no padding
 

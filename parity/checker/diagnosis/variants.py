@@ -313,9 +313,9 @@ def shares(mask, patches, o: Variant):
     return x / (length if o.nan_empty else length.clamp_min(1)) / len(x)
 
 
-def reduce(loss_vt, loss_tv, mask, patches, o: Variant, scale=None):
-    """Eq. 6's sums.      (...,B,N) twice -> (...);  scale () is needed where it is in a constant"""
-    share = shares(mask, patches, o)
+def reduce(loss_vt, loss_tv, mask, patches, o: Variant, scale=None, share=None):
+    """Eq. 6's sums.      (...,B,N) twice -> (...);  scale () is needed where it is in a constant;  share: shares(), if known"""
+    share = shares(mask, patches, o) if share is None else share
     loss = {"both": (loss_vt + loss_tv) / 2, "vt": loss_vt, "tv": loss_tv}[o.direction]
     if not (o.nan_rows or o.nan_empty or "loss" in (o.nan_zero, o.inf_padding)):
         loss = torch.where(share > 0, loss, 0.0)
