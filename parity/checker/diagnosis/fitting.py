@@ -61,8 +61,20 @@ OWN_TAU = Inside(np.geomspace(4e-3, 60, 80), lambda o, x: replace(o, own_tau=x),
 BIAS = Inside(np.linspace(-30, 15, 46), lambda o, x: replace(o, bias=x), "bias")
 
 
+_tables: dict[tuple, np.ndarray] = {}
+
+
 def values(front: list[Variant], inside: Inside, probe: Probe, negatives: str) -> np.ndarray:
-    """Losses of all settings of Grid(front) for every number of the grid: (T, settings)."""
+    """Losses of all settings of Grid(front) for every number of the grid: (T, settings).  The same for every loss checked."""
+    key = (tuple(front), inside.name, probe.name, probe.theta, negatives)
+    if key not in _tables:
+        if sum(x.nbytes for x in _tables.values()) > 1 << 26:
+            _tables.clear()
+        _tables[key] = _values(front, inside, probe, negatives)
+    return _tables[key]
+
+
+def _values(front, inside, probe, negatives):
     tau = front[0].tau
     scale = torch.tensor(1 / tau if tau else math.exp(probe.theta), dtype=torch.float64)
     grid = Grid(front, negatives)

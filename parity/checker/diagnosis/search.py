@@ -249,7 +249,8 @@ def second_values(settings: list[Variant], probe: Probe) -> np.ndarray:
         share = share_of(o)
         if share not in shares:
             shares[share] = variants.shares(x["mask"], patches, o)
-        made.append(float(variants.reduce(*rows[row], x["mask"], patches, o, scale, shares[share])))
+        vt, tv = rows[row]
+        made.append(float(variants.reduce(vt, tv, x["mask"], patches, o, scale, shares[share])))
     return np.array(made)
 
 
