@@ -16,6 +16,7 @@ from parity.checker.diagnosis import confirm, search
 from parity.checker.diagnosis.again import fresh
 from parity.checker.diagnosis.asking import gradient_off, loss_off
 from parity.checker.diagnosis.designs import mixture, pairs
+from parity.checker.diagnosis.invariance import apart_from_others, left_out
 from parity.checker.diagnosis.switches import Variant, variant_of
 from parity.checker.probes import threshold_probe
 
@@ -128,6 +129,12 @@ def follows(read, where, stage, followed, last, **_) -> bool:
     return seen is not None and (seen.stage, seen.where, seen.seen.get(last)) == (stage, where, where) and not seen.kind
 
 
+def taken_again(read, where, taken, followed) -> bool:
+    """A trace of another batch shows the same logits beside those that the softmax takes."""
+    seen = followed(fresh("single")[0])
+    return seen is not None and (seen.where, seen.taken) == (where, taken)
+
+
 def cosine_again(read, where, followed) -> bool:
     seen = followed(fresh("single")[0])
     return seen is not None and seen.kind == "cosine" and seen.seen.get("similarity") == where
@@ -174,6 +181,21 @@ def factor_of_count(read) -> bool:
 
 def turning(read) -> bool:
     return all(not near(read, value(read, p), value(read, q)) for p, q in zip(fresh("pairs"), fresh("norm")))
+
+
+def pairs_left_out(read, many, few) -> bool:
+    """Also among six, and eight, some pairs have no part in the loss, and some have."""
+    for probe in (fresh("pairs")[1], pairs("again_pairs_8", 8, 8)):
+        n = probe.t.shape[1]
+        if not 0 < left_out(read, probe) < n * (n - 1):
+            return False
+    return True
+
+
+def samples_apart(read) -> bool:
+    """On other batches too; and their losses do meet: the batch's is not the mean of its samples'."""
+    tol = read.box.tolerances()[0]
+    return all(apart_from_others(read, p, tol) for p in fresh("unpadded"))
 
 
 def gap_is(read, gap, factor) -> bool:
@@ -293,6 +315,7 @@ TEMPLATES = {
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
+    "taken": Template("It makes the paper's logits ({where}), and the softmax takes others ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),
     "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,
@@ -329,6 +352,10 @@ TEMPLATES = {
                             lambda read, settings: one_caption(read, settings, False)),
     "one caption factor": Template("One caption with padding is off by a factor that embeddings do not change.",
                                    lambda read, settings: one_caption(read, settings, True)),
+    "left out": Template("Of the pairs of a token and another's patch, where {many} tokens are one patch each, {few} have no "
+                         "part in the loss: not every token of a caption is a negative of the others.", pairs_left_out),
+    "samples apart": Template("Turning one sample, its patches and tokens alike, changes nothing: samples do not compete, and "
+                              "what differs is how their losses are put together.", samples_apart),
     "captions": Template("It takes other captions, and no padding, to show it.",
                          lambda read, settings: no_padding(read, settings, False)),
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",

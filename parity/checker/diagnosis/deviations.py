@@ -36,10 +36,11 @@ class Deviation:
     harmless: bool = False
     edge: bool = False
     seen: float = 0
+    first: str = ""
 
     @property
     def stage(self) -> str:
-        return self.id.split(".")[0]
+        return self.first or self.id.split(".")[0]
 
 
 @dataclass(frozen=True)

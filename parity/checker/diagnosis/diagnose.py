@@ -245,6 +245,9 @@ def place_of(box, part, failing) -> Place:
 
     def as_seen():
         last = next((k for k in reversed(seen.seen) if seen.seen[k] == seen.where), "")
+        if seen.taken:
+            words = say(part.read, "taken", where=seen.where, taken=seen.taken, followed=follow_again)
+            return Place(seen.stage, "single", words)
         words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
                     made=MADE[last]) if last else ""
         return Place(seen.stage, "single", words)
@@ -260,7 +263,7 @@ def place_of(box, part, failing) -> Place:
 
 
 MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
-        "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
+        "gate": "kept patches", "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
         "loss": "cross-entropies"}
 
 

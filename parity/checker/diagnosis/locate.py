@@ -15,6 +15,7 @@ from parity.checker.diagnosis import extras, search, variants
 from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
 from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
+from parity.checker.diagnosis.invariance import apart_from_others, left_out
 from parity.checker.diagnosis.matching import Candidate
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.temperatures import root
@@ -111,6 +112,8 @@ def before_groups(read, tol, tau) -> Place:
 def after_logits(read, tol) -> Place:
     """Cross-entropy, its logits, or how rows are summed: n patches resemble n tokens, all cosines are 0 or 1."""
     small, middle, large, warmer = PAIRS
+    if few := left_out(read, large):
+        return Place("logits", large.name, say(read, "left out", many=large.t.shape[1], few=few))
     y = {p.name: read(p).value for p in PAIRS}
     ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
     if ratio[warmer.name] and abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
@@ -256,6 +259,8 @@ def batches(read, how, tol) -> Place:
             return Place("logits", "single_padded", say(read, "one caption", settings=settings))
         return Place("reduction", "single_padded", say(read, "one caption factor", settings=settings))
     if not fit("unpadded", "unit_unpadded"):
+        if apart_from_others(read, PROBES["unpadded"], tol):
+            return Place("reduction", "unpadded", say(read, "samples apart"))
         if content_matters("unpadded", "unit_unpadded"):
             return Place("logits", "unpadded", say(read, "captions", settings=settings))
         return Place("reduction", "unpadded", say(read, "captions factor", settings=settings))

@@ -23,6 +23,7 @@ class Followed:
 
     kind: "cosine" where the similarity is that of l2-normalised patches.
     seen: stage -> where it was recognised; harmless: what differs without effect.
+    taken: where the logits are made that the softmax takes, if they are others than ours, which are there too.
     """
 
     stage: str | None = None
@@ -30,6 +31,7 @@ class Followed:
     seen: dict[str, str] = field(default_factory=dict)
     harmless: tuple[Found, ...] = ()
     kind: str = ""
+    taken: str = ""
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -109,10 +111,10 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     s_hat = min_max(s)
     h = next(((i, where, x) for i, where, x in later if rows_alike(x, s_hat, tol) and x.min() > -tol), None)
     if h is None:                                         # min and max of something else?  Then the similarity was changed
-        for i, _where, x in later:
-            if near(min_max(x), s_hat, tol) or np.ptp(x, -1).min() == 0:
+        for i, _where, x in ranged:
+            if near(min_max(x), s_hat, tol) or is_order(x):
                 continue
-            if any(j > i and near(y, min_max(x), tol) for j, _, y in later):
+            if any(j > i and near(y, min_max(x), tol) for j, _, y in maps):
                 out.stage = "similarity"
                 return out
     else:
@@ -128,6 +130,12 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     if cut is not None:
         out.seen["threshold"] = out.where = cut[1]
         out.seen.setdefault("minmax", cut[1])
+    else:                                                 # what passes may be known without eq. 3's own array
+        gates = {sigma: s_hat >= sigma for sigma in sharp}
+        gate = next(((i, where, sigma) for i, where, x in later for sigma in sharp if is_gate(x, gates[sigma])), None)
+        if gate is not None and not any(rows_alike(x, np.maximum(s_hat - gate[2], 0), tol) for _, _, x in later):
+            out.seen.setdefault("minmax", gate[1])
+            out.seen["threshold"] = out.seen["gate"] = out.where = gate[1]
     s_til = [cut[2]] if cut is not None else [*sparse.values(), s_hat]
     last_weights = [(i, where, x) for i, where, x in later if any(rows_alike(x, y, tol) for y in s_til)]
     for _i, _where, x in last_weights:
@@ -140,7 +148,22 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     groups = [y @ value for y in s_til for value in values.values()]
     wide = list(shaped(records, n, d))
     made = next(((i, where, x) for i, where, x in wide if any(rows_alike(x, c, tol) for c in groups)), None)
+    if made is None and cut is not None:                  # the weights are ours, what they average is not
+        averaged = [y for _, _, y in shaped(records, p, d)]
+        if any(rows_alike(c, cut[2] @ y, tol) for _, _, c in wide for y in averaged):
+            out.stage = "grouping"
+            return out
     return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
+
+
+def is_order(x) -> bool:
+    """Places 0, 1, ... in each row, as argsort gives them: a step of its own, no similarity."""
+    return bool((np.sort(x, -1) == np.arange(x.shape[-1])).all())
+
+
+def is_gate(x, passed) -> bool:
+    """True where a similarity passes; or true where it does not."""
+    return bool(np.isin(x, (0.0, 1.0)).all() and ((x == passed).all() or (x != passed).all()))
 
 
 def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) -> Followed:
@@ -182,8 +205,53 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
         out.seen["loss"] = out.where = (ce or diagonal or whole)[0]
         out.stage = "reduction"
     else:
-        out.stage = "loss"
+        out.taken = other_logits(records, z, tol)
+        out.stage = "logits" if out.taken else "loss"
     return out
+
+
+def other_logits(records, z, tol) -> str:
+    """Where an array is made that a softmax takes in place of z; "" where it takes z in both directions, or none is seen."""
+    made = []
+    for time, (where, x) in enumerate(records):
+        x = np.squeeze(np.asarray(x, dtype=np.float64))
+        made += [(time, where, y) for y in (x if x.ndim == 3 else [x])]  # both directions in one array
+
+    def enters(i, y):
+        """Whether what a softmax makes of y is there: itself, its logarithm or the normaliser."""
+        with np.errstate(all="ignore"):
+            total = np.log(np.exp(y - y.max(-1, keepdims=True)).sum(-1, keepdims=True)) + y.max(-1, keepdims=True)
+            wanted = (y - total, np.exp(y - total), total[:, 0])
+        return any(j > i and (alike(x, w, tol) or alike(x, w.T, tol)) for j, _, x in made for w in wanted)
+
+    if enters(-1, z) and enters(-1, z.T):
+        return ""
+    for i, where, x in made:
+        if x.ndim == 2 and len(x) == len(z) and x.shape[1] >= len(z) and np.isfinite(x.max(-1)).all():
+            for y in (x, x.T) if x.shape == z.shape else (x,):
+                if any(made_from(y, form, tol) for form in (z, z.T)) and enters(i, y):
+                    return where
+    return ""
+
+
+def alike(x, y, tol) -> bool:
+    """Equal where they are no mask: infinite or hugely negative together."""
+    if x.shape != y.shape:
+        return False
+    low = (x < -1e3, y < -1e3)
+    return bool((low[0] == low[1]).all() and not low[0].all() and near(np.where(low[0], 0, x), np.where(low[1], 0, y), tol))
+
+
+def made_from(y, z, tol) -> bool:
+    """Another array than z, which keeps some of its entries or their order; that the own pair alone is dropped is no such."""
+    square, n = y[:, :len(z)], len(z)
+    same = np.isclose(square, z, rtol=tol, atol=tol)
+    if y.shape == z.shape and (alike(y, z, tol) or alike(y, z.T, tol)):
+        return False
+    if (same | np.eye(n, dtype=bool)).all() and (np.diagonal(square) < -1e3).all():
+        return False
+    order = (np.argsort(square, None, kind="stable") == np.argsort(z, None, kind="stable")).all()
+    return bool(same.any() or (order and y.shape == z.shape))
 
 
 def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:

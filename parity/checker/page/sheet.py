@@ -153,6 +153,8 @@ class Report:
             "reproduced_to": finite(d.reproduced_to), "losses": {name: x.verdict for name, x in d.losses.items()},
             "lambdas": {name: float(x) for name, x in d.lambdas.items()}, "stages": list(self.stages),
             "half": {k: finite(x) for k, x in (self.behaviour.half or {}).items()}, "memory": self.behaviour.memory,
+            "floors": [{"what": x.what, "below": x.below, "off": finite(x.off), "words": x.words}
+                       for x in self.behaviour.floors],
             "sentences": self.sentences, "stage_seen": d.stage_seen,
             "error": self.error, "seconds": round(self.seconds, 3), "calls": self.calls, "runs_in": self.runs_in,
             "versions": self.versions,
