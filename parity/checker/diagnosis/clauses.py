@@ -129,8 +129,8 @@ def follows(read, where, stage, followed, last, **_) -> bool:
     return seen is not None and (seen.stage, seen.where, seen.seen.get(last)) == (stage, where, where) and not seen.kind
 
 
-def taken_again(read, where, taken, followed) -> bool:
-    """A trace of another batch shows the same logits beside those that the softmax takes."""
+def taken_again(read, where, taken, followed, **_) -> bool:
+    """A trace of another batch shows the same arrays beside those that go on."""
     seen = followed(fresh("single")[0])
     return seen is not None and (seen.where, seen.taken) == (where, taken)
 
@@ -193,7 +193,7 @@ def pairs_left_out(read, many, few) -> bool:
 
 
 def samples_apart(read) -> bool:
-    """On other batches too; and their losses do meet: the batch's is not the mean of its samples'."""
+    """On other batches too."""
     tol = read.box.tolerances()[0]
     return all(apart_from_others(read, p, tol) for p in fresh("unpadded"))
 
@@ -296,6 +296,10 @@ def same_as(part, found) -> bool:
     return all(loss_off(a, b) < 1e-9 for a, b in zip(*made))
 
 
+def explained_to(part, tol) -> bool:
+    return all(confirm.gives(part, p, tol) for p in confirm.batches(part))
+
+
 def no_gradients(read) -> bool:
     return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
 
@@ -315,7 +319,7 @@ TEMPLATES = {
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
-    "taken": Template("It makes the paper's logits ({where}), and the softmax takes others ({taken}).", taken_again),
+    "taken": Template("It makes the paper's {what} ({where}), and {by} others ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),
     "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,
@@ -354,8 +358,8 @@ TEMPLATES = {
                                    lambda read, settings: one_caption(read, settings, True)),
     "left out": Template("Of the pairs of a token and another's patch, where {many} tokens are one patch each, {few} have no "
                          "part in the loss: not every token of a caption is a negative of the others.", pairs_left_out),
-    "samples apart": Template("Turning one sample, its patches and tokens alike, changes nothing: samples do not compete, and "
-                              "what differs is how their losses are put together.", samples_apart),
+    "samples apart": Template("Turning the space of one sample and reversing its tokens, which leaves its own loss as it is, "
+                              "changes nothing: what differs is how the samples' losses are put together.", samples_apart),
     "captions": Template("It takes other captions, and no padding, to show it.",
                          lambda read, settings: no_padding(read, settings, False)),
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
@@ -397,6 +401,8 @@ TEMPLATES = {
     "gradient off": Template("{place}", lambda read, part, tol, leaf, **_: confirm.gradient_wrong(read, part, tol, leaf)),
     "float32 alone": Template("It is equal to rounding of float32, not of float64.", lambda read, part, base, near, tol, **_:
                               confirm.equals(read, part, base, near) and not confirm.equals(read, part, base, tol)),
+    "rounded": Template("That holds to rounding of float32, not of float64.", lambda read, part, near, tol, **_: explained_to(
+        part, near) and not explained_to(part, tol)),
     "one width": Template("A width other than 16 was not tried: it runs with one width.", lambda read, refused: refused()),
     "nothing known": Template("Nothing is known of its global loss: it was not told from the rest of the total.",
                               lambda read, part, **_: part.one_token),

@@ -11,11 +11,12 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.checker.diagnosis import confirm, gradients, totals
+from parity.checker.diagnosis import confirm, gradients, search, totals
 from parity.checker.diagnosis.again import fresh, under
-from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
+from parity.checker.diagnosis.asking import PRECISION, Box, gradient_off, loss_off
 from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found, words
+from parity.checker.diagnosis.explain import FIRST
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
 from parity.checker.diagnosis.locate import Place, locate
 from parity.checker.diagnosis.reach import reach
@@ -23,7 +24,7 @@ from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.traced import follow
 from parity.checker.probes import PROBES, Answer, Probe
 
-NEAR = (1e-6, 1e-5)                                       # what is rounded to float32 somewhere on the way
+NEAR = PRECISION["rounded"]
 
 __all__ = ["PROBES", "Answer", "Diagnosis", "Effect", "Found", "Off", "Probe", "diagnose"]
 
@@ -37,7 +38,19 @@ def diagnose(ask: Callable[[Probe], Answer], edges: bool = False) -> Diagnosis:
         return Diagnosis("cannot_run", error="no loss was given", evidence="padded", calls=box.calls)
     parts = totals.explain(box)
     results = {part.name: judge(box, part, edges) for part in parts}
+    if any(results[part.name].verdict == "unexplained" and nearly(part) for part in parts):
+        box.rounded, box.door = True, None                # once more, with what float32 leaves of a number in mind
+        parts = totals.explain(box)
+        results = {part.name: judge(box, part, edges) for part in parts}
     return combine(box, parts, results)
+
+
+def nearly(part) -> bool:
+    """Whether one sample is explained to float32's rounding, and not to float64's: some number was rounded on the way."""
+    if part.name == "global" or part.how.reached != "nothing" or part.read.box.dtype() != "float64":
+        return False
+    asked = [PROBES[name] for name in FIRST]
+    return bool(search.first_level(part.read, asked, ("keys", "none"), "tokens", False, PRECISION["rounded"][0]))
 
 
 def judge(box, part, count_edges=False) -> Diagnosis:
@@ -81,6 +94,8 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     place = None
     if not part.explained or failing:
         place = place_of(box, part, failing)
+    if box.rounded and part.explained:
+        part.facts.append(say(part.read, "rounded", part=part, near=NEAR, tol=PRECISION["float64"]))
     where = [place.words] if place and not said(place, conditions) else []
     facts = [*part.facts, *about_gradients(part, (tol, grad_tol)), *where, *(limited(part, x) for x in limits)]
     by_value = verdict == "unexplained" and part.how.gradient is False and part.how.reached == "all" and confirm.value_right(
@@ -246,7 +261,7 @@ def place_of(box, part, failing) -> Place:
     def as_seen():
         last = next((k for k in reversed(seen.seen) if seen.seen[k] == seen.where), "")
         if seen.taken:
-            words = say(part.read, "taken", where=seen.where, taken=seen.taken, followed=follow_again)
+            words = say(part.read, "taken", where=seen.where, taken=seen.taken, followed=follow_again, **TAKEN[seen.stage])
             return Place(seen.stage, "single", words)
         words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
                     made=MADE[last]) if last else ""
@@ -255,8 +270,9 @@ def place_of(box, part, failing) -> Place:
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
         return as_seen()
     place = locate(part.read, part.how)
-    if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) <= STAGES.index("logits"):
-        if place.stage == "logits":                       # cross-entropy, of what was made of them: capped, say
+    ours = [k for k in (seen.seen if seen is not None and seen.stage else ()) if k in STAGES]
+    if ours and STAGES.index(place.stage) <= max(map(STAGES.index, ours)):
+        if place.stage == "logits" and not seen.softmax:  # cross-entropy, of what was made of them: capped, say
             return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
         return as_seen()                                  # its logits are the paper's: values misled about earlier stages
     return place
@@ -265,6 +281,10 @@ def place_of(box, part, failing) -> Place:
 MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
         "gate": "kept patches", "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
         "loss": "cross-entropies"}
+
+
+TAKEN = {"similarity": {"what": "similarities", "by": "min and max are those of"},
+         "logits": {"what": "logits", "by": "the softmax takes"}}
 
 
 def followed(box, part, probe=PROBES["single"]):

@@ -21,11 +21,14 @@ def left_out(read, probe: Probe) -> int:
 
 
 def apart_from_others(read, probe: Probe, tol) -> bool:
-    """Whether turning the patches and tokens of one sample, which leaves its own loss as it is, changes nothing."""
+    """Whether other logits of one sample that has the same loss change nothing: its space is turned, its tokens are reversed.
+
+    probe: without padding
+    """
     y = read(probe).value
     for k in range(len(probe.v)):
         v, t = probe.v.copy(), probe.t.copy()
-        v[k], t[k] = v[k] @ rotation(30 + k), t[k] @ rotation(30 + k)
+        v[k], t[k] = v[k] @ rotation(30 + k), t[k, ::-1] @ rotation(30 + k)
         turned = replace(probe, v=v, t=t, name=f"{probe.name}_one_turned_{k}")
         if not abs(read(turned).value - y) < 1e3 * tol * max(1.0, abs(y)):
             return False

@@ -23,7 +23,8 @@ class Followed:
 
     kind: "cosine" where the similarity is that of l2-normalised patches.
     seen: stage -> where it was recognised; harmless: what differs without effect.
-    taken: where the logits are made that the softmax takes, if they are others than ours, which are there too.
+    taken: where arrays are made that go on in place of ours, which are there too.
+    softmax: whether a softmax is seen to take our logits, in both directions.
     """
 
     stage: str | None = None
@@ -32,6 +33,7 @@ class Followed:
     harmless: tuple[Found, ...] = ()
     kind: str = ""
     taken: str = ""
+    softmax: bool = False
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -111,11 +113,11 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     s_hat = min_max(s)
     h = next(((i, where, x) for i, where, x in later if rows_alike(x, s_hat, tol) and x.min() > -tol), None)
     if h is None:                                         # min and max of something else?  Then the similarity was changed
-        for i, _where, x in ranged:
+        for i, where, x in ranged:
             if near(min_max(x), s_hat, tol) or is_order(x):
                 continue
             if any(j > i and near(y, min_max(x), tol) for j, _, y in maps):
-                out.stage = "similarity"
+                out.stage, out.taken = "similarity", where
                 return out
     else:
         time, out.where = h[0], h[1]
@@ -188,7 +190,7 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     found = next(((i, where, x) for i, where, x in square for z in logits if near(x, z, tol) or near(x.T, z, tol)), None)
     cosine = unit(c) @ unit(t).T
     if found is None:
-        return _before_logits(out, c, t, wide, square, scales, cosine, tol)
+        return _before_logits(out, records, c, t, wide, square, scales, cosine, tol)
     out.seen["norm"] = out.seen["logits"] = out.where = found[1]
     z = found[2]
     log_p = [log_softmax(z), log_softmax(z.T)]
@@ -201,35 +203,42 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     diagonal = [
         where for _, where, x in square if any(near(np.diagonal(x), y, tol) for y in wanted)
     ]
-    if ce or diagonal or whole:
-        out.seen["loss"] = out.where = (ce or diagonal or whole)[0]
+    made = pieces(records)
+    out.softmax = enters(made, z, tol) and enters(made, z.T, tol)
+    out.taken = "" if out.softmax else other_logits(made, z, tol)
+    if out.taken:
+        out.stage = "logits"
+    elif ce or whole or (diagonal and not out.softmax):
+        out.seen["loss"] = out.where = (ce or whole or diagonal)[0]
         out.stage = "reduction"
     else:
-        out.taken = other_logits(records, z, tol)
-        out.stage = "logits" if out.taken else "loss"
+        out.stage = "loss"
     return out
 
 
-def other_logits(records, z, tol) -> str:
-    """Where an array is made that a softmax takes in place of z; "" where it takes z in both directions, or none is seen."""
+def pieces(records) -> list[tuple[int, str, np.ndarray]]:
+    """(time, where, array): all arrays, those that hold both directions taken apart."""
     made = []
     for time, (where, x) in enumerate(records):
         x = np.squeeze(np.asarray(x, dtype=np.float64))
-        made += [(time, where, y) for y in (x if x.ndim == 3 else [x])]  # both directions in one array
+        made += [(time, where, y) for y in (x if x.ndim == 3 else [x])]
+    return made
 
-    def enters(i, y):
-        """Whether what a softmax makes of y is there: itself, its logarithm or the normaliser."""
-        with np.errstate(all="ignore"):
-            total = np.log(np.exp(y - y.max(-1, keepdims=True)).sum(-1, keepdims=True)) + y.max(-1, keepdims=True)
-            wanted = (y - total, np.exp(y - total), total[:, 0])
-        return any(j > i and (alike(x, w, tol) or alike(x, w.T, tol)) for j, _, x in made for w in wanted)
 
-    if enters(-1, z) and enters(-1, z.T):
-        return ""
+def enters(made, y, tol, start=-1) -> bool:
+    """Whether what a softmax makes of y is there: itself, its logarithm or the normaliser."""
+    with np.errstate(all="ignore"):
+        total = np.log(np.exp(y - y.max(-1, keepdims=True)).sum(-1, keepdims=True)) + y.max(-1, keepdims=True)
+        wanted = (y - total, np.exp(y - total), total[:, 0])
+    return any(i > start and (alike(x, w, tol) or alike(x, w.T, tol)) for i, _, x in made for w in wanted)
+
+
+def other_logits(made, z, tol) -> str:
+    """Where an array is made of z that a softmax takes; "" where there is none."""
     for i, where, x in made:
         if x.ndim == 2 and len(x) == len(z) and x.shape[1] >= len(z) and np.isfinite(x.max(-1)).all():
             for y in (x, x.T) if x.shape == z.shape else (x,):
-                if any(made_from(y, form, tol) for form in (z, z.T)) and enters(i, y):
+                if any(made_from(y, form, tol) for form in (z, z.T)) and enters(made, y, tol, i):
                     return where
     return ""
 
@@ -254,7 +263,7 @@ def made_from(y, z, tol) -> bool:
     return bool(same.any() or (order and y.shape == z.shape))
 
 
-def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:
+def _before_logits(out, records, c, t, wide, square, scales, cosine, tol) -> Followed:
     """Groups are ours and logits are not: which of the steps between them?"""
     known = [x for _, _, x in wide if rows_alike(x, c, tol)]
     tokens = [t, *(x for _, _, x in wide if rows_alike(x, t, tol))]
@@ -269,7 +278,10 @@ def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:
         out.stage = "grouping"                            # something else than the groups meets the tokens
     elif exact or any(near(z, cosine, tol) for z in plain):
         out.seen["norm"] = out.where
-        out.stage = "logits"
+        made = pieces(records)
+        every = any(where.endswith("()") for where, _ in records)  # no step of theirs is missing
+        taken = any(enters(made, y, tol, i) for i, _, x in square for y in (x, x.T))
+        out.stage = "loss" if every and not taken else "logits"
     else:
         out.stage = "norm"
     return out

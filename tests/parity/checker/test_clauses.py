@@ -3,6 +3,7 @@
 import math
 import re
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,26 @@ def trace(stage, where, kind=""):
     return lambda probe: Followed(stage, where, {"similarity": where}, kind=kind)
 
 
+def taking(other):
+    return lambda probe: Followed("logits", "x.py:3 z", {"logits": "x.py:3 z"}, taken=other)
+
+
+def hardest(p):
+    """The largest loss of a sample."""
+    return max(paper(replace(p, v=p.v[k:k + 1], t=p.t[k:k + 1], mask=p.mask[k:k + 1])) for k in range(len(p.v)))
+
+
+def window(p):
+    """Only neighbours are negatives; patch l is token l."""
+    t = torch.tensor(p.t[0], requires_grad=True)
+    z = math.exp(p.theta) * torch.tensor(p.v[0]) @ t.T
+    place = torch.arange(len(t))
+    z = z.masked_fill((place - place[:, None]).abs() > 1, -math.inf)
+    y = -z.log_softmax(1).diagonal().mean()
+    return Answer({"fine": float(y.detach())}, {"fine": {"t": torch.autograd.grad(y, t)[0].numpy()[None]}})
+
+
+TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "by": "the softmax takes"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
 ONE = {"settings": [PAPER]}
@@ -156,6 +177,9 @@ RUNS = {
                  (setting(PAPER), MADE | {"where": "bmm()", "followed": trace("minmax", "bmm()", "cosine")})),
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
+    "taken": ((setting(PAPER), TAKEN | {"followed": taking("x.py:7 y")}), (setting(PAPER), TAKEN | {"followed": taking("")})),
+    "left out": ((window, {"many": 7, "few": 20}), (setting(PAPER), {"many": 7, "few": 20})),
+    "samples apart": ((number(hardest), {}), (setting(Variant(negatives="batch")), {})),
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
     "logits": ((number(angles), {"stage": "logits", **ONE}), (setting(Variant(no_norm="both")), {"stage": "logits", **ONE})),
     "grouping": ((number(apart), {"stage": "grouping", **ONE}), (setting(PAPER), {"stage": "grouping", **ONE})),
@@ -215,7 +239,7 @@ def test_withheld_or_weaker_where_it_is_false(kind):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_box_that_fails_hears_nothing_said_of_it(kind):
     text, door = run(lambda p: Answer(error="time: too slow"), kind, RUNS[kind][0][1])
-    assert not door.said or kind in ("followed", "cosine", "no gradients"), text
+    assert not door.said or kind in ("followed", "cosine", "taken", "no gradients"), text
 
 
 def test_unknown_kind_is_an_error():
