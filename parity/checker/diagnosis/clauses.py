@@ -319,7 +319,7 @@ TEMPLATES = {
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
-    "taken": Template("It makes the paper's {what} ({where}), and {by} others ({taken}).", taken_again),
+    "taken": Template("It makes the paper's {what} ({where}), and {tail} ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),
     "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,

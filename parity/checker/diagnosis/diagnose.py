@@ -15,7 +15,7 @@ from parity.checker.diagnosis import confirm, gradients, search, totals
 from parity.checker.diagnosis.again import fresh, under
 from parity.checker.diagnosis.asking import PRECISION, Box, gradient_off, loss_off
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found, words
+from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, RARE, STAGES, Found, words
 from parity.checker.diagnosis.explain import FIRST
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
 from parity.checker.diagnosis.locate import Place, locate
@@ -279,12 +279,11 @@ def place_of(box, part, failing) -> Place:
 
 
 MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
-        "gate": "kept patches", "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
-        "loss": "cross-entropies"}
-
-
-TAKEN = {"similarity": {"what": "similarities", "by": "min and max are those of"},
-         "logits": {"what": "logits", "by": "the softmax takes"}}
+        "gate": "kept patches", "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors",
+        "cosine": "cosines", "logits": "logits", "loss": "cross-entropies"}
+TAKEN = {"similarity": {"what": "similarities", "tail": "min and max are those of others"},
+         "minmax": {"what": "similarities", "tail": "the threshold is put to them over another range than their row's"},
+         "logits": {"what": "logits", "tail": "the softmax takes others"}}
 
 
 def followed(box, part, probe=PROBES["single"]):
@@ -331,10 +330,17 @@ def compare(part, probe, base):
 
 
 def needed(probes, agree, tangent, part) -> tuple[str | None, tuple[str, ...]]:
-    """The smallest set of conditions under which all probes that fulfil it agree with a reading of the paper."""
-    for size in range(3):
+    """The smallest set of conditions under which all probes that fulfil it agree with a reading of the paper.
+
+    Two that rule out what is rare are less than one that rules out padding.
+    """
+    def weight(wanted):
+        return bool(set(wanted) - set(RARE)), len(wanted)
+
+    every = [wanted for size in range(3) for wanted in itertools.combinations(CONDITIONS, size)]
+    for alike in sorted({weight(wanted) for wanted in every}):
         fitting = []
-        for base, wanted in itertools.product(part.bases, itertools.combinations(CONDITIONS, size)):
+        for base, wanted in itertools.product(part.bases, [wanted for wanted in every if weight(wanted) == alike]):
             table = tangent if "unit-norm patches" in wanted else agree
             chosen = [p for p in probes if set(wanted) <= p.holds]
             alive = [p for p in chosen if abs(part.paper(p, base)[0]) > 1e-6]

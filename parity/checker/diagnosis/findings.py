@@ -3,7 +3,7 @@
 from dataclasses import dataclass, field
 
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, Found, words
+from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, RARE, Found, words
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
@@ -93,7 +93,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
     sizes = [x.condition for x in d.limits]
     named = [x for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
     of_gradient = [d.clauses[x] for x in named if x.id.startswith("gradient.") and not part.explained]
-    rare = {d.clauses[x]: bool(set(DEVIATIONS[x.id].hidden_by) & set(CONDITIONS[:3])) for x in named}
+    rare = {d.clauses[x]: bool(set(DEVIATIONS[x.id].hidden_by) & set(RARE)) for x in named}
     clauses = sorted((d.clauses[x] for x in named if d.clauses[x] not in of_gradient), key=lambda text: rare[text])
     graded = bool(part.read(PROBES["padded"]).grads)
     facts = {

@@ -120,6 +120,11 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
                 out.stage, out.taken = "similarity", where
                 return out
     else:
+        for i, where, x in later:                         # another range, and the threshold is put to it
+            stretched = rows_alike(x, s_hat, tol) and not near(x, s_hat, tol)
+            if stretched and cut_at(later, i, x, 1 / p, tol) and not cut_at(later, -1, s_hat, 1 / p, tol):
+                out.stage, out.taken = "minmax", where
+                return out
         time, out.where = h[0], h[1]
         out.seen["minmax"] = out.where
 
@@ -135,7 +140,8 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     else:                                                 # what passes may be known without eq. 3's own array
         gates = {sigma: s_hat >= sigma for sigma in sharp}
         gate = next(((i, where, sigma) for i, where, x in later for sigma in sharp if is_gate(x, gates[sigma])), None)
-        if gate is not None and not any(rows_alike(x, np.maximum(s_hat - gate[2], 0), tol) for _, _, x in later):
+        shrunk = gate is not None and any(rows_alike(x, np.maximum(s_hat - gate[2], 0), tol) for _, _, x in later)
+        if gate is not None and not shrunk and any(is_cut(x, gates[gate[2]]) for i, _, x in later if i > gate[0]):
             out.seen.setdefault("minmax", gate[1])
             out.seen["threshold"] = out.seen["gate"] = out.where = gate[1]
     s_til = [cut[2]] if cut is not None else [*sparse.values(), s_hat]
@@ -156,6 +162,17 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
             out.stage = "grouping"
             return out
     return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
+
+
+def cut_at(maps, start, x, sigma, tol) -> bool:
+    """Whether x with what is below sigma dropped is made after `start`."""
+    cut = np.where(x >= sigma, x, 0.0)
+    return bool((cut != x).any() and any(i > start and rows_alike(y, cut, tol) for i, _, y in maps))
+
+
+def is_cut(x, passed) -> bool:
+    """Numbers where a similarity passes, and exactly 0 where it does not."""
+    return bool((x[~passed] == 0).all() and not np.isin(x, (0.0, 1.0)).all())
 
 
 def is_order(x) -> bool:
@@ -277,7 +294,12 @@ def _before_logits(out, records, c, t, wide, square, scales, cosine, tol) -> Fol
     if any(made_of(x, b) or made_of(unit(x), unit(b)) for x in others for b in tokens):
         out.stage = "grouping"                            # something else than the groups meets the tokens
     elif exact or any(near(z, cosine, tol) for z in plain):
+        for _, where, x in square:
+            if near(x, cosine, tol) or near(x.T, cosine, tol):
+                out.seen["cosine"] = out.where = where
+                break
         out.seen["norm"] = out.where
+        out.seen["cosine"] = out.seen.pop("cosine", "")   # the last that was recognised
         made = pieces(records)
         every = any(where.endswith("()") for where, _ in records)  # no step of theirs is missing
         taken = any(enters(made, y, tol, i) for i, _, x in square for y in (x, x.T))

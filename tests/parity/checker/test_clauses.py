@@ -160,7 +160,7 @@ def window(p):
     return Answer({"fine": float(y.detach())}, {"fine": {"t": torch.autograd.grad(y, t)[0].numpy()[None]}})
 
 
-TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "by": "the softmax takes"}
+TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
 ONE = {"settings": [PAPER]}

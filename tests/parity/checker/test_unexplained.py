@@ -81,6 +81,27 @@ def test_a_fault_of_padding_that_is_outside():
     assert d.verdict == "unexplained" and d.stage == "logits", d.note
 
 
+def test_samples_that_do_not_compete_meet_in_their_losses():
+    def hardest(each, mask):
+        loss = torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+        return (torch.softmax(loss.detach(), 0) * loss).sum()
+
+    d = diagnose(wrapped(plain, mean=hardest))
+    assert d.stage == "reduction" and "how the samples' losses are put together" in d.note, d.note
+
+
+def test_a_number_rounded_to_float32_hides_nothing():
+    """A mask divided in float32, and padded keys that compete."""
+    def mean(each, mask):
+        share = (mask.float() / mask.float().sum(1, keepdim=True).clamp(min=1)).double()
+        return (share * torch.where(mask, each, 0.0)).sum() / len(mask)
+
+    d = diagnose(wrapped(plain, mean=mean, fill=0.0))
+    assert [x.id for x in d.deviations if x.id.startswith("logits")] == ["logits.padding_filled_zero"], d.note
+    assert "holds to rounding of float32" in d.note and d.rounding == (1e-6, 1e-5)
+    assert "float32" not in diagnose(wrapped(plain, fill=0.0)).note
+
+
 def test_noise_is_not_explained():
     rng = np.random.default_rng(0)
 
