@@ -67,7 +67,7 @@ def operations(jaxpr: Any, constants: list, inputs: list, files: set[str], out: 
         line = at or line_of(step, files)
         given = [x.val if hasattr(x, "val") else known[x] for x in step.invars]
         inner = next((step.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in step.params), None)
-        if step.primitive.name in CALLS and hasattr(inner, "consts"):
+        if step.primitive.name in CALLS and inner is not None and hasattr(inner, "consts"):
             made = operations(inner.jaxpr, inner.consts, given, files, out, line)
         else:
             bound = step.primitive.get_bind_params(step.params)

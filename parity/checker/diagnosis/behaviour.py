@@ -88,8 +88,11 @@ def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
     for x in half_findings:
         out(x.found, x.evidence, lambda: [(x.found, "") for x in low_precision(ask, "padded_again")[1]])
     memory, memory_note = growth(ask, diagnosis)
-    low = tuple(x for x in (floors(theirs, model) if model else ()) if door.say(
-        "behaviour", None, evidence=x.words, again=lambda x=x: any(x.like(y) for y in floors(theirs, model, again=True))))
+    low: tuple[Floor, ...] = ()
+    if model and (found_low := floors(theirs, model)):
+        again = floors(theirs, model, again=True)
+        low = tuple(x for x in found_low if door.say(
+            "behaviour", None, evidence=x.words, again=lambda x=x: any(x.like(y) for y in again)))
     notes = [*notes, *(x.words for x in low), *memory_note, *refusals(ask)]
     return Behaviour(tuple(findings), tuple(notes), memory, half, low, door.counts)
 

@@ -51,6 +51,7 @@ class Diagnosis:
     clauses       what was found -> its words, as far as fresh batches show it (clauses.say); nothing else is printed of it
     sentences     how many sentences were "said", said "weaker", "withheld"
     stage_seen    whether what was measured at the stage was measured again
+    stage_open    other stages that it may be, by what was measured
     """
 
     verdict: str
@@ -76,6 +77,7 @@ class Diagnosis:
     clauses: dict[Found, str] = field(default_factory=dict)
     sentences: dict[str, int] = field(default_factory=dict)
     stage_seen: bool = True
+    stage_open: tuple[str, ...] = ()
     dropped: bool = False                                 # something was found that fresh batches did not show again
 
 

@@ -26,11 +26,15 @@ FAMILIES = (("norm", LENGTHS), ("logits", ANGLES), ("grouping", EVEN), ("reducti
 
 @dataclass(frozen=True)
 class Place:
-    """stage, the probe that shows it, and what was measured there in a sentence that has passed the door (clauses)."""
+    """stage, the probe that shows it, and what was measured there in a sentence that has passed the door (clauses).
+
+    open: other stages at which it may be too, by what is known
+    """
 
     stage: str
     probe: str
     words: str = ""
+    open: tuple[str, ...] = ()
 
 
 def locate(read: Reader, how: Explanation) -> Place:
@@ -106,7 +110,7 @@ def before_groups(read, tol, tau) -> Place:
         return Place("minmax", longer.name, say(read, "token length"))
     if abs(read(SPARE[0]).value - read(one).value) > 1e3 * tol:
         return Place("grouping", SPARE[0].name, say(read, "spare"))
-    return Place("weights", one.name, say(read, "parallel", tau=tau))
+    return Place("weights", one.name, say(read, "parallel", tau=tau), ("similarity", "minmax", "threshold", "grouping"))
 
 
 def after_logits(read, tol) -> Place:
@@ -136,7 +140,7 @@ def after_logits(read, tol) -> Place:
     if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
         stage = "grouping" if no_turn else "norm"
         return Place(stage, middle.name, say(read, "gap in scale", gap=gaps[middle.name]))
-    return Place("loss", middle.name, say(read, "no gap"))
+    return Place("loss", middle.name, say(read, "no gap"), ("logits", "reduction"))
 
 
 def one_sided(read, tol) -> Place | None:

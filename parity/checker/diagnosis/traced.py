@@ -25,6 +25,7 @@ class Followed:
     seen: stage -> where it was recognised; harmless: what differs without effect.
     taken: where arrays are made that go on in place of ours, which are there too.
     softmax: whether a softmax is seen to take our logits, in both directions.
+    every: whether operations inside a line are seen too, so that what is not found is not there.
     """
 
     stage: str | None = None
@@ -34,6 +35,7 @@ class Followed:
     kind: str = ""
     taken: str = ""
     softmax: bool = False
+    every: bool = False
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -93,7 +95,7 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     maps = list(shaped(records, n, p))
     if not maps:
         return None
-    out = Followed()
+    out = Followed(every=any(where.endswith("()") for where, _ in records))
     scales = [math.exp(probe.theta), *(1 / tau for tau in taus)]
     dots = {"": t @ v.T, "cosine": t @ unit(v).T}
     s_hats = {kind: min_max(s) for kind, s in dots.items()}
@@ -301,9 +303,8 @@ def _before_logits(out, records, c, t, wide, square, scales, cosine, tol) -> Fol
         out.seen["norm"] = out.where
         out.seen["cosine"] = out.seen.pop("cosine", "")   # the last that was recognised
         made = pieces(records)
-        every = any(where.endswith("()") for where, _ in records)  # no step of theirs is missing
         taken = any(enters(made, y, tol, i) for i, _, x in square for y in (x, x.T))
-        out.stage = "loss" if every and not taken else "logits"
+        out.stage = "loss" if out.every and not taken else "logits"
     else:
         out.stage = "norm"
     return out
