@@ -44,15 +44,12 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
                     made=MADE[last]) if last else ""
         return Place(seen.stage, "single", words)
 
-    if seen is not None and seen.stage not in (None, "loss", "reduction") and seen.every:
-        return as_seen()
-    place = locate(part.read, part.how)
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
-        if STAGES.index(place.stage) <= STAGES.index(seen.stage):
-            last = "grouping" if STAGES.index(seen.stage) < STAGES.index("grouping") else "reduction"
-            return replace(as_seen(), open=STAGES[STAGES.index(seen.stage) + 1:STAGES.index(last) + 1])
-        words = " ".join(filter(None, [as_seen().words, place.words]))  # what is inside a line is not seen: values decide
-        return replace(place, words=words, open=(seen.stage, *place.open))
+        if seen.every or seen.sure or seen.taken:
+            return as_seen()
+        last = "grouping" if STAGES.index(seen.stage) < STAGES.index("grouping") else "reduction"  # inside a line: any of these
+        return replace(as_seen(), open=STAGES[STAGES.index(seen.stage) + 1:STAGES.index(last) + 1])
+    place = locate(part.read, part.how)
     if seen is None:
         return place
     ours = [k for k in seen.seen if seen.stage and k in STAGES]

@@ -26,6 +26,7 @@ class Followed:
     taken: where arrays are made that go on in place of ours, which are there too.
     softmax: whether a softmax is seen to take our logits, in both directions.
     every: whether operations inside a line are seen too, so that what is not found is not there.
+    sure: whether the weights that made their groups tell the stage.
     """
 
     stage: str | None = None
@@ -36,6 +37,7 @@ class Followed:
     taken: str = ""
     softmax: bool = False
     every: bool = False
+    sure: bool = False
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -113,7 +115,8 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     later = [m for m in maps if m[0] >= time]
 
     s_hat = min_max(s)
-    h = next(((i, where, x) for i, where, x in later if rows_alike(x, s_hat, tol) and x.min() > -tol), None)
+    alike_h = [m for m in later if rows_alike(m[2], s_hat, tol) and m[2].min() > -tol]
+    h = next((m for m in alike_h if near(m[2], s_hat, tol)), alike_h[0] if alike_h else None)
     if h is None:                                         # min and max of something else?  Then the similarity was changed
         for i, where, x in ranged:
             if near(min_max(x), s_hat, tol) or is_order(x):
@@ -166,6 +169,38 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
 
 
+def by_weights(groups, v, s_hat, tol) -> str | None:
+    """The stage that the weights tell which make one of these arrays of v; "grouping" where no weights make any of them.
+
+    Of fewer patches than dimensions the weights of a sum can be had back.  None: they tell nothing.
+    """
+    if len(v) >= v.shape[1]:
+        return None
+    sums = [c for c in groups if combines(v, c, tol)]
+    if groups and not sums:
+        return "grouping"
+    for c in sums:
+        a = np.linalg.lstsq(v.T, c.T, rcond=None)[0].T
+        if (a.max(-1) <= 0).any() or rows_alike(a, np.ones_like(a), tol):
+            continue
+        a = a / a.max(-1, keepdims=True)
+        sigma, kept, none = 1 / len(v), s_hat >= 1 / len(v), np.abs(a) < 1e3 * tol
+        same = np.isclose(a, s_hat, rtol=0, atol=1e3 * tol)
+        shrunk = near(a, np.maximum(s_hat - sigma, 0) / (1 - sigma), 1e3 * tol)
+        if shrunk or (same | (kept & none) | (~kept & ~none)).all():
+            return "threshold"                            # eq. 2's values, of which others are kept
+        order = np.argsort(s_hat, None)
+        if (np.diff(a.ravel()[order]) > -1e3 * tol).all():  # of s_hat alone, in all rows
+            return "weights" if (none == ~kept).all() or not same[s_hat > 0.6].all() else "threshold"
+        return "minmax"
+    return None
+
+
+def combines(v, c, tol) -> bool:
+    """Whether every row of c is a sum of rows of v, with some weights."""
+    return near(np.linalg.lstsq(v.T, c.T, rcond=None)[0].T @ v, c, tol)
+
+
 def cut_at(maps, start, x, sigma, tol) -> bool:
     """Whether x with what is below sigma dropped is made after `start`."""
     cut = np.where(x >= sigma, x, 0.0)
@@ -194,8 +229,10 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     if made is None:
         other = any(rows_alike(c, x @ value, tol) for _, _, x in later for value in (v, unit(v)) for _, _, c in wide)
         missing = [stage for stage in ("minmax", "threshold") if stage not in out.seen]
-        if missing:
-            out.stage = missing[0]
+        told = by_weights([c for _, _, c in wide if not combines(t, c, tol)], v, min_max(t @ v.T), tol)
+        if told == "grouping" or missing:
+            out.sure = told is not None and ORDER.index(told) >= ORDER.index((missing or ["weights"])[0])
+            out.stage = told if told and out.sure else missing[0]
         else:                                             # other weights that average patches, or weights that are ours
             out.stage = "weights" if other or "weights" not in out.seen else "grouping"
         return out

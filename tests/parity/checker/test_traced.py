@@ -66,6 +66,23 @@ def test_the_first_array_that_is_not_ours_tells_the_stage(stage, taken, arrays):
     assert (seen.stage, seen.taken) == (stage, taken), seen
 
 
+@pytest.mark.parametrize("stage, weights", [
+    ("minmax", S.argsort(1).argsort(1) / (P - 1)), ("minmax", np.exp(S - S.max(1, keepdims=True))),
+    ("threshold", np.where(H >= 0.4, H, 0)), ("threshold", np.where(GATE, H, 0.3 * H)),
+    ("threshold", np.maximum(H - 1 / P, 0)), ("weights", SPARSE**2), ("weights", np.log1p(SPARSE)),
+])
+def test_weights_are_had_back_from_the_groups_that_they_made(stage, weights):
+    """Where all steps are inside one line."""
+    seen = follow(named(S, weights @ V / weights.sum(1, keepdims=True)), PROBE)
+    assert (seen.stage, seen.sure) == (stage, True)
+
+
+def test_what_no_weights_make_is_another_grouping():
+    longest = (SPARSE[:, :, None] * V).max(1)
+    assert follow(named(S, longest), PROBE).stage == follow(named(S, H, SPARSE, longest, unit(T)), PROBE).stage == "grouping"
+    assert follow(named(S, unit(T), T - T.mean(0)), PROBE).stage == "minmax"  # of tokens alone: no groups were seen
+
+
 def test_no_softmax_among_all_steps_is_another_loss():
     """Hinges on cosines; where only variables are seen, a softmax may have been inside a line."""
     hinge = np.maximum(0, 0.2 + COSINE - np.diagonal(COSINE)[:, None])
