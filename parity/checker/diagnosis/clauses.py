@@ -300,6 +300,11 @@ def explained_to(part, tol) -> bool:
     return all(confirm.gives(part, p, tol) for p in confirm.batches(part))
 
 
+def alone_gives(read) -> float:
+    """The total of one token of one caption."""
+    return read.box.read(fresh("one token alone")[0], "total").value
+
+
 def no_gradients(read) -> bool:
     return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
 
@@ -401,9 +406,12 @@ TEMPLATES = {
     "gradient off": Template("{place}", lambda read, part, tol, leaf, **_: confirm.gradient_wrong(read, part, tol, leaf)),
     "float32 alone": Template("It is equal to rounding of float32, not of float64.", lambda read, part, base, near, tol, **_:
                               confirm.equals(read, part, base, near) and not confirm.equals(read, part, base, tol)),
-    "rounded": Template("That holds to rounding of float32, not of float64.", lambda read, part, near, tol, **_: explained_to(
-        part, near) and not explained_to(part, tol)),
+    "rounded": Template("What is said here holds to rounding of float32, not of float64.",
+                        lambda read, part, near, tol, **_: explained_to(part, near) and not explained_to(part, tol)),
     "one width": Template("A width other than 16 was not tried: it runs with one width.", lambda read, refused: refused()),
+    "neither": Template("It holds something that is neither eq. 1 nor eq. 6: one token of one caption, where both are 0, gives "
+                        "{alone:.3g}.", lambda read, alone, **_: near(read, alone, alone_gives(read)) and all(
+                            abs(read.box.read(p, "total").value) > 1e-6 for p in fresh("one token alone"))),
     "nothing known": Template("Nothing is known of its global loss: it was not told from the rest of the total.",
                               lambda read, part, **_: part.one_token),
     "one token alone": Template("Only captions of one token tell it from the rest of the total.",

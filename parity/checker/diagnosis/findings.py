@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, RARE, Found, words
+from parity.checker.diagnosis.clauses import alone_gives, say
+from parity.checker.diagnosis.deviations import DEVIATIONS, RARE, Found, words
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
@@ -117,12 +117,15 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
         text = out("partly" if d.dropped else ("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
         text = out("value except")
+    elif d.verdict == "unexplained" and name == "global" and part.read.which == "total" and (
+            neither := out("neither", alone=alone_gives(part.read))):
+        text = neither
     elif part.one_token:
         text = out("nothing known")
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
     more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
-    held = tuple(x for x in held_by if x in CONDITIONS or all(y.sharp for y in d.limits))
+    held = held_by if all(x.sharp for x in d.limits) else ()  # else it ends where no size says
     if held and not (sizes and not clauses):
         more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:

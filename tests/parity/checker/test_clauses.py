@@ -160,6 +160,10 @@ def window(p):
     return Answer({"fine": float(y.detach())}, {"fine": {"t": torch.autograd.grad(y, t)[0].numpy()[None]}})
 
 
+def with_total(more):
+    return lambda p: Answer({"fine": paper(p), "total": paper(p) + more})
+
+
 TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
@@ -180,6 +184,7 @@ RUNS = {
     "taken": ((setting(PAPER), TAKEN | {"followed": taking("x.py:7 y")}), (setting(PAPER), TAKEN | {"followed": taking("")})),
     "left out": ((window, {"many": 7, "few": 20}), (setting(PAPER), {"many": 7, "few": 20})),
     "samples apart": ((number(hardest), {}), (setting(Variant(negatives="batch")), {})),
+    "neither": ((with_total(0.25), {"alone": 0.25}), (with_total(0.0), {"alone": 0.25})),
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
     "logits": ((number(angles), {"stage": "logits", **ONE}), (setting(Variant(no_norm="both")), {"stage": "logits", **ONE})),
     "grouping": ((number(apart), {"stage": "grouping", **ONE}), (setting(PAPER), {"stage": "grouping", **ONE})),
@@ -271,4 +276,7 @@ def test_a_headline_speaks_in_words_and_the_main_fault_comes_first(monkeypatch):
     assert "the same as if " in told and not re.search(r"\b[a-z]+\.[a-z_]+\b", told.replace("eq. ", "")), told
     alone = Diagnosis("conditional", ("B = 1", "at most 1 sample in a batch"), limits=(Limit("B", 1, 2, 64, 0.1, 0.1),))
     assert "B = 1" not in findings.sentence(alone, "fine", part)
+    blunt = Diagnosis("conditional", ("no flat rows", "at most 8 samples in a batch"), deviations=(flat,), clauses=said,
+                      limits=(Limit("B", 8, 9, 12, 0.1, 0.1, sharp=False),))
+    assert "where this holds" not in findings.sentence(blunt, "fine", part)  # there are sizes beyond at which it does not
     assert findings.sentence(Diagnosis("eq6"), "fine", part, one_of_two=True).startswith("Your fine-grained loss equals eq. 6")
