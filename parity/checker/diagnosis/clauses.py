@@ -129,6 +129,13 @@ def follows(read, where, stage, followed, last, **_) -> bool:
     return seen is not None and (seen.stage, seen.where, seen.seen.get(last)) == (stage, where, where) and not seen.kind
 
 
+def patches_again(read, where, many, given, followed) -> bool:
+    """So on another batch, with as many patches and with more."""
+    again = [followed(p) for p in fresh("single")]
+    return all(seen is not None and seen.where == where and seen.many not in (0, p.v.shape[1])
+               for seen, p in zip(again, fresh("single")))
+
+
 def taken_again(read, where, taken, followed, **_) -> bool:
     """A trace of another batch shows the same arrays beside those that go on."""
     seen = followed(fresh("single")[0])
@@ -324,6 +331,7 @@ TEMPLATES = {
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
+    "patches": Template("Its similarities are those of {many} patches, where {given} were given ({where}).", patches_again),
     "taken": Template("It makes the paper's {what} ({where}), and {tail} ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),

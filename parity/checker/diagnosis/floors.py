@@ -35,8 +35,10 @@ class Floor:
 
     @property
     def words(self) -> str:
-        return (f"small numbers: where {WORDS[self.what].format(below=self.below)}, the loss is another (off by {self.off:.2g} "
-                f"of it at {self.at:.1g}); ordinary embeddings are far from there")
+        far = f"off by {self.off:.2g} of it" if math.isfinite(self.off) else "not finite"
+        where = WORDS[self.what].format(below=self.below)
+        return (f"small numbers: where {where}, the loss is another ({far} at {self.at:.1g}); the ordinary batches that were "
+                "asked hold nothing so small")
 
     def like(self, other: "Floor") -> bool:
         """The same limit, as far as it is said."""
@@ -76,18 +78,19 @@ def floors(ask: Callable[[Probe], Answer], model: Callable[[Probe], Answer], aga
         scales = [edge(p, sides) for p in (first, second)]
         if None in scales:
             continue
+        worst = off(first, *sides(ALONE))
         for kind in (*kinds, "patches") if "groups" in kinds else kinds:
-            sizes = [s * size_of(p, kind) for s, p in zip(scales, (first, second)) if s is not None]
+            smallest = [size_of(p, kind, least=1 + math.isfinite(worst)) for p in (first, second)]
+            sizes = [s * x for s, x in zip(scales, smallest) if s is not None]
             if abs(sizes[0] / sizes[1] - 1) < 0.02 or kind == "patches":
-                worst = off(first, *sides(ALONE))
-                found.append(Floor(kind, float(f"{sizes[0]:.2g}"), worst, ALONE * size_of(first, kind)))
+                found.append(Floor(kind, float(f"{sizes[0]:.2g}"), worst, ALONE * smallest[0]))
                 break
     return tuple({x.what: x for x in found}.values())
 
 
-def size_of(probe: Probe, kind: str) -> float:
-    """The smallest in captions that have a loss, those of two tokens or more; of patches the longest."""
-    counts = probe.mask & (probe.mask.sum(1, keepdims=True) > 1)
+def size_of(probe: Probe, kind: str, least: int) -> float:
+    """The smallest in captions of `least` tokens or more (two have a loss, one may be NaN); of patches the longest."""
+    counts = probe.mask & (probe.mask.sum(1, keepdims=True) >= least)
     s = probe.t @ np.swapaxes(probe.v, 1, 2)
     if kind == "range":
         return float(np.ptp(s, -1)[counts].min())

@@ -37,6 +37,10 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
 
     def as_seen():
         last = next((k for k in reversed(seen.seen) if seen.seen[k] == seen.where), "")
+        if seen.many:
+            given = PROBES["single"].v.shape[1]
+            words = say(part.read, "patches", where=seen.where, many=seen.many, given=given, followed=follow_again)
+            return Place(seen.stage, "single", words)
         if seen.taken:
             words = say(part.read, "taken", where=seen.where, taken=seen.taken, followed=follow_again, **TAKEN[seen.stage])
             return Place(seen.stage, "single", words)
@@ -45,7 +49,7 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
         return Place(seen.stage, "single", words)
 
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
-        if seen.every or seen.sure or seen.taken:
+        if seen.every or seen.sure or seen.taken or seen.many:
             return as_seen()
         last = "grouping" if STAGES.index(seen.stage) < STAGES.index("grouping") else "reduction"  # inside a line: any of these
         return replace(as_seen(), open=STAGES[STAGES.index(seen.stage) + 1:STAGES.index(last) + 1])

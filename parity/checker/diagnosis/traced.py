@@ -27,6 +27,7 @@ class Followed:
     softmax: whether a softmax is seen to take our logits, in both directions.
     every: whether operations inside a line are seen too, so that what is not found is not there.
     sure: whether the weights that made their groups tell the stage.
+    many: how many patches its similarities have, where that is not how many were given.
     """
 
     stage: str | None = None
@@ -38,6 +39,7 @@ class Followed:
     softmax: bool = False
     every: bool = False
     sure: bool = False
+    many: int = 0
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -96,7 +98,7 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     n, p, d = len(t), len(v), v.shape[1]
     maps = list(shaped(records, n, p))
     if not maps:
-        return None
+        return other_patches(records, v, t, tol)
     out = Followed(every=any(where.endswith("()") for where, _ in records))
     scales = [math.exp(probe.theta), *(1 / tau for tau in taus)]
     dots = {"": t @ v.T, "cosine": t @ unit(v).T}
@@ -167,6 +169,20 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
             out.stage = "grouping"
             return out
     return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
+
+
+def other_patches(records, v, t, tol) -> Followed | None:
+    """Similarities with another number of patches than was given: some of them, or what was made of them."""
+    arrays = [(where, np.squeeze(np.asarray(x, dtype=np.float64))) for where, x in records]
+    s = t @ v.T
+    made = [y for _, y in arrays if y.ndim == 2 and y.shape[1] == v.shape[1] and not combines(t, y, tol)]
+    for where, x in arrays:
+        if x.ndim != 2 or len(x) != len(t) or x.shape[1] in (1, len(t), len(v), v.shape[1]):
+            continue
+        some = all(any(near(column, other, tol) for other in s.T) for column in x.T)
+        if some or any(len(y) == x.shape[1] and near(x, t @ y.T, tol) for y in made):
+            return Followed("similarity", where, many=x.shape[1])
+    return None
 
 
 def by_weights(groups, v, s_hat, tol) -> str | None:

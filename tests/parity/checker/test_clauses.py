@@ -164,6 +164,11 @@ def with_total(more):
     return lambda p: Answer({"fine": paper(p), "total": paper(p) + more})
 
 
+def fewer(one, other):
+    return lambda p: Followed("similarity", "x.py:3 s", many=one if p.v.shape[1] < 10 else other)
+
+
+FEWER = {"where": "x.py:3 s", "many": 8, "given": 9}
 TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
@@ -181,6 +186,7 @@ RUNS = {
                  (setting(PAPER), MADE | {"where": "bmm()", "followed": trace("minmax", "bmm()", "cosine")})),
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
+    "patches": ((setting(PAPER), FEWER | {"followed": fewer(8, 8)}), (setting(PAPER), FEWER | {"followed": fewer(8, 0)})),
     "taken": ((setting(PAPER), TAKEN | {"followed": taking("x.py:7 y")}), (setting(PAPER), TAKEN | {"followed": taking("")})),
     "left out": ((window, {"many": 7, "few": 20}), (setting(PAPER), {"many": 7, "few": 20})),
     "samples apart": ((number(hardest), {}), (setting(Variant(negatives="batch")), {})),
@@ -244,7 +250,7 @@ def test_withheld_or_weaker_where_it_is_false(kind):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_box_that_fails_hears_nothing_said_of_it(kind):
     text, door = run(lambda p: Answer(error="time: too slow"), kind, RUNS[kind][0][1])
-    assert not door.said or kind in ("followed", "cosine", "taken", "no gradients"), text
+    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "no gradients"), text
 
 
 def test_unknown_kind_is_an_error():

@@ -37,6 +37,11 @@ def test_a_floor_is_measured_on_two_pairs_of_batches(what, again):
     assert f"{seen.below:.2g}" in seen.words and "ordinary" in seen.words
 
 
+def test_what_is_not_finite_there_is_said():
+    (seen,) = floors(wrapped(plain, t_unit=lambda t: t / (n := t.norm(dim=2, keepdim=True)) * (n > 1e-2) / (n > 1e-2)), PAPER)
+    assert seen.what == "tokens" and "(not finite at" in seen.words
+
+
 def test_two_floors_are_two():
     seen = floors(wrapped(plain, t_unit=short, c_unit=short), PAPER)
     assert [x.what for x in seen] == ["tokens", "groups"]

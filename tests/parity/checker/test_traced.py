@@ -83,6 +83,13 @@ def test_what_no_weights_make_is_another_grouping():
     assert follow(named(S, unit(T), T - T.mean(0)), PROBE).stage == "minmax"  # of tokens alone: no groups were seen
 
 
+@pytest.mark.parametrize("patches, recorded", [(V[1:], True), (V[1:], False), (V[:8].reshape(4, 2, -1).mean(1), True)])
+def test_similarities_with_other_patches_than_were_given(patches, recorded):
+    seen = follow(named(*[patches] * recorded, T @ patches.T), PROBE)
+    assert (seen.stage, seen.many, seen.where) == ("similarity", len(patches), f"f.py:{int(recorded)} x")
+    assert follow(named(T[:4], T @ T[:4].T, V[:8].reshape(4, 2, -1).mean(1)), PROBE) is None  # tokens with tokens
+
+
 def test_no_softmax_among_all_steps_is_another_loss():
     """Hinges on cosines; where only variables are seen, a softmax may have been inside a line."""
     hinge = np.maximum(0, 0.2 + COSINE - np.diagonal(COSINE)[:, None])
