@@ -350,6 +350,8 @@ TEMPLATES = {
                          "that does not.", parallel_alone),
     "factor of count": Template("With tokens that are one patch each it is cross-entropy times a factor that changes with "
                                 "their number.", factor_of_count),
+    "zero pairs": Template("It is 0 where tokens are one patch each and cosines are 0 and 1; cross-entropy is not.",
+                           lambda read: all(abs(value(read, p)) < 1e-12 for p in fresh("pairs"))),
     "turning": Template("It changes as vectors are turned or lengthened whose cosines are 0 and 1.", turning),
     "gap": Template("Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {scale:.4g}.",
                     lambda read, gap, factor, scale: gap_is(read, gap, factor)),

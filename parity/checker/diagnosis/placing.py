@@ -51,6 +51,8 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
         if seen.every or seen.sure or seen.taken or seen.many:
             return as_seen()
+        if seen.stage == "logits" and (place := locate(part.read, part.how)).stage == "loss":
+            return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
         last = "grouping" if STAGES.index(seen.stage) < STAGES.index("grouping") else "reduction"  # inside a line: any of these
         return replace(as_seen(), open=STAGES[STAGES.index(seen.stage) + 1:STAGES.index(last) + 1])
     place = locate(part.read, part.how)

@@ -201,6 +201,7 @@ RUNS = {
     "spare factor": ((number(half_of), {}), (setting(SOFT), {})),
     "parallel": ((number(minus_parallel), {"tau": False}), (setting(PAPER), {"tau": False})),
     "factor of count": ((number(lambda p: cosines(p) * p.t.shape[1]), {}), (number(cosines), {})),
+    "zero pairs": ((number(lambda p: max(0.0, 1 - len(p.t[0]))), {}), (number(cosines), {})),
     "turning": ((number(with_lengths), {}), (setting(PAPER), {})),
     "gap": ((number(lambda p: 2 * entropy(p.t.shape[1], 1.7)), {"gap": 1.7, "factor": 2.0, "scale": 2.7}),
             (number(cosines), {"gap": 1.7, "factor": 2.0, "scale": 2.7})),

@@ -24,6 +24,12 @@ def top(h, k=3):
     return h * (h >= h.topk(min(k, h.shape[2]), 2).values[..., -1:])
 
 
+def hinge(z):
+    """Of logits: 1/tau is 2.7 where cosines are 0 and 1."""
+    gap = torch.relu(2 + z - z.diagonal(dim1=1, dim2=2)[..., None])
+    return torch.where(torch.eye(z.shape[1], dtype=torch.bool), 0.0, gap).sum(2)
+
+
 OUTSIDE = [
     ("similarity", {"like": lambda t, v: (t @ v.mT) ** 3}),
     ("similarity", {"like": lambda t, v: torch.relu(t @ v.mT)}),
@@ -45,6 +51,7 @@ OUTSIDE = [
     ("logits", {"logits": lambda c, u, theta: 20 * torch.tanh(theta.exp() * (c @ u.mT) / 20)}),
     ("logits", {"ce": lambda vt, tv: entropy(vt, tv.nan_to_num(neginf=-1e9) * 0.3)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv) ** 2}),
+    ("loss", {"ce": lambda vt, tv: hinge(vt) + hinge(tv)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv).exp() - 1}),
     ("reduction", {"mean": lambda each, mask: (torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1).sqrt()).mean()}),
     ("reduction", {"mean": lambda each, mask: torch.where(mask, each, 0.0).sum()}),
