@@ -136,6 +136,12 @@ def patches_again(read, where, many, given, followed) -> bool:
                for seen, p in zip(again, fresh("single")))
 
 
+def had_back_again(read, told, stage, followed) -> bool:
+    """On another batch the weights tell the same."""
+    seen = followed(fresh("single")[0])
+    return seen is not None and seen.sure and seen.stage == stage
+
+
 def taken_again(read, where, taken, followed, **_) -> bool:
     """A trace of another batch shows the same arrays beside those that go on."""
     seen = followed(fresh("single")[0])
@@ -332,6 +338,7 @@ TEMPLATES = {
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
     "patches": Template("Its similarities are those of {many} patches, where {given} were given ({where}).", patches_again),
+    "had back": Template("{told}.", had_back_again),
     "taken": Template("It makes the paper's {what} ({where}), and {tail} ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),

@@ -46,6 +46,9 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
             return Place(seen.stage, "single", words)
         words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
                     made=MADE[last]) if last else ""
+        if seen.sure:
+            had = say(part.read, "had back", told=HAD[seen.stage], stage=seen.stage, followed=follow_again)
+            words = " ".join(filter(None, [words, had]))
         return Place(seen.stage, "single", words)
 
     if seen is not None and seen.stage not in (None, "loss", "reduction"):
@@ -69,6 +72,10 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
 MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
         "gate": "kept patches", "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors",
         "cosine": "cosines", "logits": "logits", "loss": "cross-entropies"}
+HAD = {"minmax": "Rows taken together, the weights that made its groups have another order than eq. 2's similarities",
+       "threshold": "The weights that made its groups are eq. 2's similarities behind another threshold than eq. 3's",
+       "weights": "The weights that made its groups grow with eq. 2's similarities, and not in proportion",
+       "grouping": "None of its arrays is a sum of patches with weights"}
 TAKEN = {"similarity": {"what": "similarities", "tail": "min and max are those of others"},
          "minmax": {"what": "similarities", "tail": "the threshold is put to them over another range than their row's"},
          "logits": {"what": "logits", "tail": "the softmax takes others"}}

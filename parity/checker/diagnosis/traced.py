@@ -203,7 +203,7 @@ def by_weights(groups, v, s_hat, tol) -> str | None:
         sigma, kept, none = 1 / len(v), s_hat >= 1 / len(v), np.abs(a) < 1e3 * tol
         same = np.isclose(a, s_hat, rtol=0, atol=1e3 * tol)
         shrunk = near(a, np.maximum(s_hat - sigma, 0) / (1 - sigma), 1e3 * tol)
-        if shrunk or (same | (kept & none) | (~kept & ~none)).all():
+        if shrunk or (same | none | ~kept).all():
             return "threshold"                            # eq. 2's values, of which others are kept
         order = np.argsort(s_hat, None)
         if (np.diff(a.ravel()[order]) > -1e3 * tol).all():  # of s_hat alone, in all rows

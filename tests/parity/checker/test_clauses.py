@@ -168,6 +168,7 @@ def fewer(one, other):
     return lambda p: Followed("similarity", "x.py:3 s", many=one if p.v.shape[1] < 10 else other)
 
 
+HAD = {"told": "They grow", "stage": "weights"}
 FEWER = {"where": "x.py:3 s", "many": 8, "given": 9}
 TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
@@ -187,6 +188,8 @@ RUNS = {
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
     "patches": ((setting(PAPER), FEWER | {"followed": fewer(8, 8)}), (setting(PAPER), FEWER | {"followed": fewer(8, 0)})),
+    "had back": ((setting(PAPER), HAD | {"followed": lambda p: Followed("weights", sure=True)}),
+                 (setting(PAPER), HAD | {"followed": lambda p: Followed("weights")})),
     "taken": ((setting(PAPER), TAKEN | {"followed": taking("x.py:7 y")}), (setting(PAPER), TAKEN | {"followed": taking("")})),
     "left out": ((window, {"many": 7, "few": 20}), (setting(PAPER), {"many": 7, "few": 20})),
     "samples apart": ((number(hardest), {}), (setting(Variant(negatives="batch")), {})),
@@ -251,7 +254,7 @@ def test_withheld_or_weaker_where_it_is_false(kind):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_box_that_fails_hears_nothing_said_of_it(kind):
     text, door = run(lambda p: Answer(error="time: too slow"), kind, RUNS[kind][0][1])
-    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "no gradients"), text
+    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "had back", "no gradients"), text
 
 
 def test_unknown_kind_is_an_error():

@@ -69,6 +69,7 @@ def test_the_first_array_that_is_not_ours_tells_the_stage(stage, taken, arrays):
 @pytest.mark.parametrize("stage, weights", [
     ("minmax", S.argsort(1).argsort(1) / (P - 1)), ("minmax", np.exp(S - S.max(1, keepdims=True))),
     ("threshold", np.where(H >= 0.4, H, 0)), ("threshold", np.where(GATE, H, 0.3 * H)),
+    ("threshold", np.where(np.sort(H, 1)[:, -4:-3] <= H, H, 0)),
     ("threshold", np.maximum(H - 1 / P, 0)), ("weights", SPARSE**2), ("weights", np.log1p(SPARSE)),
 ])
 def test_weights_are_had_back_from_the_groups_that_they_made(stage, weights):
