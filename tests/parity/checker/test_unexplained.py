@@ -12,7 +12,7 @@ from boxes import divide, entropy, plain, wrapped
 from parity.checker.diagnosis.asking import Box
 from parity.checker.diagnosis.diagnose import Diagnosis, diagnose, nearly
 from parity.checker.diagnosis.explain import Explanation, Reader
-from parity.checker.diagnosis.placing import place_of
+from parity.checker.diagnosis.placing import differing, place_of
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.traced import follow
 from parity.checker.diagnosis.variants import evaluate
@@ -187,3 +187,11 @@ def test_what_is_inside_a_line_leaves_stages_open():
     report = Report("x", Diagnosis("unexplained", stage="minmax", stage_open=("threshold", "weights")))
     assert report.summary.endswith("first at minmax or threshold or weights")
     assert report.to_dict()["stage_open"] == ["threshold", "weights"]
+
+
+@pytest.mark.parametrize("name", ["single", "single_again", "unit_single"])
+def test_the_sample_that_shows_it_is_watched(name):
+    def ask(probe):
+        return Answer({"fine": evaluate(probe, Variant(), grad=False).losses["fine"] + 0.1 * (probe.name == name)})
+
+    assert differing(Reader(Box(ask), "fine")).name == name
