@@ -8,6 +8,7 @@ A folder holds `*.py`, one loss each, and labels.toml, one table a file:
     target   what it is meant to be: "fine" | "global" | "total" | "listing1"
     verdict  "equals" | "differs" | "conditional": right except where `edge` says, or up to a size
     truth    what it computes, in words; stage: the first that departs, or "none"; grads: whose gradients are off
+    small    true: it shows with numbers alone that ordinary embeddings never reach; that they were measured is right
     args     {keyword = value}: what is answered where the checker asks; name: which function, where it asks for one
 
 OUT/results.jsonl holds a line for every loss, written as soon as it is known: a run that was stopped goes on where it was.
@@ -94,11 +95,14 @@ def grade(label: dict, found: dict) -> str:
     verdict, group = found["verdict"], label["group"]
     if verdict in ("asks", "failed"):
         return verdict
-    if verdict not in wanted(label):
+    small = bool(label.get("small")) and measured(found.get("json", {}))
+    if verdict not in wanted(label) and not (small and verdict == "eq6"):
         return "alarm" if group == "sound" and verdict not in ("eq6", "listing1", "cannot_run") else "wrong"
     report = found["json"]
     beyond = set(report["conditions"]) - EDGES
     if group == "sound":
+        return "alarm" if beyond else "right"
+    if small:
         return "alarm" if beyond else "right"
     if verdict == "conditional" and not beyond:           # right on all ordinary batches, it says
         return "wrong"
@@ -114,6 +118,12 @@ def grade(label: dict, found: dict) -> str:
         stage = (report["stage"] if verdict == "unexplained" else first) or "none"
         right = STAGES.get(stage, stage) == label["stage"]
     return ("placed" if verdict == "unexplained" else "right") if right else "stage"
+
+
+def measured(report: dict) -> bool:
+    """Whether the small number is there: a floor, or an epsilon."""
+    named = [*report.get("deviations", []), *report.get("harmless", [])]
+    return bool(report.get("floors")) or any(x["id"].endswith(".epsilon") and x["value"] for x in named)
 
 
 def gradients_named(report: dict) -> set[str]:

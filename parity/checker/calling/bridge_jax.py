@@ -5,39 +5,85 @@ optimisation, a tenth of one.  Code that needs concrete values (an if on the mas
 """
 
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+CALLS = ("jit", "pjit", "closed_call", "core_call", "custom_jvp_call", "custom_vjp_call", "custom_vjp_call_jaxpr")
 QUICK: tuple[dict[str, Any], ...] = ({"xla_backend_optimization_level": 0, "xla_llvm_disable_expensive_passes": True,
           "xla_cpu_use_fusion_emitters": False}, {})
 
 
 def stages(fn: Callable, arguments: list, named: dict[str, Any], files: list[str]) -> list[tuple[str, np.ndarray]]:
-    """Local variables of their lines with their values: collected while JAX traces, returned by what it compiles."""
+    """Local variables of their lines, and operations inside a line, with their values, in the order made.
+
+    Both are collected while JAX traces, and returned by what it compiles.
+    """
     import jax
     import jax.numpy as jnp
 
     from parity.checker.calling.load import unwrap
-    from parity.checker.calling.trace import TracerBook, watched
+    from parity.checker.calling.trace import ENTRIES, RECORDS, Book, TracerBook, watched
 
     plain = unwrap(fn)
     plain = plain if callable(plain) and not isinstance(plain, type) and hasattr(fn, "__wrapped__") else fn
     arrays = {p: jnp.asarray(x) for p, x in [*enumerate(arguments), *named.items()] if hasattr(x, "dtype")}
     where: list[str] = []
+    steps: list[tuple[str, Any]] = []
+
+    def called(given):
+        return plain(*(given.get(i, x) for i, x in enumerate(arguments)), **{p: given.get(p, x) for p, x in named.items()})
 
     def run(given):
         book = TracerBook()
         with watched(files, book):
-            plain(*(given.get(i, x) for i, x in enumerate(arguments)), **{p: given.get(p, x) for p, x in named.items()})
+            called(given)
+        made = jax.make_jaxpr(lambda x: jax.tree.leaves(called(x)))(given)
+        steps[:] = []
+        operations(made.jaxpr, made.consts, jax.tree.leaves(given), set(files), steps)
         where[:] = [w for w, _ in book.records]
-        return [x for _, x in book.records]
+        return [x for _, x in book.records], [x for _, x in steps]
 
     try:
-        found = quickly(jax.jit(run).lower(arrays))(arrays)
+        variables, made = quickly(jax.jit(run).lower(arrays))(arrays)
     except Exception:                                     # it needs concrete values, or keeps a tracer: no trace
         return []
-    return [(w, np.asarray(x, np.float64)) for w, x in zip(where, found)]
+    records = Book(ENTRIES, RECORDS)
+    for name, x in zip((w for w, _ in steps), made):
+        records.add(name, np.asarray(x), named=False)
+    for name, x in zip(where, variables):                 # a variable's name says more than an operation's
+        records.add(name, np.asarray(x), named=True)
+    return records.records
+
+
+def operations(jaxpr: Any, constants: list, inputs: list, files: set[str], out: list[tuple[str, Any]], at: str = "") -> list:
+    """Run a jaxpr step by step and note what each step makes, and at which of their lines.      -> its outputs
+
+    at: the line that calls it, for what was traced before, elsewhere
+    """
+    known = dict(zip([*jaxpr.constvars, *jaxpr.invars], [*constants, *inputs]))
+    for step in jaxpr.eqns:
+        line = at or line_of(step, files)
+        given = [x.val if hasattr(x, "val") else known[x] for x in step.invars]
+        inner = next((step.params[k] for k in ("jaxpr", "call_jaxpr", "fun_jaxpr") if k in step.params), None)
+        if step.primitive.name in CALLS and inner is not None and hasattr(inner, "consts"):
+            made = operations(inner.jaxpr, inner.consts, given, files, out, line)
+        else:
+            bound = step.primitive.get_bind_params(step.params)
+            functions, params = bound if isinstance(bound, tuple) else ((), bound)  # older versions give functions too
+            made = step.primitive.bind(*functions, *given, **params)
+            made = list(made) if step.primitive.multiple_results else [made]
+            if line:
+                out += [(f"{line} {step.primitive.name}()", x) for x in made if x.size > 1 and x.dtype.kind in "fib"]
+        known.update(zip(step.outvars, made))
+    return [x.val if hasattr(x, "val") else known[x] for x in jaxpr.outvars]
+
+
+def line_of(step: Any, files: set[str]) -> str:
+    """ "file.py:12" of theirs; "" where the step is none of theirs."""
+    frames = getattr(step.source_info.traceback, "frames", ())
+    return next((f"{Path(f.file_name).name}:{f.line_num}" for f in frames if f.file_name in files), "")
 
 
 def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses_of: Callable, key: Any, cache: dict,

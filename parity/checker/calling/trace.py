@@ -101,7 +101,10 @@ def concrete(x: Any) -> np.ndarray | None:
 
 
 def lines(files: set[str], book: Book) -> Callable:
-    """A function for sys.settrace: after each line of theirs, what is new among the local variables."""
+    """A function for sys.settrace: after each line of theirs, what is new among the local variables.
+
+    What one function of theirs hands to another may have no name before: an argument, there.
+    """
 
     def enter(frame, event, _):
         if frame.f_code.co_filename not in files:
@@ -109,6 +112,10 @@ def lines(files: set[str], book: Book) -> Callable:
         known = {name: mark(x) for name, x in frame.f_locals.items()}  # arguments are inputs
         last = frame.f_lineno
         short = Path(frame.f_code.co_filename).name
+        if frame.f_back is not None and frame.f_back.f_code.co_filename in files:
+            for name, x in frame.f_locals.items():
+                if framework_of(x) is not None:
+                    book.add(f"{short}:{frame.f_back.f_lineno} {name}", x, named=False)
 
         def step(frame, event, value):
             nonlocal last

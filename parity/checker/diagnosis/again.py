@@ -33,6 +33,8 @@ def fresh(kind: str) -> tuple[Probe, ...]:
             return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True), unit
         case "one token":
             return draw("again_one_token", (1, 1, 1, 1), 1, 9), draw("again_one_token_more", (1, 1, 1), 1, 12)
+        case "one token alone":
+            return draw("again_one_token_alone", (1,), 1, 9), draw("again_one_token_alone_more", (1,), 1, 12)
         case "zero":
             return draw("again_zero", (4, 2, 3), **main, zero=True), draw("again_zero_single", (5,), **main, zero=True)
         case "empty":

@@ -10,7 +10,10 @@ import numpy as np
 
 from parity.checker.probes import PROBES, Answer, Probe
 
-PRECISION = {"float64": (1e-9, 1e-7), "float32": (3e-5, 1e-3)}  # loss relative, gradient relative to its largest entry
+PRECISION = {                                             # loss relative, gradient relative to its largest entry
+    "float64": (1e-9, 1e-7), "float32": (3e-5, 1e-3),
+    "rounded": (1e-6, 1e-5),                              # float64, and some number rounded to float32 on the way
+}
 FLOOR = 0.05                                              # smaller losses are compared absolutely
 KEYS = ("v", "t", "theta", "v_bar", "t_bar")
 
@@ -45,6 +48,7 @@ class Box:
         self.answers: dict[str, Answer] = {}
         self.probes: dict[str, Probe] = {}
         self.calls = 0
+        self.rounded = False
         self.door: Any = None                             # clauses.Door, once something was said
 
     def __call__(self, probe: Probe) -> Answer:
@@ -90,7 +94,8 @@ class Box:
 
     def tolerances(self) -> tuple[float, float]:
         """What counts as rounding: of a loss, of a gradient."""
-        return PRECISION[self.dtype()]
+        dtype = self.dtype()
+        return PRECISION["rounded" if self.rounded and dtype == "float64" else dtype]
 
 
 def loss_off(given: float, wanted: float) -> float:

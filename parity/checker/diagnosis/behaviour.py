@@ -19,6 +19,7 @@ from parity.checker.diagnosis import variants
 from parity.checker.diagnosis.clauses import Door
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.diagnose import Diagnosis
+from parity.checker.diagnosis.floors import Floor, floors
 from parity.checker.probes import PROBES, Answer, Probe
 
 TOLERANCE = {"float64": 1e-7, "float32": 2e-3}
@@ -44,6 +45,7 @@ class Finding:
 class Behaviour:
     """findings; notes: sentences that are no faults; memory: measured growth, or None; half: relative error by dtype.
 
+    floors: small numbers below which it is another loss, as notes have it
     sentences: how many were said, said weaker, withheld
     """
 
@@ -51,6 +53,7 @@ class Behaviour:
     notes: tuple[str, ...] = ()
     memory: dict | None = None
     half: dict | None = None
+    floors: tuple[Floor, ...] = ()
     sentences: dict[str, int] = field(default_factory=dict)
 
 
@@ -85,7 +88,13 @@ def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
     for x in half_findings:
         out(x.found, x.evidence, lambda: [(x.found, "") for x in low_precision(ask, "padded_again")[1]])
     memory, memory_note = growth(ask, diagnosis)
-    return Behaviour(tuple(findings), (*notes, *memory_note, *refusals(ask)), memory, half, door.counts)
+    low: tuple[Floor, ...] = ()
+    if model and (found_low := floors(theirs, model)):
+        again = floors(theirs, model, again=True)
+        low = tuple(x for x in found_low if door.say(
+            "behaviour", None, evidence=x.words, again=lambda x=x: any(x.like(y) for y in again)))
+    notes = [*notes, *(x.words for x in low), *memory_note, *refusals(ask)]
+    return Behaviour(tuple(findings), tuple(notes), memory, half, low, door.counts)
 
 
 def explained(diagnosis: Diagnosis) -> Callable[[Probe], Answer] | None:

@@ -16,6 +16,7 @@ from parity.checker.diagnosis import confirm, search
 from parity.checker.diagnosis.again import fresh
 from parity.checker.diagnosis.asking import gradient_off, loss_off
 from parity.checker.diagnosis.designs import mixture, pairs
+from parity.checker.diagnosis.invariance import apart_from_others, left_out
 from parity.checker.diagnosis.switches import Variant, variant_of
 from parity.checker.probes import threshold_probe
 
@@ -128,6 +129,25 @@ def follows(read, where, stage, followed, last, **_) -> bool:
     return seen is not None and (seen.stage, seen.where, seen.seen.get(last)) == (stage, where, where) and not seen.kind
 
 
+def patches_again(read, where, many, given, followed) -> bool:
+    """So on another batch, with as many patches and with more."""
+    again = [followed(p) for p in fresh("single")]
+    return all(seen is not None and seen.where == where and seen.many not in (0, p.v.shape[1])
+               for seen, p in zip(again, fresh("single")))
+
+
+def had_back_again(read, told, stage, followed) -> bool:
+    """On another batch the weights tell the same."""
+    seen = followed(fresh("single")[0])
+    return seen is not None and seen.sure and seen.stage == stage
+
+
+def taken_again(read, where, taken, followed, **_) -> bool:
+    """A trace of another batch shows the same arrays beside those that go on."""
+    seen = followed(fresh("single")[0])
+    return seen is not None and (seen.where, seen.taken) == (where, taken)
+
+
 def cosine_again(read, where, followed) -> bool:
     seen = followed(fresh("single")[0])
     return seen is not None and seen.kind == "cosine" and seen.seen.get("similarity") == where
@@ -174,6 +194,21 @@ def factor_of_count(read) -> bool:
 
 def turning(read) -> bool:
     return all(not near(read, value(read, p), value(read, q)) for p, q in zip(fresh("pairs"), fresh("norm")))
+
+
+def pairs_left_out(read, many, few) -> bool:
+    """Also among six, and eight, some pairs have no part in the loss, and some have."""
+    for probe in (fresh("pairs")[1], pairs("again_pairs_8", 8, 8)):
+        n = probe.t.shape[1]
+        if not 0 < left_out(read, probe) < n * (n - 1):
+            return False
+    return True
+
+
+def samples_apart(read) -> bool:
+    """On other batches too."""
+    tol = read.box.tolerances()[0]
+    return all(apart_from_others(read, p, tol) for p in fresh("unpadded"))
 
 
 def gap_is(read, gap, factor) -> bool:
@@ -274,6 +309,15 @@ def same_as(part, found) -> bool:
     return all(loss_off(a, b) < 1e-9 for a, b in zip(*made))
 
 
+def explained_to(part, tol) -> bool:
+    return all(confirm.gives(part, p, tol) for p in confirm.batches(part))
+
+
+def alone_gives(read) -> float:
+    """The total of one token of one caption."""
+    return read.box.read(fresh("one token alone")[0], "total").value
+
+
 def no_gradients(read) -> bool:
     return not any(read(p).grads for p in (*fresh("padded"), *fresh("single")))
 
@@ -293,6 +337,9 @@ TEMPLATES = {
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
                          "arrays.", follows),
+    "patches": Template("Its similarities are those of {many} patches, where {given} were given ({where}).", patches_again),
+    "had back": Template("{told}.", had_back_again),
+    "taken": Template("It makes the paper's {what} ({where}), and {tail} ({taken}).", taken_again),
     "cosine": Template("Its similarity is that of l2-normalised patches ({where}); that alone does not explain it.",
                        cosine_again),
     "norm": Template("It is right for cosines of 0 and 1 along the axes, and wrong for other directions or lengths.", family,
@@ -310,6 +357,8 @@ TEMPLATES = {
                          "that does not.", parallel_alone),
     "factor of count": Template("With tokens that are one patch each it is cross-entropy times a factor that changes with "
                                 "their number.", factor_of_count),
+    "zero pairs": Template("It is 0 where tokens are one patch each and cosines are 0 and 1; cross-entropy is not.",
+                           lambda read: all(abs(value(read, p)) < 1e-12 for p in fresh("pairs"))),
     "turning": Template("It changes as vectors are turned or lengthened whose cosines are 0 and 1.", turning),
     "gap": Template("Logits of pairs of cosine 1 and 0 differ by {gap:.4g}, where 1/tau is {scale:.4g}.",
                     lambda read, gap, factor, scale: gap_is(read, gap, factor)),
@@ -329,6 +378,10 @@ TEMPLATES = {
                             lambda read, settings: one_caption(read, settings, False)),
     "one caption factor": Template("One caption with padding is off by a factor that embeddings do not change.",
                                    lambda read, settings: one_caption(read, settings, True)),
+    "left out": Template("Of the pairs of a token and another's patch, where {many} tokens are one patch each, {few} have no "
+                         "part in the loss: not every token of a caption is a negative of the others.", pairs_left_out),
+    "samples apart": Template("Turning the space of one sample and reversing its tokens, which leaves its own loss as it is, "
+                              "changes nothing: what differs is how the samples' losses are put together.", samples_apart),
     "captions": Template("It takes other captions, and no padding, to show it.",
                          lambda read, settings: no_padding(read, settings, False)),
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
@@ -370,7 +423,12 @@ TEMPLATES = {
     "gradient off": Template("{place}", lambda read, part, tol, leaf, **_: confirm.gradient_wrong(read, part, tol, leaf)),
     "float32 alone": Template("It is equal to rounding of float32, not of float64.", lambda read, part, base, near, tol, **_:
                               confirm.equals(read, part, base, near) and not confirm.equals(read, part, base, tol)),
+    "rounded": Template("What is said here holds to rounding of float32, not of float64.",
+                        lambda read, part, near, tol, **_: explained_to(part, near) and not explained_to(part, tol)),
     "one width": Template("A width other than 16 was not tried: it runs with one width.", lambda read, refused: refused()),
+    "neither": Template("Your total holds something that is neither eq. 1 nor eq. 6: one token of one caption, where both "
+                        "are 0, gives {alone:.3g}.", lambda read, alone, **_: near(read, alone, alone_gives(read)) and all(
+                            abs(read.box.read(p, "total").value) > 1e-6 for p in fresh("one token alone"))),
     "nothing known": Template("Nothing is known of its global loss: it was not told from the rest of the total.",
                               lambda read, part, **_: part.one_token),
     "one token alone": Template("Only captions of one token tell it from the rest of the total.",

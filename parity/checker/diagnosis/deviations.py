@@ -16,6 +16,7 @@ CONDITIONS = (
     "B = 1",
     "unit-norm patches",
 )  # from mild to strong: where two sets explain the same, the milder is named
+RARE = CONDITIONS[:3]                                     # ordinary input fulfils them
 STAGES = (
     "similarity", "minmax", "threshold", "weights", "grouping", "norm", "logits", "loss", "reduction", "global", "edge",
     "gradient",
@@ -36,10 +37,11 @@ class Deviation:
     harmless: bool = False
     edge: bool = False
     seen: float = 0
+    first: str = ""
 
     @property
     def stage(self) -> str:
-        return self.id.split(".")[0]
+        return self.first or self.id.split(".")[0]
 
 
 @dataclass(frozen=True)

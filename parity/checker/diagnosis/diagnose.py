@@ -11,19 +11,19 @@ from dataclasses import replace
 
 import numpy as np
 
-from parity.checker.diagnosis import confirm, gradients, totals
+from parity.checker.diagnosis import confirm, gradients, search, totals
 from parity.checker.diagnosis.again import fresh, under
-from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
+from parity.checker.diagnosis.asking import PRECISION, Box, gradient_off, loss_off
 from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found, words
+from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, RARE, STAGES, Found, words
+from parity.checker.diagnosis.explain import FIRST
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
-from parity.checker.diagnosis.locate import Place, locate
+from parity.checker.diagnosis.placing import followed, place_of
 from parity.checker.diagnosis.reach import reach
 from parity.checker.diagnosis.sizes import Limit
-from parity.checker.diagnosis.traced import follow
 from parity.checker.probes import PROBES, Answer, Probe
 
-NEAR = (1e-6, 1e-5)                                       # what is rounded to float32 somewhere on the way
+NEAR = PRECISION["rounded"]
 
 __all__ = ["PROBES", "Answer", "Diagnosis", "Effect", "Found", "Off", "Probe", "diagnose"]
 
@@ -37,7 +37,19 @@ def diagnose(ask: Callable[[Probe], Answer], edges: bool = False) -> Diagnosis:
         return Diagnosis("cannot_run", error="no loss was given", evidence="padded", calls=box.calls)
     parts = totals.explain(box)
     results = {part.name: judge(box, part, edges) for part in parts}
+    if any(results[part.name].verdict == "unexplained" and nearly(part) for part in parts):
+        box.rounded, box.door = True, None                # once more, with what float32 leaves of a number in mind
+        parts = totals.explain(box)
+        results = {part.name: judge(box, part, edges) for part in parts}
     return combine(box, parts, results)
+
+
+def nearly(part) -> bool:
+    """Whether one sample is explained to float32's rounding, and not to float64's: some number was rounded on the way."""
+    if part.name == "global" or part.how.reached != "nothing" or part.read.box.dtype() != "float64":
+        return False
+    asked = [PROBES[name] for name in FIRST]
+    return bool(search.first_level(part.read, asked, ("keys", "none"), "tokens", False, PRECISION["rounded"][0]))
 
 
 def judge(box, part, count_edges=False) -> Diagnosis:
@@ -81,6 +93,8 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     place = None
     if not part.explained or failing:
         place = place_of(box, part, failing)
+    if box.rounded and part.explained:
+        part.facts.append(say(part.read, "rounded", part=part, near=NEAR, tol=PRECISION["float64"]))
     where = [place.words] if place and not said(place, conditions) else []
     facts = [*part.facts, *about_gradients(part, (tol, grad_tol)), *where, *(limited(part, x) for x in limits)]
     by_value = verdict == "unexplained" and part.how.gradient is False and part.how.reached == "all" and confirm.value_right(
@@ -104,7 +118,8 @@ def judge(box, part, count_edges=False) -> Diagnosis:
         rounding=(tol, grad_tol),
         edges=edges if verdict != "unexplained" and not strict else (),
         base="eq1" if part.name == "global" else base if base and verdict in ("listing1", "conditional") else "eq6",
-        clauses=clauses, stage_seen=place is None or bool(place.words) or place.stage in ("gradient", "global"),
+        clauses=clauses, stage_open=place.open if place and verdict == "unexplained" else (),
+        stage_seen=place is None or bool(place.words) or place.stage in ("gradient", "global"),
         dropped=dropped,
     )
 
@@ -219,60 +234,6 @@ def first_stage(verdict, deviations, place):
     return min(stages, key=STAGES.index, default=None)
 
 
-def place_of(box, part, failing) -> Place:
-    """Where it leaves the paper: by the arrays that it makes, where it can be watched, and by its values."""
-    if part.name == "global":
-        return Place("gradient" if part.how.gradient is False else "global", "padded")
-    if part.how.wrong is not None and part.how.wrong.place:
-        return Place("gradient", part.how.wrong.probe)
-    if part.how.reached == "all":
-        first = failing[0] if failing else "padded"
-        stage = "minmax" if first.startswith("flat") else "edge" if first.startswith(("zero", "all_padding")) else "weights"
-        words = say(part.read, "does not hold", part=part, batch=first, probe=box.probes[first], tol=box.tolerances())
-        return Place(stage, first, words)
-    again = replace(PROBES["single"], v=PROBES["single"].v * (1 + 1e-13), name="single_again_the_same")
-    if abs(part.read(again).value - part.read(PROBES["single"]).value) > 1e-6:
-        seen = followed(box, part)
-        return Place(seen.stage if seen and seen.stage else "loss", "single", say(part.read, "two results"))
-    seen = followed(box, part) if part.how.reached == "nothing" else None
-
-    def follow_again(probe):
-        return followed(box, part, probe)
-
-    if seen is not None and seen.kind:
-        at = seen.seen["similarity"]
-        return Place("similarity", "single", say(part.read, "cosine", where=at, followed=follow_again))
-
-    def as_seen():
-        last = next((k for k in reversed(seen.seen) if seen.seen[k] == seen.where), "")
-        words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
-                    made=MADE[last]) if last else ""
-        return Place(seen.stage, "single", words)
-
-    if seen is not None and seen.stage not in (None, "loss", "reduction"):
-        return as_seen()
-    place = locate(part.read, part.how)
-    if seen is not None and seen.stage and "logits" in seen.seen and STAGES.index(place.stage) <= STAGES.index("logits"):
-        if place.stage == "logits":                       # cross-entropy, of what was made of them: capped, say
-            return replace(place, words=" ".join(filter(None, [as_seen().words, place.words])))
-        return as_seen()                                  # its logits are the paper's: values misled about earlier stages
-    return place
-
-
-MADE = {"similarity": "similarities", "minmax": "min-max similarities", "threshold": "thresholded similarities",
-        "weights": "weights", "grouping": "grouped patches", "norm": "unit vectors", "logits": "logits",
-        "loss": "cross-entropies"}
-
-
-def followed(box, part, probe=PROBES["single"]):
-    how = part.how
-    settings = [o for o in [how.fine, *how.survivors] if o is not None]
-    sigmas = [o.sigma for o in settings if isinstance(o.sigma, float)]
-    taus = [o.tau for o in settings if o.tau is not None]
-    records = box.trace(probe)
-    return follow(records, probe, sigmas, taus, loose=box.dtype() == "float32") if records else None
-
-
 def watched(box, part, deviations) -> tuple[Found, ...]:
     """Harmless differences that only the arrays on the way show; where weights are a softmax or raw, no factor is harmless."""
     ids = {d.id for d in deviations}
@@ -308,10 +269,17 @@ def compare(part, probe, base):
 
 
 def needed(probes, agree, tangent, part) -> tuple[str | None, tuple[str, ...]]:
-    """The smallest set of conditions under which all probes that fulfil it agree with a reading of the paper."""
-    for size in range(3):
+    """The smallest set of conditions under which all probes that fulfil it agree with a reading of the paper.
+
+    Two that rule out what is rare are less than one that rules out padding.
+    """
+    def weight(wanted):
+        return bool(set(wanted) - set(RARE)), len(wanted)
+
+    every = [wanted for size in range(3) for wanted in itertools.combinations(CONDITIONS, size)]
+    for alike in sorted({weight(wanted) for wanted in every}):
         fitting = []
-        for base, wanted in itertools.product(part.bases, itertools.combinations(CONDITIONS, size)):
+        for base, wanted in itertools.product(part.bases, [wanted for wanted in every if weight(wanted) == alike]):
             table = tangent if "unit-norm patches" in wanted else agree
             chosen = [p for p in probes if set(wanted) <= p.holds]
             alive = [p for p in chosen if abs(part.paper(p, base)[0]) > 1e-6]
@@ -376,7 +344,7 @@ def combine(box, parts, results) -> Diagnosis:
         limits=tuple(x for d in results.values() for x in d.limits),
         tried=next((d.tried for d in results.values() if d.tried), {}),
         clauses={x: text for d in results.values() for x, text in d.clauses.items()}, sentences=counts(box),
-        stage_seen=wrong[0].stage_seen,
+        stage_seen=wrong[0].stage_seen, stage_open=wrong[0].stage_open,
     )
 
 

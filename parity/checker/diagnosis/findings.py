@@ -2,8 +2,8 @@
 
 from dataclasses import dataclass, field
 
-from parity.checker.diagnosis.clauses import say
-from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, Found, words
+from parity.checker.diagnosis.clauses import alone_gives, say
+from parity.checker.diagnosis.deviations import DEVIATIONS, RARE, Found, words
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import EPSILONS
 from parity.checker.probes import PROBES
@@ -51,6 +51,7 @@ class Diagnosis:
     clauses       what was found -> its words, as far as fresh batches show it (clauses.say); nothing else is printed of it
     sentences     how many sentences were "said", said "weaker", "withheld"
     stage_seen    whether what was measured at the stage was measured again
+    stage_open    other stages that it may be, by what was measured
     """
 
     verdict: str
@@ -76,6 +77,7 @@ class Diagnosis:
     clauses: dict[Found, str] = field(default_factory=dict)
     sentences: dict[str, int] = field(default_factory=dict)
     stage_seen: bool = True
+    stage_open: tuple[str, ...] = ()
     dropped: bool = False                                 # something was found that fresh batches did not show again
 
 
@@ -93,7 +95,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
     sizes = [x.condition for x in d.limits]
     named = [x for x in d.deviations if x in d.clauses and (x.id != "reduction.token" or d.base != "listing1")]
     of_gradient = [d.clauses[x] for x in named if x.id.startswith("gradient.") and not part.explained]
-    rare = {d.clauses[x]: bool(set(DEVIATIONS[x.id].hidden_by) & set(CONDITIONS[:3])) for x in named}
+    rare = {d.clauses[x]: bool(set(DEVIATIONS[x.id].hidden_by) & set(RARE)) for x in named}
     clauses = sorted((d.clauses[x] for x in named if d.clauses[x] not in of_gradient), key=lambda text: rare[text])
     graded = bool(part.read(PROBES["padded"]).grads)
     facts = {
@@ -115,12 +117,15 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
         text = out("partly" if d.dropped else ("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
         text = out("value except")
+    elif d.verdict == "unexplained" and name == "global" and part.read.which == "total" and (
+            neither := out("neither", alone=alone_gives(part.read))):
+        text = neither
     elif part.one_token:
         text = out("nothing known")
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
     more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
-    held = tuple(x for x in held_by if x in CONDITIONS or all(y.sharp for y in d.limits))
+    held = held_by if all(x.sharp for x in d.limits) else ()  # else it ends where no size says
     if held and not (sizes and not clauses):
         more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:

@@ -15,6 +15,7 @@ from parity.checker.diagnosis import extras, search, variants
 from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
 from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
+from parity.checker.diagnosis.invariance import apart_from_others, left_out
 from parity.checker.diagnosis.matching import Candidate
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.temperatures import root
@@ -25,11 +26,15 @@ FAMILIES = (("norm", LENGTHS), ("logits", ANGLES), ("grouping", EVEN), ("reducti
 
 @dataclass(frozen=True)
 class Place:
-    """stage, the probe that shows it, and what was measured there in a sentence that has passed the door (clauses)."""
+    """stage, the probe that shows it, and what was measured there in a sentence that has passed the door (clauses).
+
+    open: other stages at which it may be too, by what is known
+    """
 
     stage: str
     probe: str
     words: str = ""
+    open: tuple[str, ...] = ()
 
 
 def locate(read: Reader, how: Explanation) -> Place:
@@ -69,6 +74,8 @@ def one_sample(read, tol) -> Place:
     asked = list(PAIRS)
     if any(not read(p).finite for p in asked):
         return Place("loss", asked[0].name)
+    if all(abs(read(p).value) < 1e-12 for p in asked):   # a factor of 0 would explain all of it
+        return Place("loss", asked[0].name, say(read, "zero pairs"), ("logits",))
     settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)
     if settings:
         tau = settings[0].tau or False                    # known from here on
@@ -105,12 +112,14 @@ def before_groups(read, tol, tau) -> Place:
         return Place("minmax", longer.name, say(read, "token length"))
     if abs(read(SPARE[0]).value - read(one).value) > 1e3 * tol:
         return Place("grouping", SPARE[0].name, say(read, "spare"))
-    return Place("weights", one.name, say(read, "parallel", tau=tau))
+    return Place("weights", one.name, say(read, "parallel", tau=tau), ("similarity", "minmax", "threshold", "grouping"))
 
 
 def after_logits(read, tol) -> Place:
     """Cross-entropy, its logits, or how rows are summed: n patches resemble n tokens, all cosines are 0 or 1."""
     small, middle, large, warmer = PAIRS
+    if few := left_out(read, large):
+        return Place("logits", large.name, say(read, "left out", many=large.t.shape[1], few=few))
     y = {p.name: read(p).value for p in PAIRS}
     ratio = {p.name: y[p.name] / of(p.t.shape[1], math.exp(p.theta)) for p in PAIRS}
     if ratio[warmer.name] and abs(ratio[middle.name] / ratio[warmer.name] - 1) < 1e3 * tol:
@@ -133,7 +142,7 @@ def after_logits(read, tol) -> Place:
     if abs(gaps[middle.name] - gaps[warmer.name]) < 1e3 * tol:
         stage = "grouping" if no_turn else "norm"
         return Place(stage, middle.name, say(read, "gap in scale", gap=gaps[middle.name]))
-    return Place("loss", middle.name, say(read, "no gap"))
+    return Place("loss", middle.name, say(read, "no gap"), ("logits", "reduction"))
 
 
 def one_sided(read, tol) -> Place | None:
@@ -256,6 +265,8 @@ def batches(read, how, tol) -> Place:
             return Place("logits", "single_padded", say(read, "one caption", settings=settings))
         return Place("reduction", "single_padded", say(read, "one caption factor", settings=settings))
     if not fit("unpadded", "unit_unpadded"):
+        if apart_from_others(read, PROBES["unpadded"], tol):
+            return Place("reduction", "unpadded", say(read, "samples apart"))
         if content_matters("unpadded", "unit_unpadded"):
             return Place("logits", "unpadded", say(read, "captions", settings=settings))
         return Place("reduction", "unpadded", say(read, "captions factor", settings=settings))

@@ -23,6 +23,11 @@ class Followed:
 
     kind: "cosine" where the similarity is that of l2-normalised patches.
     seen: stage -> where it was recognised; harmless: what differs without effect.
+    taken: where arrays are made that go on in place of ours, which are there too.
+    softmax: whether a softmax is seen to take our logits, in both directions.
+    every: whether operations inside a line are seen too, so that what is not found is not there.
+    sure: whether the weights that made their groups tell the stage.
+    many: how many patches its similarities have, where that is not how many were given.
     """
 
     stage: str | None = None
@@ -30,6 +35,11 @@ class Followed:
     seen: dict[str, str] = field(default_factory=dict)
     harmless: tuple[Found, ...] = ()
     kind: str = ""
+    taken: str = ""
+    softmax: bool = False
+    every: bool = False
+    sure: bool = False
+    many: int = 0
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -88,8 +98,8 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     n, p, d = len(t), len(v), v.shape[1]
     maps = list(shaped(records, n, p))
     if not maps:
-        return None
-    out = Followed()
+        return other_patches(records, v, t, tol)
+    out = Followed(every=any(where.endswith("()") for where, _ in records))
     scales = [math.exp(probe.theta), *(1 / tau for tau in taus)]
     dots = {"": t @ v.T, "cosine": t @ unit(v).T}
     s_hats = {kind: min_max(s) for kind, s in dots.items()}
@@ -107,15 +117,21 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     later = [m for m in maps if m[0] >= time]
 
     s_hat = min_max(s)
-    h = next(((i, where, x) for i, where, x in later if rows_alike(x, s_hat, tol) and x.min() > -tol), None)
+    alike_h = [m for m in later if rows_alike(m[2], s_hat, tol) and m[2].min() > -tol]
+    h = next((m for m in alike_h if near(m[2], s_hat, tol)), alike_h[0] if alike_h else None)
     if h is None:                                         # min and max of something else?  Then the similarity was changed
-        for i, _where, x in later:
-            if near(min_max(x), s_hat, tol) or np.ptp(x, -1).min() == 0:
+        for i, where, x in ranged:
+            if near(min_max(x), s_hat, tol) or is_order(x):
                 continue
-            if any(j > i and near(y, min_max(x), tol) for j, _, y in later):
-                out.stage = "similarity"
+            if any(j > i and near(y, min_max(x), tol) for j, _, y in maps):
+                out.stage, out.taken = "similarity", where
                 return out
     else:
+        for i, where, x in later:                         # another range, and the threshold is put to it
+            stretched = rows_alike(x, s_hat, tol) and not near(x, s_hat, tol)
+            if stretched and cut_at(later, i, x, 1 / p, tol) and not cut_at(later, -1, s_hat, 1 / p, tol):
+                out.stage, out.taken = "minmax", where
+                return out
         time, out.where = h[0], h[1]
         out.seen["minmax"] = out.where
 
@@ -128,6 +144,13 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     if cut is not None:
         out.seen["threshold"] = out.where = cut[1]
         out.seen.setdefault("minmax", cut[1])
+    else:                                                 # what passes may be known without eq. 3's own array
+        gates = {sigma: s_hat >= sigma for sigma in sharp}
+        gate = next(((i, where, sigma) for i, where, x in later for sigma in sharp if is_gate(x, gates[sigma])), None)
+        shrunk = gate is not None and any(rows_alike(x, np.maximum(s_hat - gate[2], 0), tol) for _, _, x in later)
+        if gate is not None and not shrunk and any(is_cut(x, gates[gate[2]]) for i, _, x in later if i > gate[0]):
+            out.seen.setdefault("minmax", gate[1])
+            out.seen["threshold"] = out.seen["gate"] = out.where = gate[1]
     s_til = [cut[2]] if cut is not None else [*sparse.values(), s_hat]
     last_weights = [(i, where, x) for i, where, x in later if any(rows_alike(x, y, tol) for y in s_til)]
     for _i, _where, x in last_weights:
@@ -140,7 +163,79 @@ def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed |
     groups = [y @ value for y in s_til for value in values.values()]
     wide = list(shaped(records, n, d))
     made = next(((i, where, x) for i, where, x in wide if any(rows_alike(x, c, tol) for c in groups)), None)
+    if made is None and cut is not None:                  # the weights are ours, what they average is not
+        averaged = [y for _, _, y in shaped(records, p, d)]
+        if any(rows_alike(c, cut[2] @ y, tol) for _, _, c in wide for y in averaged):
+            out.stage = "grouping"
+            return out
     return _after_weights(out, records, probe, made, groups, later, wide, scales, tol)
+
+
+def other_patches(records, v, t, tol) -> Followed | None:
+    """Similarities with another number of patches than was given: some of them, or what was made of them."""
+    arrays = [(where, np.squeeze(np.asarray(x, dtype=np.float64))) for where, x in records]
+    s = t @ v.T
+    made = [y for _, y in arrays if y.ndim == 2 and y.shape[1] == v.shape[1] and not combines(t, y, tol)]
+    for where, x in arrays:
+        if x.ndim != 2 or len(x) != len(t) or x.shape[1] in (1, len(t), len(v), v.shape[1]):
+            continue
+        some = all(any(near(column, other, tol) for other in s.T) for column in x.T)
+        if some or any(len(y) == x.shape[1] and near(x, t @ y.T, tol) for y in made):
+            return Followed("similarity", where, many=x.shape[1])
+    return None
+
+
+def by_weights(groups, v, s_hat, tol) -> str | None:
+    """The stage that the weights tell which make one of these arrays of v; "grouping" where no weights make any of them.
+
+    Of fewer patches than dimensions the weights of a sum can be had back.  None: they tell nothing.
+    """
+    if len(v) >= v.shape[1]:
+        return None
+    sums = [c for c in groups if combines(v, c, tol)]
+    if groups and not sums:
+        return "grouping"
+    for c in sums:
+        a = np.linalg.lstsq(v.T, c.T, rcond=None)[0].T
+        if (a.max(-1) <= 0).any() or rows_alike(a, np.ones_like(a), tol):
+            continue
+        a = a / a.max(-1, keepdims=True)
+        sigma, kept, none = 1 / len(v), s_hat >= 1 / len(v), np.abs(a) < 1e3 * tol
+        same = np.isclose(a, s_hat, rtol=0, atol=1e3 * tol)
+        shrunk = near(a, np.maximum(s_hat - sigma, 0) / (1 - sigma), 1e3 * tol)
+        if shrunk or (same | none | ~kept).all():
+            return "threshold"                            # eq. 2's values, of which others are kept
+        order = np.argsort(s_hat, None)
+        if (np.diff(a.ravel()[order]) > -1e3 * tol).all():  # of s_hat alone, in all rows
+            return "weights" if (none == ~kept).all() or not same[s_hat > 0.6].all() else "threshold"
+        return "minmax"
+    return None
+
+
+def combines(v, c, tol) -> bool:
+    """Whether every row of c is a sum of rows of v, with some weights."""
+    return near(np.linalg.lstsq(v.T, c.T, rcond=None)[0].T @ v, c, tol)
+
+
+def cut_at(maps, start, x, sigma, tol) -> bool:
+    """Whether x with what is below sigma dropped is made after `start`."""
+    cut = np.where(x >= sigma, x, 0.0)
+    return bool((cut != x).any() and any(i > start and rows_alike(y, cut, tol) for i, _, y in maps))
+
+
+def is_cut(x, passed) -> bool:
+    """Numbers where a similarity passes, and exactly 0 where it does not."""
+    return bool((x[~passed] == 0).all() and not np.isin(x, (0.0, 1.0)).all())
+
+
+def is_order(x) -> bool:
+    """Places 0, 1, ... in each row, as argsort gives them: a step of its own, no similarity."""
+    return bool((np.sort(x, -1) == np.arange(x.shape[-1])).all())
+
+
+def is_gate(x, passed) -> bool:
+    """True where a similarity passes; or true where it does not."""
+    return bool(np.isin(x, (0.0, 1.0)).all() and ((x == passed).all() or (x != passed).all()))
 
 
 def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) -> Followed:
@@ -150,8 +245,10 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     if made is None:
         other = any(rows_alike(c, x @ value, tol) for _, _, x in later for value in (v, unit(v)) for _, _, c in wide)
         missing = [stage for stage in ("minmax", "threshold") if stage not in out.seen]
-        if missing:
-            out.stage = missing[0]
+        told = by_weights([c for _, _, c in wide if not combines(t, c, tol)], v, min_max(t @ v.T), tol)
+        if told == "grouping" or missing:
+            out.sure = told is not None and ORDER.index(told) >= ORDER.index((missing or ["weights"])[0])
+            out.stage = told if told and out.sure else missing[0]
         else:                                             # other weights that average patches, or weights that are ours
             out.stage = "weights" if other or "weights" not in out.seen else "grouping"
         return out
@@ -165,7 +262,7 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     found = next(((i, where, x) for i, where, x in square for z in logits if near(x, z, tol) or near(x.T, z, tol)), None)
     cosine = unit(c) @ unit(t).T
     if found is None:
-        return _before_logits(out, c, t, wide, square, scales, cosine, tol)
+        return _before_logits(out, records, c, t, wide, square, scales, cosine, tol)
     out.seen["norm"] = out.seen["logits"] = out.where = found[1]
     z = found[2]
     log_p = [log_softmax(z), log_softmax(z.T)]
@@ -178,15 +275,67 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
     diagonal = [
         where for _, where, x in square if any(near(np.diagonal(x), y, tol) for y in wanted)
     ]
-    if ce or diagonal or whole:
-        out.seen["loss"] = out.where = (ce or diagonal or whole)[0]
+    made = pieces(records)
+    out.softmax = enters(made, z, tol) and enters(made, z.T, tol)
+    out.taken = "" if out.softmax else other_logits(made, z, tol)
+    if out.taken:
+        out.stage = "logits"
+    elif ce or whole or (diagonal and not out.softmax):
+        out.seen["loss"] = out.where = (ce or whole or diagonal)[0]
         out.stage = "reduction"
     else:
         out.stage = "loss"
     return out
 
 
-def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:
+def pieces(records) -> list[tuple[int, str, np.ndarray]]:
+    """(time, where, array): all arrays, those that hold both directions taken apart."""
+    made = []
+    for time, (where, x) in enumerate(records):
+        x = np.squeeze(np.asarray(x, dtype=np.float64))
+        made += [(time, where, y) for y in (x if x.ndim == 3 else [x])]
+    return made
+
+
+def enters(made, y, tol, start=-1) -> bool:
+    """Whether what a softmax makes of y is there: itself, its logarithm or the normaliser."""
+    with np.errstate(all="ignore"):
+        total = np.log(np.exp(y - y.max(-1, keepdims=True)).sum(-1, keepdims=True)) + y.max(-1, keepdims=True)
+        wanted = (y - total, np.exp(y - total), total[:, 0])
+    return any(i > start and (alike(x, w, tol) or alike(x, w.T, tol)) for i, _, x in made for w in wanted)
+
+
+def other_logits(made, z, tol) -> str:
+    """Where an array is made of z that a softmax takes; "" where there is none."""
+    for i, where, x in made:
+        if x.ndim == 2 and len(x) == len(z) and x.shape[1] >= len(z) and np.isfinite(x.max(-1)).all():
+            for y in (x, x.T) if x.shape == z.shape else (x,):
+                if any(made_from(y, form, tol) for form in (z, z.T)) and enters(made, y, tol, i):
+                    return where
+    return ""
+
+
+def alike(x, y, tol) -> bool:
+    """Equal where they are no mask: infinite or hugely negative together."""
+    if x.shape != y.shape:
+        return False
+    low = (x < -1e3, y < -1e3)
+    return bool((low[0] == low[1]).all() and not low[0].all() and near(np.where(low[0], 0, x), np.where(low[1], 0, y), tol))
+
+
+def made_from(y, z, tol) -> bool:
+    """Another array than z, which keeps some of its entries or their order; that the own pair alone is dropped is no such."""
+    square, n = y[:, :len(z)], len(z)
+    same = np.isclose(square, z, rtol=tol, atol=tol)
+    if y.shape == z.shape and (alike(y, z, tol) or alike(y, z.T, tol)):
+        return False
+    if (same | np.eye(n, dtype=bool)).all() and (np.diagonal(square) < -1e3).all():
+        return False
+    order = (np.argsort(square, None, kind="stable") == np.argsort(z, None, kind="stable")).all()
+    return bool(same.any() or (order and y.shape == z.shape))
+
+
+def _before_logits(out, records, c, t, wide, square, scales, cosine, tol) -> Followed:
     """Groups are ours and logits are not: which of the steps between them?"""
     known = [x for _, _, x in wide if rows_alike(x, c, tol)]
     tokens = [t, *(x for _, _, x in wide if rows_alike(x, t, tol))]
@@ -200,8 +349,15 @@ def _before_logits(out, c, t, wide, square, scales, cosine, tol) -> Followed:
     if any(made_of(x, b) or made_of(unit(x), unit(b)) for x in others for b in tokens):
         out.stage = "grouping"                            # something else than the groups meets the tokens
     elif exact or any(near(z, cosine, tol) for z in plain):
+        for _, where, x in square:
+            if near(x, cosine, tol) or near(x.T, cosine, tol):
+                out.seen["cosine"] = out.where = where
+                break
         out.seen["norm"] = out.where
-        out.stage = "logits"
+        out.seen["cosine"] = out.seen.pop("cosine", "")   # the last that was recognised
+        made = pieces(records)
+        taken = any(enters(made, y, tol, i) for i, _, x in square for y in (x, x.T))
+        out.stage = "loss" if out.every and not taken else "logits"
     else:
         out.stage = "norm"
     return out

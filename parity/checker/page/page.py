@@ -90,7 +90,7 @@ def changes(report):
         where = ""
         if report.get("stage"):
             lead = "The first stage that goes wrong" + ("" if report.get("stage_seen", True) else ", as far as it was seen,")
-            where = f" {lead} is <b>{safe(report['stage'])}</b>."
+            where = f" {lead} is <b>{safe(' or '.join(map(str, [report['stage'], *as_list(report.get('stage_open'))])))}</b>."
         which = (
             "What was found below does not give all of these losses and gradients; there is something else"
             if found else "None of the known deviations that were tried, alone or together, gives these losses and gradients"

@@ -91,7 +91,7 @@ class Report:
         if self.verdict in ("explained", "unexplained") and found:
             text += f": {', '.join(found[:3])}" + (f" and {len(found) - 3} more" if len(found) > 3 else "")
         elif self.verdict == "unexplained" and self.diagnosis.stage:
-            text += f", first at {self.diagnosis.stage}"
+            text += f", first at {' or '.join((self.diagnosis.stage, *self.diagnosis.stage_open))}"
         elif self.error:
             text += f": {self.error['type']}"
         return text
@@ -153,7 +153,9 @@ class Report:
             "reproduced_to": finite(d.reproduced_to), "losses": {name: x.verdict for name, x in d.losses.items()},
             "lambdas": {name: float(x) for name, x in d.lambdas.items()}, "stages": list(self.stages),
             "half": {k: finite(x) for k, x in (self.behaviour.half or {}).items()}, "memory": self.behaviour.memory,
-            "sentences": self.sentences, "stage_seen": d.stage_seen,
+            "floors": [{"what": x.what, "below": x.below, "off": finite(x.off), "words": x.words}
+                       for x in self.behaviour.floors],
+            "sentences": self.sentences, "stage_seen": d.stage_seen, "stage_open": list(d.stage_open),
             "error": self.error, "seconds": round(self.seconds, 3), "calls": self.calls, "runs_in": self.runs_in,
             "versions": self.versions,
         }

@@ -3,6 +3,7 @@
 import math
 import re
 import zlib
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -140,6 +141,36 @@ def trace(stage, where, kind=""):
     return lambda probe: Followed(stage, where, {"similarity": where}, kind=kind)
 
 
+def taking(other):
+    return lambda probe: Followed("logits", "x.py:3 z", {"logits": "x.py:3 z"}, taken=other)
+
+
+def hardest(p):
+    """The largest loss of a sample."""
+    return max(paper(replace(p, v=p.v[k:k + 1], t=p.t[k:k + 1], mask=p.mask[k:k + 1])) for k in range(len(p.v)))
+
+
+def window(p):
+    """Only neighbours are negatives; patch l is token l."""
+    t = torch.tensor(p.t[0], requires_grad=True)
+    z = math.exp(p.theta) * torch.tensor(p.v[0]) @ t.T
+    place = torch.arange(len(t))
+    z = z.masked_fill((place - place[:, None]).abs() > 1, -math.inf)
+    y = -z.log_softmax(1).diagonal().mean()
+    return Answer({"fine": float(y.detach())}, {"fine": {"t": torch.autograd.grad(y, t)[0].numpy()[None]}})
+
+
+def with_total(more):
+    return lambda p: Answer({"fine": paper(p), "total": paper(p) + more})
+
+
+def fewer(one, other):
+    return lambda p: Followed("similarity", "x.py:3 s", many=one if p.v.shape[1] < 10 else other)
+
+
+HAD = {"told": "They grow", "stage": "weights"}
+FEWER = {"where": "x.py:3 s", "many": 8, "given": 9}
+TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
 WEIGHT = {"measured": weight_of}
 ONE = {"settings": [PAPER]}
@@ -156,6 +187,13 @@ RUNS = {
                  (setting(PAPER), MADE | {"where": "bmm()", "followed": trace("minmax", "bmm()", "cosine")})),
     "cosine": ((setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s", "cosine")}),
                (setting(PAPER), {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")})),
+    "patches": ((setting(PAPER), FEWER | {"followed": fewer(8, 8)}), (setting(PAPER), FEWER | {"followed": fewer(8, 0)})),
+    "had back": ((setting(PAPER), HAD | {"followed": lambda p: Followed("weights", sure=True)}),
+                 (setting(PAPER), HAD | {"followed": lambda p: Followed("weights")})),
+    "taken": ((setting(PAPER), TAKEN | {"followed": taking("x.py:7 y")}), (setting(PAPER), TAKEN | {"followed": taking("")})),
+    "left out": ((window, {"many": 7, "few": 20}), (setting(PAPER), {"many": 7, "few": 20})),
+    "samples apart": ((number(hardest), {}), (setting(Variant(negatives="batch")), {})),
+    "neither": ((with_total(0.25), {"alone": 0.25}), (with_total(0.0), {"alone": 0.25})),
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
     "logits": ((number(angles), {"stage": "logits", **ONE}), (setting(Variant(no_norm="both")), {"stage": "logits", **ONE})),
     "grouping": ((number(apart), {"stage": "grouping", **ONE}), (setting(PAPER), {"stage": "grouping", **ONE})),
@@ -166,6 +204,7 @@ RUNS = {
     "spare factor": ((number(half_of), {}), (setting(SOFT), {})),
     "parallel": ((number(minus_parallel), {"tau": False}), (setting(PAPER), {"tau": False})),
     "factor of count": ((number(lambda p: cosines(p) * p.t.shape[1]), {}), (number(cosines), {})),
+    "zero pairs": ((number(lambda p: max(0.0, 1 - len(p.t[0]))), {}), (number(cosines), {})),
     "turning": ((number(with_lengths), {}), (setting(PAPER), {})),
     "gap": ((number(lambda p: 2 * entropy(p.t.shape[1], 1.7)), {"gap": 1.7, "factor": 2.0, "scale": 2.7}),
             (number(cosines), {"gap": 1.7, "factor": 2.0, "scale": 2.7})),
@@ -215,7 +254,7 @@ def test_withheld_or_weaker_where_it_is_false(kind):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_box_that_fails_hears_nothing_said_of_it(kind):
     text, door = run(lambda p: Answer(error="time: too slow"), kind, RUNS[kind][0][1])
-    assert not door.said or kind in ("followed", "cosine", "no gradients"), text
+    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "had back", "no gradients"), text
 
 
 def test_unknown_kind_is_an_error():
@@ -247,4 +286,7 @@ def test_a_headline_speaks_in_words_and_the_main_fault_comes_first(monkeypatch):
     assert "the same as if " in told and not re.search(r"\b[a-z]+\.[a-z_]+\b", told.replace("eq. ", "")), told
     alone = Diagnosis("conditional", ("B = 1", "at most 1 sample in a batch"), limits=(Limit("B", 1, 2, 64, 0.1, 0.1),))
     assert "B = 1" not in findings.sentence(alone, "fine", part)
+    blunt = Diagnosis("conditional", ("no flat rows", "at most 8 samples in a batch"), deviations=(flat,), clauses=said,
+                      limits=(Limit("B", 8, 9, 12, 0.1, 0.1, sharp=False),))
+    assert "where this holds" not in findings.sentence(blunt, "fine", part)  # there are sizes beyond at which it does not
     assert findings.sentence(Diagnosis("eq6"), "fine", part, one_of_two=True).startswith("Your fine-grained loss equals eq. 6")

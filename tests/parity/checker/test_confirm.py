@@ -199,6 +199,7 @@ RUNS = {
     "gradients right": (with_part(box(change=times("v", 2.0)), **BOTH), with_part(box(change=times("t", 2.0)), **BOTH)),
     "gradient off": (with_part(box(change=times("v", 2.0)), **PLACE), with_part(box(change=times("t", 2.0)), **PLACE)),
     "float32 alone": (with_part(box(Variant(factor=1 + 1e-7)), near=(1e-6, 1e-5)), with_part(box(), near=(1e-6, 1e-5))),
+    "rounded": (with_part(box(Variant(factor=1 + 1e-7)), near=(1e-6, 1e-5)), with_part(box(), near=(1e-6, 1e-5))),
     "nothing known": (with_part(box(), change=one_token), with_part(box())),
     "one token alone": (with_part(box(), change=one_token), with_part(box())),
     "does not hold": (with_part(box(OTHER), batch="padded", probe=confirm.fresh("padded")[0]),

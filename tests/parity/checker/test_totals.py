@@ -36,6 +36,18 @@ def test_total_of_faulty_losses_is_taken_apart():
     assert said(d) == ["logits.batch_negatives"] and d.lambdas == {"lambda_g": 0.5, "lambda_f": 1.0}
 
 
+def test_what_is_added_to_a_loss_is_no_global_loss():
+    """A tenth of the patches' mean length: one token of one caption has it too."""
+    def ask(probe):
+        r = evaluate(probe, Variant(), GlobalVariant())
+        more = 0.1 * float(np.linalg.norm(probe.v, axis=-1).mean())
+        return Answer({"fine": r.losses["fine"], "total": r.losses["fine"] + more}, {})
+
+    d = diagnose(ask)
+    assert d.verdict == "unexplained" and "Your total holds something that is neither eq. 1 nor eq. 6" in d.note
+    assert "Your global loss" not in d.note and "Your fine-grained loss equals eq. 6" in d.note
+
+
 def test_losses_beside_their_total():
     d = diagnose(box(Variant(), GlobalVariant("unit", "mean"), (0.5, 1.0), names=("fine", "total")))
     assert said(d) == ["global.pools_normalised"] and d.lambdas == {"lambda_g": 0.5, "lambda_f": 1.0}

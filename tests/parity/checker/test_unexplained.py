@@ -1,6 +1,7 @@
 """Faults that no deviation describes: located at their stage, called unexplained."""
 
 import math
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,10 +9,14 @@ import torch
 import torch.nn.functional as F
 from boxes import divide, entropy, plain, wrapped
 
-from parity.checker.diagnosis.diagnose import diagnose
+from parity.checker.diagnosis.asking import Box
+from parity.checker.diagnosis.diagnose import Diagnosis, diagnose, nearly
+from parity.checker.diagnosis.explain import Explanation, Reader
+from parity.checker.diagnosis.placing import differing, place_of
 from parity.checker.diagnosis.switches import Variant
 from parity.checker.diagnosis.traced import follow
 from parity.checker.diagnosis.variants import evaluate
+from parity.checker.page.sheet import Report
 from parity.checker.probes import PROBES, Answer
 
 
@@ -22,6 +27,12 @@ def column_range(s):
 
 def top(h, k=3):
     return h * (h >= h.topk(min(k, h.shape[2]), 2).values[..., -1:])
+
+
+def hinge(z):
+    """Of logits: 1/tau is 2.7 where cosines are 0 and 1."""
+    gap = torch.relu(2 + z - z.diagonal(dim1=1, dim2=2)[..., None])
+    return torch.where(torch.eye(z.shape[1], dtype=torch.bool), 0.0, gap).sum(2)
 
 
 OUTSIDE = [
@@ -45,6 +56,7 @@ OUTSIDE = [
     ("logits", {"logits": lambda c, u, theta: 20 * torch.tanh(theta.exp() * (c @ u.mT) / 20)}),
     ("logits", {"ce": lambda vt, tv: entropy(vt, tv.nan_to_num(neginf=-1e9) * 0.3)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv) ** 2}),
+    ("loss", {"ce": lambda vt, tv: hinge(vt) + hinge(tv)}),
     ("loss", {"ce": lambda vt, tv: entropy(vt, tv).exp() - 1}),
     ("reduction", {"mean": lambda each, mask: (torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1).sqrt()).mean()}),
     ("reduction", {"mean": lambda each, mask: torch.where(mask, each, 0.0).sum()}),
@@ -79,6 +91,36 @@ def test_a_fault_of_padding_that_is_outside():
 
     d = diagnose(wrapped(plain, logits=logits))
     assert d.verdict == "unexplained" and d.stage == "logits", d.note
+
+
+def test_samples_that_do_not_compete_meet_in_their_losses():
+    def hardest(each, mask):
+        loss = torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1)
+        return (torch.softmax(loss.detach(), 0) * loss).sum()
+
+    d = diagnose(wrapped(plain, mean=hardest))
+    assert d.stage == "reduction" and "how the samples' losses are put together" in d.note, d.note
+
+
+def in_float32(each, mask):
+    """The mean over tokens, its weights divided in float32."""
+    share = (mask.float() / mask.float().sum(1, keepdim=True).clamp(min=1)).double()
+    return (share * torch.where(mask, each, 0.0)).sum() / len(mask)
+
+
+@pytest.mark.parametrize("how, near", [({"mean": in_float32}, True), ({"weigh": lambda h: divide(h**3)}, False)])
+def test_rounding_on_the_way_is_told_from_another_loss(how, near):
+    read = Reader(Box(wrapped(plain, **how)), "fine")
+    assert nearly(SimpleNamespace(name="fine", read=read, how=Explanation())) == near
+
+
+@pytest.mark.slow
+def test_a_number_rounded_to_float32_hides_nothing():
+    """A mask divided in float32, and padded keys that compete."""
+    d = diagnose(wrapped(plain, mean=in_float32, fill=0.0))
+    assert [x.id for x in d.deviations if x.id.startswith("logits")] == ["logits.padding_filled_zero"], d.note
+    assert "holds to rounding of float32" in d.note and d.rounding == (1e-6, 1e-5)
+    assert "float32" not in diagnose(wrapped(plain, fill=0.0)).note
 
 
 def test_noise_is_not_explained():
@@ -123,3 +165,33 @@ def test_watching_is_used_where_the_box_allows_it():
 
     d = diagnose(ask)
     assert d.verdict == "eq6" and [x.id for x in d.harmless] == ["similarity.tokens_normalised"]
+
+
+def test_what_is_inside_a_line_leaves_stages_open():
+    """Of variables alone the first array that is missing may be any step of a line; the groups say which."""
+    def place(groups):
+        def ask(probe, trace=False):
+            s = probe.t @ np.swapaxes(probe.v, 1, 2)
+            h = s - s.min(-1, keepdims=True)
+            h = np.where(h >= h.max(-1, keepdims=True) / h.shape[-1], h, 0) ** 3
+            seen = [("f.py:1 s", s), *[("f.py:2 c", h @ probe.v)] * groups]
+            return Answer({"fine": 1.0}, {}, seen if trace else None)
+
+        read = Reader(Box(ask), "fine")
+        return place_of(read.box, SimpleNamespace(name="fine", read=read, how=Explanation()), [])
+
+    seen = place(False)
+    assert (seen.stage, seen.open) == ("minmax", ("threshold", "weights", "grouping"))
+    seen = place(True)
+    assert (seen.stage, seen.open) == ("weights", ())
+    report = Report("x", Diagnosis("unexplained", stage="minmax", stage_open=("threshold", "weights")))
+    assert report.summary.endswith("first at minmax or threshold or weights")
+    assert report.to_dict()["stage_open"] == ["threshold", "weights"]
+
+
+@pytest.mark.parametrize("name", ["single", "single_again", "unit_single"])
+def test_the_sample_that_shows_it_is_watched(name):
+    def ask(probe):
+        return Answer({"fine": evaluate(probe, Variant(), grad=False).losses["fine"] + 0.1 * (probe.name == name)})
+
+    assert differing(Reader(Box(ask), "fine")).name == name

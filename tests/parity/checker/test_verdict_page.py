@@ -50,7 +50,7 @@ def report(**changes):
                 {"probe": "flat", "shows": "a flat row", "loss": None, "gradient": 2e-15}],
         "reproduced_to": 3e-15, "losses": {"fine": "explained"}, "lambdas": {}, "stages": [], "half": {}, "memory": None,
         "error": None, "seconds": 6.2, "calls": 127, "runs_in": "process", "versions": {"torch": "2.13.0"},
-        "sentences": {"said": 5, "weaker": 1, "withheld": 2}, "stage_seen": True,
+        "sentences": {"said": 5, "weaker": 1, "withheld": 2}, "stage_seen": True, "stage_open": [], "floors": [],
     } | changes
 
 
