@@ -101,7 +101,7 @@ def test_the_spread_is_that_of_the_model(ran):
             values = [ran.finals[s, key][name] for s in SEEDS]
             assert (mean, sd, n) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 2), name
     assert measured["command"] == (f"sparc-ref demo{' --data drawn' * (ran.world == 'drawn')} --seed {SEEDS[0]} --seeds 2 "
-                                   f"--steps {STEPS}")
+                                   f"--steps {STEPS} --examples {EXAMPLES}")
     assert measured["recipe"]["examples"] == EXAMPLES, "a spread is that of so many examples"
 
 

@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pages import Tables
 
 from sparc_ref.commands import cli
 from sparc_ref.commands.report import home, report, runs_in
@@ -55,6 +56,9 @@ def test_the_numbers_are_those_of_the_data_that_the_run_remembers(run, capsys):
         assert f"{100 * numbers[key]:.1f} %" in shown and f"{100 * numbers[key]:.1f}&nbsp;%" in page
     assert f"sparc-ref train --data drawn?style=short&amp;count=9 --out {run}" in page and "sparc-ref report" in page
     assert "Grounding gap" in page and "metrics.jsonl" in page
+    page = quiet([run], data=["drawn?style=short"], limit=4)
+    assert "4 pictures and 4 captions" in page
+    assert f"sparc-ref report {run} --data &#x27;drawn?style=short&#x27; --limit 4" in page
 
 
 def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
@@ -62,6 +66,8 @@ def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
     page = quiet([run, other], out=tmp_path / "both.html", data=["drawn?count=5"])
     assert (tmp_path / "both.html").exists() and f"{other}</th>" in page and "lambda_f ≠" in page
     assert "5 pictures and 5 captions" in page
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table if len(row) == 3}
+    assert rows["size"] == ["16", "16"], "both of the first run"
 
 
 def test_a_checkpoint_keeps_its_folder_clean(run, tmp_path):

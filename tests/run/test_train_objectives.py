@@ -15,7 +15,8 @@ from sparc_ref.model import PRESETS, SPARCConfig, forward, forward_with, init_pa
 from sparc_ref.objectives import sparc
 from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes
 from sparc_ref.objectives.pacl import embed
-from sparc_ref.run import measure
+from sparc_ref.run import examples, measure
+from sparc_ref.run.examples import explain_examples
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, objective_of, read_metrics
 from sparc_ref.run.train import TrainConfig, train
@@ -73,6 +74,11 @@ def test_localisation_reads_the_patches_that_pacl_compares(tmp_path, monkeypatch
     local = {"mass", "pointing", "iou", "choice", "miou", "miou_caption"}
     assert {k: got[k] for k in local} == {k: by_hand[k] for k in local} != {k: plain[k] for k in local}
     assert {k: got[k] for k in ("i2t_r1", "grounding_gap")} == {k: plain[k] for k in ("i2t_r1", "grounding_gap")}
+    monkeypatch.undo()
+    (shown,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2], objective=objective)
+    monkeypatch.setattr(examples, "images_of", embedded)
+    (wanted,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2])
+    assert np.array_equal(shown.weights, wanted.weights), "the maps are of those patches too"
 
 
 def test_every_parameter_of_an_objective_moves(tmp_path):
