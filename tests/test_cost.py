@@ -145,17 +145,18 @@ ORDER = {"CLIP": "clip", "SPARC": "sparc", "MGCA": "mgca", "PACL": "pacl", "FILI
 ASKED = [(("--preset", "vit_b_32", "--batch", "64", "128", "--devices", "4"), ("vit_b_32", (64, 128), 4, "paper", None)),
          (("--preset", "tiny", "--batch", "96", "--devices", "2", "--form", "reference", "--tokens", "9"),
           ("tiny", (96,), 2, "reference", 9)),
+         (("--batch", "2048", "--devices", "1"), ("vit_b_16", (2048,), 1, "paper", None)),
          ((), ("vit_b_16", cost.BATCHES, 256, "paper", None))]
 
 
-@pytest.mark.parametrize("options, asked", ASKED, ids=["paper", "reference", "default"])
+@pytest.mark.parametrize("options, asked", ASKED, ids=["paper", "reference", "one device", "default"])
 def test_every_cell_of_the_table_and_every_point_of_the_figure(options, asked, capsys, monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: drawn.append(figure) or b"")
     assert cli.run(["cost", *options, "--out", str(tmp_path / "c.png")]) == 0
     out = capsys.readouterr().out
     preset, batches, devices, form, tokens = asked
-    assert f"One step on one of {devices} devices, {preset}, {form} form" in out
+    assert f"One step on one of {devices} device{'s' * (devices > 1)}, {preset}, {form} form" in out
     rows = re.findall(r"^ +(\d+)  (\S+) +" + r" +".join([r"([\d.]+)"] * 7) + "$", out, re.M)
     assert [(int(batch), label) for batch, label, *_ in rows] == [(batch, label) for batch in batches for label in ORDER]
     known = {(label, batch): cost.step_cost(PRESETS[preset], ObjectiveConfig(name), batch, devices, form=form, tokens=tokens)
@@ -165,9 +166,10 @@ def test_every_cell_of_the_table_and_every_point_of_the_figure(options, asked, c
         numbers = (c.flops / 1e12, c.loss_flops / 1e12, c.flops / clip.flops, c.memory / 1e6, c.loss_memory / 1e6,
                    c.gathered / 1e6, c.reduced / 1e6)
         assert cells == [f"{x:.{d}f}" for x, d in zip(numbers, (3, 3, 3, 0, 0, 1, 1))], (batch, label)
-    assert len({*rows[-1]}) == 9, "the case can tell"
+    assert len({*rows[-1]}) == 9 or devices == 1, "the case can tell"
 
-    panels = [("TFLOP", lambda c: c.flops / 1e12), ("Memory", lambda c: c.memory / 1e9), ("for the loss", lambda c: c.gathered / 1e9)]
+    panels = [("TFLOP", lambda c: c.flops / 1e12), ("Memory", lambda c: c.memory / 1e9),
+              ("for the loss", lambda c: c.gathered / 1e9)]
     for axis, (title, of_cost) in zip(drawn[0].axes, panels, strict=True):
         lines = {line.get_label(): line for line in axis.lines if line.get_label() in ORDER}
         assert title in axis.get_title() and list(lines) == list(ORDER)
@@ -176,7 +178,7 @@ def test_every_cell_of_the_table_and_every_point_of_the_figure(options, asked, c
         for label, line in lines.items():
             assert list(line.get_xdata()) == list(batches)
             assert list(line.get_ydata()) == [of_cost(known[label, batch]) for batch in batches], (title, label)
-        circles = [line for line in axis.lines if line.get_marker() == "o" and line.get_linestyle() == "None" and len(line.get_xdata())]
+        circles = [line for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
         wanted = cost.TABLE_11 if not options and title != "for the loss" else {}
         assert len(circles) == len(wanted)
         for line in circles:
@@ -193,7 +195,8 @@ def reported(name, title):
 def test_every_cell_of_table_11(capsys):
     assert cli.run(["cost", "--paper"]) == 0
     out = capsys.readouterr().out
-    rows = re.findall(r"^ +(\S+) +(\d+) +([\d.]+) +([\d.]+) +([+-][\d.]+%) +([\d.]+) +([\d.]+) +(?:miss +)?(\d+) +(\d+)$", out, re.M)
+    number = r" +([\d.]+)"
+    rows = re.findall(rf"^ +(\S+) +(\d+){number}{number} +([+-][\d.]+%){number}{number} +(?:miss +)?(\d+) +(\d+)$", out, re.M)
     assert len(rows) == 22
     for label, batch, *cells in rows:
         c, clip = of(ORDER[label], int(batch)), of("clip", int(batch))

@@ -129,7 +129,7 @@ def test_text_and_page_say_what_is_not_comparable_and_escape_names():
 
 
 def test_every_cell_of_results_with_several_numbers():
-    """Two models, two data sets of other sizes: each column its own number, each cell its own size; notes and what is left over."""
+    """Two models, two data sets of other sizes: each column its own number, each cell its own size."""
     keys = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
 
     def measured(data, start, examples):

@@ -1,4 +1,4 @@
-"""What the tasks' pictures are asked to show: each picture with its own words, truth and numbers, computed again from the model."""
+"""What the tasks' pictures are asked to show: each with its own words, truth and numbers, computed again from the model."""
 
 from collections import Counter
 from types import SimpleNamespace
@@ -14,14 +14,14 @@ from sparc_ref.show import plots, sheets
 from sparc_ref.tasks import classification, faithfulness, retrieval, segmentation
 from sparc_ref.tasks.spec import open_data
 
+WRONG = {1: 3, 4: 0}                                              # the first is seen as the second
+
 
 class Mistaken(Knows):
-    """Takes some pictures for others: of each pair the first number is seen as the second."""
-
-    wrong = {1: 3, 4: 0}
+    """Takes some pictures for others."""
 
     def images(self, pictures):
-        seen = [self.wrong.get(number_of(p), number_of(p)) for p in pictures]
+        seen = [WRONG.get(number_of(p), number_of(p)) for p in pictures]
         v = self.directions[seen]
         return {"v_bar": v, "v": v[:, None]}
 
@@ -63,9 +63,9 @@ def test_classified_pictures_stand_beside_what_they_were_taken_for(tmp_path, ask
     right, wrong = rows.values()
     assert [(number_of(t.image), t.said, t.truth) for t in right] == [(n, f"number {n}", "") for n in (0, 0, 2, 2, 3, 3)]
     assert [(number_of(t.image), t.said, t.truth) for t in wrong] == [
-        (n, f"number {Mistaken.wrong[n]}", f"is: number {n}") for n in (1, 1, 4, 4)]
+        (n, f"number {WRONG[n]}", f"is: number {n}") for n in (1, 1, 4, 4)]
     _, pairs, classes = asked_for["confusions"][0].args
-    assert pairs == {(n, Mistaken.wrong.get(n, n)): 2 for n in range(5)} and classes == tuple(f"number {n}" for n in range(5))
+    assert pairs == {(n, WRONG.get(n, n)): 2 for n in range(5)} and classes == tuple(f"number {n}" for n in range(5))
 
 
 def test_what_is_found_first_stands_beside_what_was_asked(tmp_path, asked_for):
@@ -79,7 +79,7 @@ def test_what_is_found_first_stands_beside_what_was_asked(tmp_path, asked_for):
     kept = [n for n in range(9) if n not in (2, 8)]
     texts = [text for n in kept for text in captions[n]]
     own = {text: n for n in kept for text in captions[n]}
-    v = unit(np.array([model.directions[Mistaken.wrong.get(n, n)] for n in kept]))
+    v = unit(np.array([model.directions[WRONG.get(n, n)] for n in kept]))
     s = v @ unit(model.texts(texts)["t"][:, 0]).T
     (title, i2t), (other, t2i) = (call.args for call in asked_for["found_for"])
     assert "pictures and the captions nearest" in title and "captions and the pictures nearest" in other
@@ -118,7 +118,8 @@ class Told(Knows):
 
 @pytest.mark.parametrize("choice, score", [("", "0.80"), ("?ref=max", "0.60")])
 def test_the_first_caption_stands_under_its_picture_with_its_score(tmp_path, monkeypatch, choice, score):
-    spec = caption_layouts(tmp_path, [(f"{n}.png", png(n)) for n in (3, 0, 1, 2)], [CAPTIONS[n] for n in (3, 0, 1, 2)])["captions"]
+    order = (3, 0, 1, 2)
+    spec = caption_layouts(tmp_path, [(f"{n}.png", png(n)) for n in order], [CAPTIONS[n] for n in order])["captions"]
     put(tmp_path / "images" / "3.png", b"broken")
     figures = []
     monkeypatch.setattr(plots, "png", lambda figure, dpi=150: figures.append(figure) or b"")
