@@ -11,10 +11,10 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparc_ref import align_patches, encode_images, encode_texts, init_params
-from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, to_images
+from sparc_ref.data import DrawnScenes, Example, Region, UnigramTokenizer, WordTokenizer, to_images
 from sparc_ref.model import PRESETS
 from sparc_ref.run.checkpoint import CheckpointError
-from sparc_ref.run.examples import explain_caption, words_of
+from sparc_ref.run.examples import explain_caption, explain_example, words_of
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, read_metrics
 from sparc_ref.run.sources import remembered
@@ -130,6 +130,10 @@ def test_a_word_is_the_mean_of_its_pieces():
         assert "".join(pieces[i] for i in at) == word
         np.testing.assert_allclose(weights, trace["weights"][0, at].mean(0), rtol=1e-6)
         np.testing.assert_allclose(minmax, trace["minmax"][0, at].mean(0), rtol=1e-6, atol=1e-7)
+    start, end = SPLIT.encode(caption).offsets[next(i for i, piece in pieces.items() if "dog".startswith(piece))]
+    region = Region("dog", np.ones((16, 16), bool), ((0, start, end),))
+    told = explain_example(params, config, SPLIT, Example(image, (caption,), (region,)))
+    assert told.objects.tolist() == [-1, 0, -1, -1], "one of its pieces names the region"
     assert seen.weights.sum(-1) == pytest.approx(np.ones(4)) and f"mean of {seen.pieces[1]} pieces" in table(seen)
 
 
@@ -172,8 +176,9 @@ def test_explain_says_what_its_maps_are_worth(run, photo, tmp_path, monkeypatch)
     explain(other, photo, "a red circle", tmp_path / "out.png", say=said.append)
     assert "(Measured now, on 64 examples of drawn-test.)" in said[-2]
     numbers = evaluate(*load_run(other)[:2], DrawnScenes("test", 16, 64, style="short"), tokenizer)
-    assert (f"Grounding gap {numbers['grounding_gap']:.3f} nats: the fine-grained loss is {numbers['fine_loss']:.3f} with the true "
-            f"pictures, {numbers['fine_loss_shuffled']:.3f} with shuffled ones") in said[-2]
+    gap, true, shuffled = (numbers[name] for name in ("grounding_gap", "fine_loss", "fine_loss_shuffled"))
+    assert (f"Grounding gap {gap:.3f} nats: the fine-grained loss is {true:.3f} with the true pictures, {shuffled:.3f} with "
+            "shuffled ones") in said[-2]
 
 
 def test_the_table_says_what_evenly_spread_weights_would_be():

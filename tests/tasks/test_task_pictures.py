@@ -1,11 +1,13 @@
 """What the tasks' pictures are asked to show: each with its own words, truth and numbers, computed again from the model."""
 
+import io
 from collections import Counter
 from types import SimpleNamespace
 
 import numpy as np
 import pytest
 from made_sets import Knows, caption_layouts, colour, png, put
+from PIL import Image
 
 pytest.importorskip("matplotlib")
 
@@ -147,8 +149,6 @@ class Painted:
 
 def test_masks_are_those_of_their_picture_and_head(tmp_path, asked_for):
     """Truths that are not square, a pixel that is not counted, a mask that cannot be read."""
-    from PIL import Image
-
     rng, truths = np.random.default_rng(5), []
     for i in range(4):
         truth = np.kron(rng.integers(0, 3, (2, 2)), np.ones((8, 16), int)).astype(np.uint8)
@@ -175,10 +175,37 @@ def test_masks_are_those_of_their_picture_and_head(tmp_path, asked_for):
         assert np.array_equal(np.argmax(centres, -1), truth[4::8, 8::16])
 
 
-def test_where_a_part_of_a_set_is_drawn_it_is_named_so(tmp_path, asked_for):
+def test_where_nothing_is_confused_no_confusions_are_drawn(tmp_path, asked_for):
     for n in range(3):
         put(tmp_path / "set" / f"number_{n}" / "0.png", png(n))
     r = measured(classification, f"folders:{tmp_path / 'set'}", Knows(), tmp_path)
-    assert r.pictures == ("predictions.png",), "nothing is confused"
+    assert r.pictures == ("predictions.png",)
     assert Counter(number_of(t.image) for t in next(iter(asked_for["sheet"][0].args[1].values()))) == Counter(range(3))
-    assert colour(2) == (80, 0, 0)
+
+
+def wide(n, others):
+    """A picture of number n in its middle third, of another number beside it."""
+    image = Image.new("RGB", (24, 8), colour(others))
+    image.paste(colour(n), (8, 0, 16, 8))
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+def test_pictures_are_drawn_as_the_model_saw_them(tmp_path, asked_for, monkeypatch):
+    """Their middle squares."""
+    for n in range(3):
+        put(tmp_path / "set" / f"number_{n}" / "0.png", wide(n, 7 - n))
+    assert measured(classification, f"folders:{tmp_path / 'set'}?eval_resize=crop", Knows(), tmp_path).numbers["top1"] == 1
+    assert [number_of(t.image) for rows in asked_for["sheet"][0].args[1].values() for t in rows] == [0, 1, 2]
+    captions = [CAPTIONS[n] for n in range(3)]
+    spec = caption_layouts(tmp_path, [(f"{n}.png", wide(n, 7 - n)) for n in range(3)], captions)["captions"]
+    spec += "?eval_resize=crop"
+    measured(retrieval, spec, Told(), tmp_path)
+    i2t, t2i = (call.args[1] for call in asked_for["found_for"])
+    assert [number_of(row.query) for row in i2t] == [0, 1, 2]
+    assert {number_of(image) for row in t2i for image, *_ in row.answers} == {0, 1, 2}
+    figures = []
+    monkeypatch.setattr(plots, "png", lambda figure, dpi=150: figures.append(figure) or b"")
+    measured(faithfulness, spec, Told(), tmp_path)
+    assert [number_of(ax.images[0].get_array()[100:, 100:]) for ax in figures[0].axes] == [0, 1, 2]
