@@ -208,4 +208,4 @@ def test_pictures_are_drawn_as_the_model_saw_them(tmp_path, asked_for, monkeypat
     figures = []
     monkeypatch.setattr(plots, "png", lambda figure, dpi=150: figures.append(figure) or b"")
     measured(faithfulness, spec, Told(), tmp_path)
-    assert [number_of(ax.images[0].get_array()[100:, 100:]) for ax in figures[0].axes] == [0, 1, 2]
+    assert [number_of(ax.images[0].get_array()[100:, 60:]) for ax in figures[0].axes] == [0, 1, 2]
