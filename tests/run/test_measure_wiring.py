@@ -283,6 +283,14 @@ def test_the_case_can_tell(plain, other):
     assert len(named) > len(set(named)) and GRID[0] != GRID[1]
 
 
+def test_what_is_not_said_is_as_the_docstring_has_it(plain):
+    params, got, _ = plain
+    assert got == evaluate(
+        params, PLAIN, DATA, TOKENIZER, None, 64, captions=None, prompts=("name", "caption"), upsample="nearest",
+        average="per_image", background="in_union", on="cover", head="paper", grounding=512, shuffles=4, seed=0, shards=1,
+        objective=None)
+
+
 def test_retrieval(plain, other):
     agree(plain[1], retrieval(plain[2]))
     agree(other[1], retrieval(other[2]))

@@ -13,7 +13,7 @@ from sparc_ref.data import DrawnScenes, WordTokenizer
 from sparc_ref.evaluate.retrieval import retrieval, retrieval_of_scores
 from sparc_ref.model import PRESETS, SPARCConfig, forward, forward_with, init_params, parameter_shapes
 from sparc_ref.objectives import sparc
-from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes
+from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes, scores_of
 from sparc_ref.objectives.pacl import embed
 from sparc_ref.run import examples, measure
 from sparc_ref.run.examples import explain_examples
@@ -79,6 +79,21 @@ def test_localisation_reads_the_patches_that_pacl_compares(tmp_path, monkeypatch
     monkeypatch.setattr(examples, "images_of", embedded)
     (wanted,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2])
     assert np.array_equal(shown.weights, wanted.weights), "the maps are of those patches too"
+
+
+@pytest.mark.parametrize("objective", [o for o in OTHERS if scores_of(o)], ids=lambda o: f"{o.objective}-{OTHERS.index(o)}")
+def test_scores_some_pictures_at_a_time_are_those_of_all(objective, rng):
+    """Captions in batches of other lengths, pictures in blocks that end anywhere; which of the two asks is kept apart."""
+    scores, D = scores_of(objective), CONFIG.embed_dim
+    own = init_own(objective, D, rng, "float64")
+    v, v_bar, t_bar = rng.normal(size=(13, 4, D)), rng.normal(size=(13, D)), rng.normal(size=(9, D))
+    words = [(rng.normal(size=(m, length, D)), np.arange(length) < rng.integers(1, length + 1, (m, 1)))
+             for m, length in ((2, 3), (4, 6), (3, 2))]
+    starts = np.cumsum([0, 2, 4])
+    parts = [scores(own, v, t, mask, v_bar, t_bar[a:a + len(t)]) for a, (t, mask) in zip(starts, words)]
+    wanted = [np.concatenate(each, 1) for each in zip(*parts)]
+    for got, known in zip(measure.scored(scores, own, v, words, v_bar, t_bar, pictures=5), wanted, strict=True):
+        np.testing.assert_allclose(got, known, rtol=1e-9, atol=1e-12)
 
 
 def test_every_parameter_of_an_objective_moves(tmp_path):

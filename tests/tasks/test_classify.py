@@ -130,7 +130,9 @@ def test_a_limit_is_spread_over_the_classes(tmp_path):
     got = run(f"folders:{path}", limit=24)
     assert got.examples == 24 and got.numbers["top1"] < 0.5 and "24 pictures, evenly spread" in " ".join(got.notes)
     right = folders(tmp_path / "b", [f"number_{n}" for n in range(6)], each=10)
-    assert run(f"folders:{right}", limit=13).numbers["top1"] == 1, "labels are those of these pictures"
+    put(right / "number_0" / "0.png", b"broken")
+    got = run(f"folders:{right}", limit=13)
+    assert got.numbers["top1"] == 1 and "12 pictures, evenly" in got.notes[-1], "labels are those of these pictures"
 
 
 def test_classes_without_a_folder_are_no_candidates(tmp_path):
