@@ -241,3 +241,9 @@ def test_hashes_that_no_run_wrote(pixels):
     old = {name: value for name, value in batches.state().items() if name != "pixels"}
     batches.restore(old)                                          # what an earlier version wrote
     next(batches)
+
+
+def test_each_batch_of_an_epoch_draws_its_own_captions():
+    batches = Batches(DATA, WORDS, 10, seed=3, max_tokens=12)
+    drawn = {tuple(next(batches).caption.tolist()) for _ in range(batches.per_epoch)}
+    assert len(drawn) == batches.per_epoch == 5
