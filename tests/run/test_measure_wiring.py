@@ -328,6 +328,11 @@ def test_the_grounding_gap_of_all_pictures(plain):
     assert abs(got["fine_loss_shuffled"] - np.mean(shifted)) < 5 * spread / 4**0.5 and 0 < got["grounding_gap_sd"] < 4 * spread
 
 
+def test_the_grounding_gap_of_pictures_that_end_within_a_batch(plain):
+    params, _, e = plain
+    agree(evaluate(params, PLAIN, DATA, TOKENIZER, batch=5, grounding=7), {"fine_loss": fine_losses(e, PLAIN, 7)(range(7))})
+
+
 def test_batches_change_nothing_but_what_is_drawn_for_them(plain, other):
     """Batches hold unequal numbers of captions and tokens, and some classes are named in one of them alone."""
     drawn = {f"miou{c}{f}_chance" for c in ("", "_caption") for f in ("", "_foreground")}

@@ -10,7 +10,7 @@ from witness import close
 from sparc_ref import model
 from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, WordTokenizer
-from sparc_ref.evaluate.retrieval import retrieval, retrieval_of_scores
+from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
 from sparc_ref.model import PRESETS, SPARCConfig, forward, forward_with, init_params, parameter_shapes
 from sparc_ref.objectives import sparc
 from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes, scores_of
@@ -237,3 +237,26 @@ def test_the_command_evaluate_knows_the_objective(tmp_path, capsys):
 def test_settings_survive_json():
     assert all(objective_of({"objective": json.loads(json.dumps(asdict(o)))}) == o for o in OTHERS)
     assert model.own_params({"theta": 1, "theta_pool": 2}, SPARCConfig()) == {"theta": 1}
+
+
+def test_a_batch_of_one_teaches_no_objective_that_tells_pairs_apart(tmp_path):
+    said = []
+    train(CONFIG, TrainConfig(steps=1, batch=1, eval_every=0), [DATA], TOKENIZER, tmp_path / "run", say=said.append,
+          objective=ObjectiveConfig("clip"))
+    assert any("a batch of one: clip has no other caption or picture to tell apart" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["filip", "pacl", "flair"])
+def test_native_numbers_and_their_chance_by_hand(name, rng):
+    """Two captions of each picture, four pictures at a time; PACL's own embedding is within its score, once."""
+    objective, data = ObjectiveConfig(name), DrawnScenes(size=16, count=9, style="short", captions=2)
+    own = {n: rng.normal(size=s) for n, s in own_shapes(objective, CONFIG.embed_dim).items()}
+    params = init_params(CONFIG, rng, "float64") | own
+    got = evaluate(params, CONFIG, data, TOKENIZER, batch=4, objective=objective)
+    image = measure.images_of(params, CONFIG, [data[i] for i in range(9)])
+    tokens, mask = TOKENIZER.batch([text for i in range(9) for text in data[i].captions], CONFIG.max_tokens)
+    text, owner = measure.texts_of(params, CONFIG, tokens, mask), np.repeat(np.arange(9), 2)
+    i2t, t2i = scores_of(objective)(own, image["v"], text["t"], mask, image["v_bar"], text["t_bar"])
+    wanted = retrieval_of_scores(i2t, t2i, owner)
+    wanted |= {f"{key}_chance": x for key, x in retrieval_chance(owner, 9).items()}
+    assert {key: got[f"native_{key}"] for key in wanted} == pytest.approx(wanted)
