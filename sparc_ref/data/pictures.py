@@ -112,7 +112,7 @@ class PictureScenes:
         if not 0 <= index < self.count:
             raise IndexError(f"scene {index} of {self.count}")
         draws, size = Draws(self.seed, SPLITS[self.split], index), self.size
-        n = draws.between(1, 4)
+        n = draws.between(*self.objects)
         chosen: list[int] = []
         while len(chosen) < n:
             pick = draws.below(len(self.classes))
