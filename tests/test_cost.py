@@ -2,6 +2,7 @@
 
 import importlib.util
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -137,3 +138,98 @@ def test_the_command_prints_every_objective_and_draws(capsys, tmp_path):
     assert Image.open(tmp_path / "c.png").size[0] > 1000
     assert cli.run(["cost", "--batch", "100"]) == 2
     assert "--batch: expected a multiple of 256 devices, got 100" in capsys.readouterr().err
+
+
+ORDER = {"CLIP": "clip", "SPARC": "sparc", "MGCA": "mgca", "PACL": "pacl", "FILIP": "filip", "CLIP+FILIP": "clip_filip",
+         "GLoRIA": "gloria", "SigLIP": "siglip", "FLAIR": "flair"}  # fmt: skip
+ASKED = [(("--preset", "vit_b_32", "--batch", "64", "128", "--devices", "4"), ("vit_b_32", (64, 128), 4, "paper", None)),
+         (("--preset", "tiny", "--batch", "96", "--devices", "2", "--form", "reference", "--tokens", "9"),
+          ("tiny", (96,), 2, "reference", 9)),
+         (("--batch", "2048", "--devices", "1"), ("vit_b_16", (2048,), 1, "paper", None)),
+         ((), ("vit_b_16", cost.BATCHES, 256, "paper", None))]
+
+
+@pytest.mark.parametrize("options, asked", ASKED, ids=["paper", "reference", "one device", "default"])
+def test_every_cell_of_the_table_and_every_point_of_the_figure(options, asked, capsys, monkeypatch, tmp_path):
+    drawn = []
+    monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: drawn.append(figure) or b"")
+    assert cli.run(["cost", *options, "--out", str(tmp_path / "c.png")]) == 0
+    out = capsys.readouterr().out
+    preset, batches, devices, form, tokens = asked
+    assert f"One step on one of {devices} device{'s' * (devices > 1)}, {preset}, {form} form" in out
+    rows = re.findall(r"^ +(\d+)  (\S+) +" + r" +".join([r"([\d.]+)"] * 7) + "$", out, re.M)
+    assert [(int(batch), label) for batch, label, *_ in rows] == [(batch, label) for batch in batches for label in ORDER]
+    known = {(label, batch): cost.step_cost(PRESETS[preset], ObjectiveConfig(name), batch, devices, form=form, tokens=tokens)
+             for label, name in ORDER.items() for batch in batches}
+    for batch, label, *cells in rows:
+        c, clip = known[label, int(batch)], known["CLIP", int(batch)]
+        numbers = (c.flops / 1e12, c.loss_flops / 1e12, c.flops / clip.flops, c.memory / 1e6, c.loss_memory / 1e6,
+                   c.gathered / 1e6, c.reduced / 1e6)
+        assert cells == [f"{x:.{d}f}" for x, d in zip(numbers, (3, 3, 3, 0, 0, 1, 1))], (batch, label)
+    assert len({*rows[-1]}) == 9 or devices == 1, "the case can tell"
+
+    panels = [("TFLOP", lambda c: c.flops / 1e12), ("Memory", lambda c: c.memory / 1e9),
+              ("for the loss", lambda c: c.gathered / 1e9)]
+    for axis, (title, of_cost) in zip(drawn[0].axes, panels, strict=True):
+        lines = {line.get_label(): line for line in axis.lines if line.get_label() in ORDER}
+        assert title in axis.get_title() and list(lines) == list(ORDER)
+        styles = {(line.get_color(), line.get_linestyle(), line.get_marker()) for line in lines.values()}
+        assert len(styles) == len({colour for colour, *_ in styles}) == len(lines), "no two look alike"
+        for label, line in lines.items():
+            assert list(line.get_xdata()) == list(batches)
+            assert list(line.get_ydata()) == [of_cost(known[label, batch]) for batch in batches], (title, label)
+        circles = [line for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
+        wanted = cost.TABLE_11 if not options and title != "for the loss" else {}
+        assert len(circles) == len(wanted)
+        for line in circles:
+            (label,) = [label for label, other in lines.items() if other.get_color() == line.get_markeredgecolor()]
+            assert list(line.get_ydata()) == pytest.approx(reported(ORDER[label], title)), (title, label)
+            assert list(line.get_xdata()) == list(cost.BATCHES[:len(line.get_xdata())])
+
+
+def reported(name, title):
+    flops, megabytes = cost.TABLE_11.get(name, ((), ()))
+    return list(flops) if title == "TFLOP" else [x / 1000 for x in megabytes]
+
+
+def test_every_cell_of_table_11(capsys):
+    assert cli.run(["cost", "--paper"]) == 0
+    out = capsys.readouterr().out
+    number = r" +([\d.]+)"
+    rows = re.findall(rf"^ +(\S+) +(\d+){number}{number} +([+-][\d.]+%){number}{number} +(?:miss +)?(\d+) +(\d+)$", out, re.M)
+    assert len(rows) == 22
+    for label, batch, *cells in rows:
+        c, clip = of(ORDER[label], int(batch)), of("clip", int(batch))
+        i = cost.BATCHES.index(int(batch))
+        flops, mb = (x[i] for x in cost.TABLE_11[ORDER[label]])
+        assert cells == [f"{c.flops / 1e12:.3f}", f"{flops:.2f}", f"{c.flops / 1e12 / flops - 1:+.1%}",
+                         f"{(c.flops - clip.flops) / 1e12:.3f}", f"{flops - cost.TABLE_11['clip'][0][i]:.2f}",
+                         f"{c.memory / 1e6:.0f}", f"{mb}"], (label, batch)
+    for label, batch, above in re.findall(r"^  (\S+) at (\d+): .*\n.*\n.*which is \d+% (above|below) the report", out, re.M):
+        entry = next(e for e in cost.table_11(B16) if (e.objective, e.batch) == (ORDER[label], int(batch)))
+        assert above == ("above" if entry.again > entry.more_reported else "below") and not entry.within
+
+
+def test_settings_reach_the_formulas():
+    """Each tower by its own sizes, captions by their length, what travels by how many come from elsewhere."""
+    wide = replace(B16, vision_width=1024, vision_depth=7, vision_heads=16)
+    terms = {t.name: t.macs for t in cost.step_cost(wide, ObjectiveConfig("clip"), 8, 4, tokens=11).towers}
+    b, P, L, Wv, Wt, D = 2, 196, 11, 1024, 768, 512
+
+    def blocks(n, width, depth):
+        return b * depth * (12 * n * width**2 + 2 * n**2 * width)
+
+    assert terms == {"patches": b * P * 3 * 256 * Wv, "vision": blocks(P, Wv, 7), "text": blocks(L, Wt, 12),
+                     "pooled heads": b * (Wv**2 + (Wv + Wt) * D)}
+    kept = b * (7 * (16 * P * Wv + 16 * P**2) + 12 * (16 * L * Wt + 12 * L**2))
+    assert cost.step_cost(wide, ObjectiveConfig("clip"), 8, 4, tokens=11).activations == 2 * kept
+    half = replace(ObjectiveConfig("clip_filip"), filip_keep=0.5)
+    assert cost.step_cost(wide, half, 8, 4, tokens=11).gathered == 8 * 6 * (0.5 * (L + P) * D + 2 * D)
+    mgca = {t.name: t.macs for t in cost.step_cost(wide, ObjectiveConfig("mgca", mgca_prototypes=7, mgca_width=5), 8, 4).loss}
+    assert mgca["prototypes"] == b * 2 * D * 7 and mgca["projections"] == b * 4 * (55 + P) * D * 5
+
+
+def test_the_overhead_is_that_of_both_rows_of_an_increment():
+    for e in cost.table_11(B16, overhead=1.5):
+        flops = [of(name, e.batch, overhead=1.5).flops / 1e12 for name in (e.objective, "clip")]
+        assert (e.predicted, e.more) == (flops[0], pytest.approx(flops[0] - flops[1]))

@@ -172,7 +172,8 @@ def seeds_summary(config, finals):
         values = {name: [f[key][name] for f in finals] for name in names}
         spread[key] = {n: [float(np.mean(x)), float(np.std(x, ddof=1)), len(x)] for n, x in values.items()}
     return {"recipe": recipe_of(config), "spread": spread, "finals": finals, "measured": datetime.date.today().isoformat(),
-            "command": f"{started(config)} --seed {config.seed} --seeds {config.seeds} --steps {steps_of(config)}",
+            "command": f"{started(config)} --seed {config.seed} --seeds {config.seeds} --steps {steps_of(config)}"
+                       + f" --examples {config.examples}" * (config.examples != DemoConfig.examples),
             **environment()}
 
 

@@ -49,7 +49,8 @@ def report(
     if not path.parent.is_dir():
         raise ValueError(f"out: expected a file in an existing folder, got {path}")
     measured = {str(i) if i else "": spec for i, spec in enumerate(data)}
-    command = shlex.join(["sparc-ref", "report", *map(as_word, runs), *(["--data", *data] if data else [])])
+    command = shlex.join(["sparc-ref", "report", *map(as_word, runs), *(["--data", *data] if data else []),
+                          *(["--limit", str(limit)] if limit is not None else [])])
     write_page(path, folders, measured, limit=limit, command=command, say=say)
     say(f"Open {path}")
     return path
@@ -102,6 +103,7 @@ def write_page(
             if (k, config.image_size) not in data:
                 data[k, config.image_size] = open_source(spec, config.image_size, split="test")
         dataset, record, place = data[key, config.image_size], found.record.get("config", {}), home(found.path)
+        objective = objective_of(record, found.path)
         metrics = read_metrics(place / METRICS) if (place / METRICS).is_file() else []
         if finals:
             numbers = dict(finals[name])
@@ -109,10 +111,9 @@ def write_page(
             say(f"measuring {name} on {dataset.name}")
             numbers = {"seconds": training_seconds(metrics)} if metrics else {}
             for k, spec in measured.items():
-                got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit,
-                              objective=objective_of(record, found.path))
+                got = measure(params, config, tokenizer, spec, data[k, config.image_size], limit, objective=objective)
                 numbers |= {f"{k}_{n}" if k in others else n: x for n, x in got.items()}
-        chosen = chosen or worth_showing(params, config, dataset, tokenizer)
+        chosen = chosen or worth_showing(params, config, dataset, tokenizer, objective)
         spread = {}
         for known in spreads:
             if found_spread := spread_of(record, numbers.get("images"), known):
@@ -122,10 +123,10 @@ def write_page(
         runs.append(Run(
             name=name, config=record["model"] | record.get("train", {}) | record.get("objective", {}), metrics=metrics,
             final=numbers, spread=spread,
-            examples=explain_examples(params, config, dataset, tokenizer, [i for i, _ in chosen]),
+            examples=explain_examples(params, config, dataset, tokenizer, [i for i, _ in chosen], objective=objective),
             files={what: os.path.relpath(file, path.parent) for what, file in files.items() if file.exists()},
         ))
-    dataset, record = data[key, config.image_size], first.record["config"]
+    dataset, record = next(iter(data.values())), first.record["config"]
     if "sources" in record and trained_on(measured[key], record["sources"]):
         notes = [*notes, "The model was trained on them: the numbers say what it memorised, not what others would give."]
     began = record.get("sources", {}).get("command", "")
@@ -168,7 +169,7 @@ def same(final, one, other):
     return all(a is not None and b is not None and a > 0 and abs(a - b) < 5e-5 for a, b in pairs)
 
 
-def worth_showing(params, config, dataset, tokenizer, most=6, among=100) -> list[tuple[int, str]]:
+def worth_showing(params, config, dataset, tokenizer, objective=None, most=6, among=100) -> list[tuple[int, str]]:
     """(example, why): the first with three regions or more; then the worst of them for this model, then those that follow.
 
     The worst: where the least weight lies in the words' own regions, of a word in proportion to the share of the picture.
@@ -181,7 +182,7 @@ def worth_showing(params, config, dataset, tokenizer, most=6, among=100) -> list
     if not first or len(dataset[first[0]].regions) < 3:
         return [(i, "") for i in first[:most]]
     lift = []
-    for e in explain_examples(params, config, dataset, tokenizer, first):
+    for e in explain_examples(params, config, dataset, tokenizer, first, objective=objective):
         assert e.masks is not None
         asked = queries(e.weights[None], e.objects[None], e.masks[None], e.grid)
         lift.append(np.mean(asked["mass"] / asked["mass_chance"]) if len(asked["mass"]) else np.inf)

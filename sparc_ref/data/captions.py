@@ -50,10 +50,11 @@ class CaptionData:
     classes: tuple[str, ...] = ()
 
     def __init__(self, name: str, pictures: list[Picture], images: list[np.ndarray | None], report: LoadReport, size: int,
-                 how: str, split: str = "", splits: dict[str, int] | None = None):
+                 how: str, split: str = "", splits: dict[str, int] | None = None, max_pixels: int = MAX_PIXELS):
         self.name, self.names = name, [picture.name for picture in pictures]
         self.paths, self.texts = [picture.file for picture in pictures], [picture.captions for picture in pictures]
         self.images, self.report, self.size, self.how, self.split, self.splits = images, report, size, how, split, splits or {}
+        self.max_pixels = max_pixels
 
     def __len__(self) -> int:
         return len(self.paths)
@@ -63,7 +64,7 @@ class CaptionData:
             raise IndexError(f"example {index} of {len(self)}")
         image = self.images[index]
         if image is None:
-            image = load_image(self.paths[index], self.size, self.how)
+            image = load_image(self.paths[index], self.size, self.how, self.max_pixels)
         return Example(image, self.texts[index], (), Path(self.names[index]).name)
 
     def describe(self) -> dict:
@@ -132,7 +133,7 @@ def open_captions(path: str | os.PathLike, images: str | os.PathLike | None = No
     if not kept:
         raise ValueError(f"expected at least one image with a caption, found none\n{report}\n"
                          f"Accepted names: {ACCEPTED}. Formats: {PAGE}")
-    return CaptionData(listed.name, kept, kept_images, report, size, how, listed.split, listed.splits)
+    return CaptionData(listed.name, kept, kept_images, report, size, how, listed.split, listed.splits, max_pixels)
 
 
 class Listed(NamedTuple):

@@ -24,12 +24,12 @@ STRIP = 2**18                                                     # pixels that 
 ALONE = threading.Lock()                                          # pictures that take long and much are decoded one by one
 
 
-def load_image(path: str | os.PathLike, size: int, how: str = "squash") -> np.ndarray:
+def load_image(path: str | os.PathLike, size: int, how: str = "squash", max_pixels: int = MAX_PIXELS) -> np.ndarray:
     """(size, size, 3) uint8 of one file.   ValueError with the reason where it cannot be used"""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")                       # Pillow's hints about bombs and odd metadata: checked here
-            return read_image(Path(path), size, how)[0]
+            return read_image(Path(path), size, how, max_pixels)[0]
     except Unusable as error:
         raise ValueError(f"{path}: {error}") from error
 

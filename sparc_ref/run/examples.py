@@ -8,7 +8,18 @@ from typing import Any
 import numpy as np
 
 from sparc_ref.model import SPARCConfig
-from sparc_ref.run.measure import align, class_embeddings, grid_of, images_of, regions_of, segmented, texts_of, truth_of
+from sparc_ref.objectives.chosen import ObjectiveConfig
+from sparc_ref.run.measure import (
+    align,
+    as_compared,
+    class_embeddings,
+    grid_of,
+    images_of,
+    regions_of,
+    segmented,
+    texts_of,
+    truth_of,
+)
 
 UNSPACED = re.compile(  # Thai, Lao, Myanmar, Khmer, kana, Han: no spaces between words, so a run of letters is no word
     "[\u0e00-\u0eff\u1000-\u109f\u1780-\u17ff\u3040-\u30ff\u3400-\u9fff\U00020000-\U0003ffff]")
@@ -46,28 +57,33 @@ class Explained:
     masks: np.ndarray | None = None
 
 
-def explain_caption(params: dict, config: SPARCConfig, tokenizer, image: np.ndarray, caption: str) -> Explained:
+def explain_caption(
+    params: dict, config: SPARCConfig, tokenizer, image: np.ndarray, caption: str, objective: ObjectiveConfig | None = None
+) -> Explained:
     """One picture (H,W,3) uint8 of a size that the patch divides, and any caption. ValueError: a caption without a word."""
     from sparc_ref.data import Example
 
-    return explain_example(params, config, tokenizer, Example(image, (caption,)))
+    return explain_example(params, config, tokenizer, Example(image, (caption,)), objective=objective)
 
 
 def explain_examples(
-    params: dict, config: SPARCConfig, dataset, tokenizer, indices, *, prompt: str = "name", upsample: str = "nearest"
+    params: dict, config: SPARCConfig, dataset, tokenizer, indices, *, prompt: str = "name", upsample: str = "nearest",
+    objective: ObjectiveConfig | None = None,
 ) -> tuple[Explained, ...]:
     """The first caption of each of these examples, with masks where the data set has regions and classes.
 
     prompt: "name" or "caption", the protocol for class embeddings (see measure.py); "caption" reads these examples only.
+    objective: what the model was trained with; its maps are then of the patches that it compares, as in measure.evaluate.
     """
     embeddings = class_embeddings(params, config, dataset, tokenizer, list(indices), (prompt,))
     return tuple(
-        explain_example(params, config, tokenizer, dataset[i], dataset.classes, embeddings.get(prompt), upsample)
+        explain_example(params, config, tokenizer, dataset[i], dataset.classes, embeddings.get(prompt), upsample, objective)
         for i in indices
     )
 
 
-def explain_example(params, config, tokenizer, example, classes=(), class_emb=None, upsample="nearest") -> Explained:
+def explain_example(params, config, tokenizer, example, classes=(), class_emb=None, upsample="nearest",
+                    objective=None) -> Explained:
     """One example; class_emb (K,D) adds the predicted mask."""
     caption = example.captions[0]
     tokens, mask = tokenizer.batch([caption], config.max_tokens)
@@ -76,7 +92,8 @@ def explain_example(params, config, tokenizer, example, classes=(), class_emb=No
     if not kept:
         raise ValueError(f"caption: expected at least one word, got {caption!r}")
     image = images_of(params, config, [example])
-    trace = align(params, config, texts_of(params, config, tokens, mask)["t"], image["v"], mask)
+    patches = as_compared(params, config, image["v"], objective)
+    trace = align(params, config, texts_of(params, config, tokens, mask)["t"], patches, mask)
     words = words_of(caption, [offsets[l] for l in kept])
     count = np.array([len(word) for word in words])
     first = np.cumsum(count) - count                              # (L,) where each word begins

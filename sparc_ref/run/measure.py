@@ -55,8 +55,8 @@ def evaluate(
     named = class_embeddings(params, config, dataset, tokenizer, indices, prompts, batch, shards)
     classes = tuple(dataset.classes)
     K = len(classes)
-    scores, embedded = (scores_of(objective), patches_of(objective)) if objective else (None, None)
-    own = {name: to_numpy(p) for name, p in params.items() if name not in own_params(params, config)}
+    scores = scores_of(objective) if objective else None
+    own = own_arrays(params, config)
 
     v_bar, t_bar, owners = [], [], []
     patch_rows, words_of = [], []                                 # v, (t, mask) of everything, for `scores`
@@ -79,7 +79,7 @@ def evaluate(
             first = np.searchsorted(of, np.arange(min(len(examples), grounding - a)))
             fine.append((image["v"][:len(first)], text["t"][first], mask[first]))
 
-        image["v"] = embedded(own, image["v"]) if embedded else image["v"]
+        image["v"] = as_compared(params, config, image["v"], objective)
         grid = grid_of(config, examples)
         region = regions_of(config, tokenizer, examples, texts, of, mask)
         if np.any(region >= 0):
@@ -149,6 +149,18 @@ def scored(scores, own, v, words, v_bar, t_bar, pictures=64):
     rows = [scores(own, v[a:a + pictures], t, mask, v_bar[a:a + pictures], t_bar) for a in range(0, len(v), pictures)]
     i2t, t2i = (np.concatenate(each) for each in zip(*rows))
     return i2t, t2i
+
+
+def own_arrays(params, config):
+    """The parameters that an objective adds to the model's, as NumPy."""
+    models = own_params(params, config)
+    return {name: to_numpy(p) for name, p in params.items() if name not in models}
+
+
+def as_compared(params, config, v, objective):
+    """g_v's patches as an objective compares them: embedded once more where it does so (PACL).      (N,P,D) -> (N,P,D)"""
+    embedded = patches_of(objective) if objective else None
+    return embedded(own_arrays(params, config), v) if embedded else v
 
 
 def align(params, config, t, v, mask):

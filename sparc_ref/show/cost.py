@@ -4,8 +4,8 @@ from collections.abc import Mapping, Sequence
 
 from sparc_ref.cost import Cost
 
-COLOURS = ("#000000", "#c44e00", "#0072b2", "#009e73", "#cc79a7", "#777777", "#e69f00")
-DASHES, MARKERS = ("-", "--", "-.", ":", "-", "--", "-."), "os^Dv*P"
+LINES = (("#000000", "-", "o"), ("#c44e00", "--", "s"), ("#0072b2", "-.", "^"), ("#009e73", ":", "D"), ("#cc79a7", "-", "v"),
+         ("#777777", "--", "*"), ("#e69f00", "-.", "P"), ("#56b4e9", ":", "X"), ("#7b3294", "-", "h"))
 PANELS = (
     ("TFLOP a step and device", lambda c: c.flops / 1e12, 0),
     ("Memory of a device, GB", lambda c: c.memory / 1e9, 1),
@@ -26,9 +26,9 @@ def figure(
     axes = drawn.subplots(1, 3)
     for axis, (title, of, column) in zip(axes, PANELS):
         for i, (label, costs) in enumerate(rows.items()):
-            colour = COLOURS[i % len(COLOURS)]
-            axis.plot(batches, [of(c) for c in costs], color=colour, linestyle=DASHES[i % 7], marker=MARKERS[i % 7],
-                      markersize=4, linewidth=1.5, label=label)
+            colour, dash, marker = LINES[i % len(LINES)]
+            axis.plot(batches, [of(c) for c in costs], color=colour, linestyle=dash, marker=marker, markersize=4, linewidth=1.5,
+                      label=label)
             points = reported.get(label, {})
             if column is not None and points:
                 unit = 1 if column == 0 else 1e-3

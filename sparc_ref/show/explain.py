@@ -23,7 +23,7 @@ def explain(
     from sparc_ref.data import load_image
     from sparc_ref.run.examples import explain_caption
     from sparc_ref.run.files import write_whole
-    from sparc_ref.run.rundir import load_run
+    from sparc_ref.run.rundir import load_run, objective_of
     from sparc_ref.show.maps import compare
     from sparc_ref.show.plots import png
 
@@ -37,7 +37,8 @@ def explain(
     encoding = tokenizer.encode(caption, config.max_tokens)
     if encoding.dropped:
         say(f"warning: the caption is longer than {config.max_tokens} tokens: the last {encoding.dropped} are cut")
-    seen = explain_caption(params, config, tokenizer, pixels, caption)
+    objective = objective_of(found.record["config"], found.path)
+    seen = explain_caption(params, config, tokenizer, pixels, caption, objective)
     say(f"{found.path}, {config.image_size} x {config.image_size} pixels, {seen.grid[0]} x {seen.grid[1]} patches")
     say(table(seen))
     if text := meaning(params, config, tokenizer, found):
@@ -51,7 +52,7 @@ def explain(
 def meaning(params, config, tokenizer, found, examples=64) -> str:
     """What the model's grounding gap says of its maps: from the run's metrics; without them measured here, on its own data."""
     from sparc_ref.run.measure import evaluate
-    from sparc_ref.run.rundir import last_evaluation, sources_of
+    from sparc_ref.run.rundir import last_evaluation, objective_of, sources_of
     from sparc_ref.run.sources import open_source
     from sparc_ref.show.results import grounding
 
@@ -61,7 +62,8 @@ def meaning(params, config, tokenizer, found, examples=64) -> str:
             return f"{text} (Measured at update {row['step']}, on {row.get('split', 'its validation data')}.)"
         spec = next(iter(sources_of(found)["measured"].values()))
         dataset = open_source(spec, config.image_size, split="test")
-        text = grounding(evaluate(params, config, dataset, tokenizer, examples))
+        objective = objective_of(found.record["config"], found.path)
+        text = grounding(evaluate(params, config, dataset, tokenizer, examples, objective=objective))
         return f"{text} (Measured now, on {min(examples, len(dataset))} examples of {dataset.name}.)" if text else ""
     except (ValueError, OSError) as error:
         return f"The grounding gap of this model is not known: {error}"

@@ -17,16 +17,15 @@ from typing import Any
 
 import numpy as np
 
-from sparc_ref.backend import to_numpy
 from sparc_ref.data.captions import Listed, list_captions
 from sparc_ref.data.load_report import LoadReport, Unusable
 from sparc_ref.data.locate import Tree
 from sparc_ref.data.names import is_picture
 from sparc_ref.evaluate.check import chosen, unit
 from sparc_ref.evaluate.retrieval import positive, retrieval, retrieval_chance, retrieval_of_scores
-from sparc_ref.model import own_params
 from sparc_ref.objectives.chosen import scores_of
 from sparc_ref.run.files import writing
+from sparc_ref.run.measure import own_arrays
 from sparc_ref.tasks.embedder import Embedder, batches
 from sparc_ref.tasks.result import Result
 from sparc_ref.tasks.stream import Source, read, spread
@@ -188,8 +187,7 @@ def measure(model: Embedder, data: CaptionSet, protocol: Protocol, *, limit: int
         numbers = retrieval(got.v_bar, got.t_bar, got.owner, protocol.ks)
         if scores and store:
             say(f"{len(got.at):,} x {len(got.texts):,} scores of {model.objective.objective}")
-            own = {k: to_numpy(p) for k, p in model.params.items() if k not in own_params(model.params, model.config)}
-            i2t, t2i = native(partial(scores, own), store, got, Path(folder))
+            i2t, t2i = native(partial(scores, own_arrays(model.params, model.config)), store, got, Path(folder))
             numbers |= {f"native_{k}": x for k, x in retrieval_of_scores(i2t, t2i, got.owner, protocol.ks).items()}
             del i2t, t2i                                  # files, which Windows does not delete while they are open
     if (whole := KARPATHY.get(data.name, len(got.at))) != len(got.at):

@@ -13,12 +13,10 @@ from typing import Any
 
 import numpy as np
 
-from sparc_ref.backend import to_numpy
 from sparc_ref.data.load_report import Unusable
 from sparc_ref.evaluate.check import chosen
 from sparc_ref.evaluate.segmentation import Tally, cells, centre, drawn, intersections, segment
-from sparc_ref.model import own_params
-from sparc_ref.objectives.chosen import patches_of
+from sparc_ref.run.measure import as_compared
 from sparc_ref.tasks.embedder import Embedder, batches
 from sparc_ref.tasks.prompts import PROMPTS, class_vectors, templates_of
 from sparc_ref.tasks.result import Result
@@ -139,9 +137,7 @@ def embedded(model, data, part, side, heads, report):
     if not read:
         return
     out = model.images([picture for _, picture in read])
-    if own := patches_of(model.objective):
-        mine = own_params(model.params, model.config)
-        out["v"] = own({k: to_numpy(p) for k, p in model.params.items() if k not in mine}, out["v"])
+    out["v"] = as_compared(model.params, model.config, out["v"], model.objective)
     of = {"miou": "segment", "miou_g_v": "v"}
     for n, (i, picture) in enumerate(read):
         yield i, picture, {head: out[of[head]][n] for head in heads}

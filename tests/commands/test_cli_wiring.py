@@ -183,19 +183,20 @@ def test_evaluate_measures_the_split_and_the_sets_that_are_named(run, tmp_path, 
     params, config, tokenizer, found = load_run(run)
     for split, other in (("unseen", "test"), ("validation", "train")):
         file = tmp_path / f"{split}.json"
-        status = cli.run(["evaluate", "--checkpoint", str(run), "--data", "drawn?style=short", f"drawn?seed=3&split={other}",
-                          "--split", split, "--limit", "7", "--batch", "3", "--json", str(file)])
+        status = cli.run(["evaluate", "--checkpoint", str(run), "--data", "drawn?style=short",
+                          f"drawn?seed=3&captions=2&split={other}", "--split", split, "--limit", "7", "--batch", "3",
+                          "--json", str(file)])
         printed = capsys.readouterr()
         assert status == 0, printed.err
         content = json.loads(file.read_text())
-        sets = [DrawnScenes(split, size=16, style="short"), DrawnScenes(other, size=16, seed=3)]
+        sets = [DrawnScenes(split, size=16, style="short"), DrawnScenes(other, size=16, seed=3, captions=2)]
         wanted = [evaluate(params, config, data, tokenizer, 7, 3) for data in sets]
         assert content["step"] == found.step == 1 and len(content["results"]) == 2
         for (name, got), numbers, data in zip(content["results"].items(), wanted, sets):
             assert data.name in name and close(got, numbers), name
         parts = re.split(r"^(?=.* on drawn-)", printed.out, flags=re.M)[-2:]
         for part, numbers, data in zip(parts, content["results"].values(), sets):
-            assert data.name in part.splitlines()[0] and numbers["images"] == 7
+            assert f"on {data.name}, 7 examples:" in part.splitlines()[0] and numbers["images"] == 7
             lines = [re.match(rf"\s*(\w+)\s+{NUMBER}(?:\s+\(?(?:chance )?{NUMBER})?", line) for line in part.splitlines()[1:]]
             shown = {m[1]: m.groups()[1:] for m in lines if m and m[1] in numbers}
             assert {"i2t_r1", "t2i_r1", "t2i_r10", "miou", "pointing", "mass", "fine_loss", "grounding_gap"} <= shown.keys()

@@ -96,7 +96,7 @@ def test_an_interrupted_demo_continues(tmp_path, monkeypatch, quick_figures):
 def test_seeds_give_a_spread(tmp_path, monkeypatch, capsys, quick_figures):
     d.demo(replace(QUICK, out=tmp_path, seeds=2), say=lambda text: None)
     measured = json.loads((tmp_path / "seeds.json").read_text())
-    assert len(measured["finals"]) == 2 and measured["command"].endswith("--seeds 2 --steps 2")
+    assert len(measured["finals"]) == 2 and measured["command"].endswith("--seeds 2 --steps 2 --examples 8")
     mean, sd, n = measured["spread"]["sparc"]["pointing"]
     values = [f["sparc"]["pointing"] for f in measured["finals"]]
     assert n == 2 and mean == pytest.approx(np.mean(values)) and sd == pytest.approx(np.std(values, ddof=1))

@@ -6,6 +6,7 @@ Everything is computed again from the checkpoints that it left.
 import contextlib
 import io
 import json
+import platform
 import re
 from dataclasses import replace
 from functools import partial
@@ -18,6 +19,7 @@ from pages import Tables, figures_asked_for, numbers_in, written, written_spread
 pytest.importorskip("matplotlib")
 
 from sparc_ref.commands import demo as d
+from sparc_ref.commands.report import spread_of
 from sparc_ref.data import DrawnScenes, MosaicScenes
 from sparc_ref.evaluate.grouping import patch_cover
 from sparc_ref.run.examples import explain_examples
@@ -101,8 +103,11 @@ def test_the_spread_is_that_of_the_model(ran):
             values = [ran.finals[s, key][name] for s in SEEDS]
             assert (mean, sd, n) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)), 2), name
     assert measured["command"] == (f"sparc-ref demo{' --data drawn' * (ran.world == 'drawn')} --seed {SEEDS[0]} --seeds 2 "
-                                   f"--steps {STEPS}")
+                                   f"--steps {STEPS} --examples {EXAMPLES}")
     assert measured["recipe"]["examples"] == EXAMPLES, "a spread is that of so many examples"
+    record = ran.runs[SEEDS[1], "global"][3].record["config"]
+    assert spread_of(record, EXAMPLES, measured) == {name: tuple(x) for name, x in measured["spread"]["global"].items()}
+    assert spread_of(record, EXAMPLES + 1, measured) == {}
 
 
 def cells(ran):
@@ -145,6 +150,8 @@ def test_pictures_are_of_test_scenes_through_their_own_model(ran):
         means = {r: e.weights[e.objects == r].mean(0) for r in covers}
         shares.append(np.mean([means[r] @ cover / cover.mean() for r, cover in covers.items()]))
     worst = shown[int(np.argmin(shares))]
+    why = f"of the {len(shown)} such pictures among the first {EXAMPLES} the one in which SPARC has most trouble"
+    assert why in ran.page or worst == shown[0]
     shown = list(dict.fromkeys([shown[0], worst, *shown]))
     seen = {}
     for key, name in NAMES.items():
@@ -162,7 +169,7 @@ def test_pictures_are_of_test_scenes_through_their_own_model(ran):
             assert call.grid == e.grid and call.words == e.words and np.array_equal(call.objects, e.objects)
             np.testing.assert_allclose(row.values, getattr(e, row.kind), atol=1e-4, err_msg=row.kind)
         assert np.abs(call.rows[0].values - call.rows[2].values).max() > 0.01, "the case can tell"
-    assert "the first of" in ran.page and "has most trouble" in ran.page
+    assert f"the first of {ran.world}-test with three regions or more." in ran.page and "has most trouble" in ran.page
     (masks,) = ran.figures["masks"]
     assert list(masks.predictions) == list(NAMES.values()) and tuple(masks.classes) == scenes.classes
     for n, i in enumerate(shown[:6]):
@@ -182,6 +189,7 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
     for name in ("lambda_f", "lambda_g", "vision_width", "text_positions", "h_v"):
         assert rows[name] == [str(getattr(model, name)) for model in models]
     assert rows["steps"] == [str(STEPS)] * 2 and rows["lr"] == ["0.02"] * 2
+    assert rows["python"] == [platform.python_version()] and rows["numpy"] == [np.__version__]
     assert rows["split"] == ["train", "test"] and rows["count"] == ["64", str(EXAMPLES)]
     assert f"{STEPS} steps on {ran.world}-train" in ran.page and f"of {ran.world}-test" in ran.page
     started = "sparc-ref demo" + " --data drawn" * (ran.world == "drawn")

@@ -1,6 +1,7 @@
 """`evaluate --task` over a list of data sets: each is kept as soon as it is measured, and measured once."""
 
 import json
+import re
 import sys
 from dataclasses import asdict, dataclass
 from types import ModuleType, SimpleNamespace
@@ -40,6 +41,7 @@ def task(monkeypatch):
                       asdict(classification.Protocol(protocol.prompt)), {"unreadable": 2}, ("a note",), ("seen.png",))
 
     def open_model(checkpoint, *, batch, shards):
+        module.opened = batch, shards
         return SimpleNamespace(name=str(checkpoint), identity=module.identity, trained_on=("captions:/all",))
 
     module.KINDS, module.Protocol, module.measure, module.open_model = {"folder": folder}, Protocol, measure, open_model
@@ -69,12 +71,32 @@ def test_each_is_measured_once_and_kept(task, data, capsys):
     for text in ("[1/2]", "top1    0.3000  chance 0.1000", "unreadable: 2", "prompt=bare", "a note", "seen.png",
                  f"results are kept in {data}/run/evaluation"):
         assert text in said
-    assert [r["numbers"]["top1"] for r in json.loads((data / "r.json").read_text())["results"]] == [0.3, 0.5]
+    content = json.loads((data / "r.json").read_text())
+    assert [r["numbers"]["top1"] for r in content["results"]] == [0.3, 0.5] and content["checkpoint"] == f"{data}/run"
+    assert [r["data"] for r in content["results"]] == [f"folder:{data}/a", f"folder:{data}/b"] and content["not measured"] == []
+    assert f"classification on ImageNet: 3 examples, folder:{data}/a" in said and task.opened == (64, 4)
+    named = [line.strip() for line in said.splitlines() if line.endswith("seen.png")]
+    assert sorted(named) == sorted(str(file) for file in (data / "run/evaluation").glob("*/seen.png")) and len(named) == 2
     assert command(data, "a", "b", "a?prompt=clip7") == 0
     assert "kept from before" in capsys.readouterr().out
     assert [(n, p) for _, n, p in task.measured] == [(3, "bare"), (5, "bare"), (3, "clip7")]
     assert command(data, "a", more=["--limit", "1"]) == 0 and command(data, "a", more=["--again"]) == 0
     assert [n for _, n, _ in task.measured[3:]] == [1, 3]
+
+
+def test_results_are_kept_where_they_are_asked_for(task, data, capsys):
+    """Elsewhere they are found again, and a folder's own come before those of the run that it lies in."""
+    assert command(data, "a", more=["--batch", "3", "--shards", "2"]) == 0 and task.opened == (3, 2)
+    assert command(data, "b", more=["--out", str(data / "run/other")]) == 0
+    (file,) = (data / "run/other").glob("*.json")
+    assert json.loads(file.read_text())["result"]["numbers"] == {"top1": 0.5}
+    capsys.readouterr()
+    for place, value in (("run", "30.0"), ("run/evaluation", "30.0"), ("run/other", "50.0")):
+        out = data / f"{place.replace('/', '-')}.html"
+        assert run(["report", "--tables", str(data / place), "--out", str(out)]) == 0 and out.exists()
+        said = capsys.readouterr().out
+        assert f"Open {out}" in said and re.search(rf"^{place.split('/')[-1]} +{re.escape(value)}", said, re.M), place
+    assert not list((data / "run").glob("tables.html")), "the page is where it was asked for"
 
 
 def test_other_weights_are_measured_anew(task, data):
@@ -87,7 +109,8 @@ def test_other_weights_are_measured_anew(task, data):
 def test_one_that_cannot_be_measured_does_not_stop_the_rest(task, data, capsys):
     assert command(data, "empty", "none", "b", more=["--json", str(data / "r.json")]) == 2
     said = capsys.readouterr().out
-    assert "2 of 3 could not be measured" in said and "none: no such folder" in said and "nothing to measure" in said
+    assert "2 of 3 could not be measured" in said and "unreadable: 2" in said
+    assert "none: no such folder" in said and "nothing to measure" in said
     kept = json.loads((data / "r.json").read_text())
     assert len(kept["results"]) == 1 and len(kept["not measured"]) == 2
     assert command(data, "b", "empty") == 2 and [n for _, n, _ in task.measured] == [0, 5, 0]
@@ -167,7 +190,9 @@ def test_tables_of_several_runs(task, data, capsys):
     assert ours.index(">run<") < ours.index("30.0") < ours.index("50.0")
     assert run(["report", "--tables", str(data / "empty")]) == 2
     assert "expected results of sparc-ref evaluate --task" in capsys.readouterr().err
-    assert run(["report", "--tables", str(data / "run"), "--limit", "3"]) == 2
+    for option, value in (("--limit", "3"), ("--data", "drawn")):
+        assert run(["report", "--tables", str(data / "run"), option, value]) == 2
+        assert f"{option}: is not of --tables" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("name, extra", [("detection", "evaluation"), ("retrieval", "run")])

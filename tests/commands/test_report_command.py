@@ -7,9 +7,10 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
+from pages import Tables
 
 from sparc_ref.commands import cli
-from sparc_ref.commands.report import home, report, runs_in
+from sparc_ref.commands.report import home, measure, report, runs_in, same
 from sparc_ref.data import DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS
 from sparc_ref.run import checkpoint
@@ -17,6 +18,7 @@ from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run
 from sparc_ref.run.sources import remembered
 from sparc_ref.run.train import TrainConfig, train
+from sparc_ref.show.results import NUMBERS
 
 
 @pytest.fixture(autouse=True)
@@ -55,6 +57,9 @@ def test_the_numbers_are_those_of_the_data_that_the_run_remembers(run, capsys):
         assert f"{100 * numbers[key]:.1f} %" in shown and f"{100 * numbers[key]:.1f}&nbsp;%" in page
     assert f"sparc-ref train --data drawn?style=short&amp;count=9 --out {run}" in page and "sparc-ref report" in page
     assert "Grounding gap" in page and "metrics.jsonl" in page
+    page = quiet([run], data=["drawn?style=short"], limit=4)
+    assert "4 pictures and 4 captions" in page
+    assert f"sparc-ref report {run} --data &#x27;drawn?style=short&#x27; --limit 4" in page
 
 
 def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
@@ -62,6 +67,42 @@ def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
     page = quiet([run, other], out=tmp_path / "both.html", data=["drawn?count=5"])
     assert (tmp_path / "both.html").exists() and f"{other}</th>" in page and "lambda_f ≠" in page
     assert "5 pictures and 5 captions" in page
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table if len(row) == 3}
+    assert rows["size"] == ["16", "16"], "both of the first run"
+    assert f"sparc-ref train --data drawn?style=short&amp;count=9 --out {run}" in page, "wherever the page lies"
+
+
+def test_further_data_is_named_and_has_its_own_numbers(run):
+    specs = ["drawn?style=short&count=5", "drawn?style=short&split=unseen&count=6"]
+    page = quiet([run], data=specs)
+    rows = Tables(page).tables[0]
+    at = [row[0] for row in rows].index(specs[1])
+    params, config, tokenizer, _ = load_run(run)
+    one, two = (evaluate(params, config, DrawnScenes(split, 16, count, style="short"), tokenizer)
+                for split, count in (("test", 5), ("unseen", 6)))
+    shown = {row[0]: row[1:] for row in rows[at + 1:] if len(row) > 1}
+    labels = {n.key: n.label for n in NUMBERS}
+    for key in ("t2i_r1", "i2t_r1", "pointing"):
+        assert shown[labels[key]] == [f"{100 * two[key]:.1f} %", f"{100 * two[f'{key}_chance']:.1f} %"], key
+        assert [labels[key], f"{100 * one[key]:.1f} %", f"{100 * one[f'{key}_chance']:.1f} %"] in rows[:at], key
+    assert "5 pictures and 5 captions of drawn-test" in page
+    data = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table if len(row) == 3}
+    assert data["split"] == ["train", "test"] and data["count"] == ["9", "5"]
+
+
+@pytest.mark.parametrize("spec, size, limit, wanted", [
+    ("drawn", 3000, None, 1000), ("drawn", 30, None, 30), ("drawn", 3000, 7, 7), ("captions:x", 3000, None, 3000),
+    ("captions:x", 3000, 7, 7)])
+def test_how_many_are_measured(monkeypatch, spec, size, limit, wanted):
+    asked = []
+    monkeypatch.setattr("sparc_ref.run.measure.evaluate", lambda *args, **how: asked.append(args[4]))
+    measure(None, None, None, spec, range(size), limit)
+    assert asked == [wanted]
+
+
+def test_a_number_repeats_another_where_its_chance_does_too():
+    final = {"a": 0.5, "b": 0.5, "c": 0.5, "a_chance": 0.1, "b_chance": 0.1, "c_chance": 0.2}
+    assert same(final, "a", "b") and not same(final, "a", "c") and not same(final | {"b": 0.51}, "a", "b")
 
 
 def test_a_checkpoint_keeps_its_folder_clean(run, tmp_path):

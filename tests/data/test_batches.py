@@ -241,3 +241,16 @@ def test_hashes_that_no_run_wrote(pixels):
     old = {name: value for name, value in batches.state().items() if name != "pixels"}
     batches.restore(old)                                          # what an earlier version wrote
     next(batches)
+
+
+def test_each_batch_of_an_epoch_draws_its_own_captions():
+    batches = Batches(DATA, WORDS, 10, seed=3, max_tokens=12)
+    drawn = {tuple(next(batches).caption.tolist()) for _ in range(batches.per_epoch)}
+    assert len(drawn) == batches.per_epoch == 5
+
+
+def test_equal_pictures_of_a_batch_are_counted_each():
+    batches = Batches(Few([grey(7), grey(7), grey(7), grey(9)]), WORDS, 4, seed=0, max_tokens=3)
+    for n in (1, 2):
+        next(batches)
+        assert batches.duplicates == 3 * n

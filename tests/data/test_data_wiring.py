@@ -7,6 +7,7 @@ import pytest
 from PIL import Image
 
 from sparc_ref.data import Batches, Example, WordTokenizer, open_captions
+from sparc_ref.data.images import load_image, read_image
 
 WORDS = WordTokenizer([f"w{i}" for i in range(60)])
 
@@ -59,3 +60,13 @@ def test_captioned_files_do_not_depend_on_memory(tmp_path, how):
     for n in range(3):
         assert kept[n].captions == lazy[n].captions == tuple(f"w{10 * n + k}" for k in range(3))
         assert np.array_equal(kept[n].image, lazy[n].image) and not np.array_equal(kept[n].image, other[n].image)
+
+
+def test_a_picture_that_is_large_and_allowed_is_allowed_again(tmp_path, monkeypatch):
+    """Where it is decoded anew; the usual limit of pixels is made small."""
+    Image.new("RGB", (20, 20)).save(tmp_path / "a.png")
+    (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "caption": "w0"}))
+    monkeypatch.setattr(read_image, "__defaults__", ("squash", 100, True))
+    monkeypatch.setattr(load_image, "__defaults__", ("squash", 100))
+    lazy = open_captions(tmp_path, size=8, max_pixels=400, memory_mb=0, progress=False)
+    assert lazy.images == [None] and lazy[0].image.shape == (8, 8, 3)

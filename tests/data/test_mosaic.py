@@ -6,6 +6,7 @@ import numpy as np
 import pytest
 
 from sparc_ref.data import MosaicScenes, WordTokenizer
+from sparc_ref.data.drawn import COLOURS
 from sparc_ref.data.mosaic import MATERIALS, SURFACES, pattern
 
 
@@ -116,3 +117,25 @@ def test_the_digest_is_that_of_the_options_and_draws_nothing(monkeypatch):
     assert MosaicScenes().digest() == first
     others = [MosaicScenes(seed=1), MosaicScenes(split="test"), MosaicScenes(count=9), MosaicScenes(coverage=0.5)]
     assert len({first, *(data.digest() for data in others)}) == 5
+
+
+def test_the_ground_is_that_of_the_seed_and_the_split():
+    """Where no mosaic has a region, and without noise."""
+    ways = [{}, {"seed": 1}, {"split": "test"}]
+    made = [MosaicScenes(coverage=0.3, grain=0, **how)[0] for how in ways]
+    bare = ~np.any([r.mask for e in made for r in e.regions], axis=0)
+    assert bare.mean() > 0.2
+    grounds = [e.image[bare].astype(int) for e in made]
+    assert all(np.abs(a - b).mean() > 3 for n, a in enumerate(grounds) for b in grounds[:n])
+
+
+def test_every_mask_is_painted_in_the_colour_of_its_name():
+    """Without noise: two tones of one colour at most, the brighter one near that of the word."""
+    for i in range(12):
+        made = MosaicScenes(grain=0, distractors=i % 3, seed=5)
+        example = made[i]
+        assert example.key == f"mosaic-train-5-{i}" and made.describe()["classes"] == len(made.classes) == 40
+        for r in example.regions:
+            pixels = example.image[r.mask].astype(int)
+            assert len(np.unique(pixels, axis=0)) <= 2
+            assert np.abs(pixels.max(0) - COLOURS[r.label.partition("-")[0]]).max() <= 11, r.label

@@ -238,3 +238,10 @@ def test_real_emoji(samples):
     opaque = other.report.skipped["no transparency"] + PictureScenes(
         folder / "emojitwo.zip", folder / "emoji.jsonl").report.skipped["no transparency"]
     assert opaque == 19
+
+
+def test_the_style_and_the_number_of_objects_are_those_that_are_asked_for(source):
+    picture, names = source
+    for n in (1, 3):
+        short = PictureScenes(picture, names, style="short", objects=(n, n))[0].captions[0]
+        assert short.count(" and ") == n - 1 and not {"left", "right", "above", "below", "at", "on", "in"} & set(short.split())

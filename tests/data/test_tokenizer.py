@@ -240,3 +240,13 @@ def test_real_captions(samples):
     _, mask = tokenizer.batch(texts[:2000], 55)
     assert tokenizer.unknown == 0 and tokenizer.truncated / 2000 < 0.01 and 9 < mask.sum(1).mean() < 16
     assert hashlib.sha256(UnigramTokenizer.train(texts).model).digest() == hashlib.sha256(tokenizer.model).digest()
+
+
+@pytest.mark.parametrize("eos, lower", [(True, False), (False, True)])
+def test_options_are_read_back_each_as_its_own(tmp_path, eos, lower):
+    texts = ["a Red cat", "a blue dog on a mat"] * 5
+    for made in (WordTokenizer(["a", "Red"], eos, lower), UnigramTokenizer.train(texts, 40, eos, lower)):
+        made.save(tmp_path / made.kind)
+        back = load_tokenizer(tmp_path / made.kind)
+        assert (back.eos, back.lower, back.hash) == (eos, lower, made.hash)
+        assert made.describe() == back.describe() and (made.describe()["eos"], made.describe()["lower"]) == (eos, lower)

@@ -88,3 +88,11 @@ def test_emoji_on_the_command_line(samples):
     scenes = open_source(f"wallpaper:{samples}/emoji/noto.zip?names={samples}/emoji/emoji.jsonl&coverage=0.5", 40, split="test")
     assert (len(scenes.classes), scenes.split, scenes.coverage) == (40, "test", 0.5) and "violin" in scenes.classes
     assert len({p.tobytes() for p in scenes.papers.values()}) == 40
+
+
+def test_regions_and_names_of_several_words_are_those_that_are_asked_for(pictures):
+    for regions in ((3, 3), (6, 7)):
+        counts = {len(WallpaperScenes(pictures, kinds=8, regions=regions)[i].regions) for i in range(20)}
+        assert counts == set(range(regions[0], regions[1] + 1))
+    assert "two-words" in WallpaperScenes(pictures, kinds=13, one_word=False).classes
+    assert len(WallpaperScenes(pictures, kinds=12).classes) == 12

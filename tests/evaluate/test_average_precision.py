@@ -3,6 +3,7 @@
 import contextlib
 import io
 import logging
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -211,3 +212,17 @@ def test_federated_average_precision_is_lvis(lvis, seed, ties):
     dense = Truth(truth.image, truth.label, truth.box, truth.area, truth.crowd, frozenset(pairs))
     without = average_precision(dense, found, classes, most=most)
     assert np.all((without <= mine[0] + 1e-12) | np.isnan(without)) and np.nanmean(without) < np.nanmean(mine[0])  # it matters
+
+
+def test_the_best_few_count_and_what_is_incomplete_is_no_mistake():
+    """Two images with a box each; the best detection of the first is beside it, the second best is it."""
+    box = np.array([[0, 0, 10, 10], [0, 0, 10, 10]], float)
+    truth = Truth(np.array([0, 1]), np.array([0, 0]), box)
+    boxes = np.array([[50, 50, 10, 10], [0, 0, 10, 10], [0, 0, 10, 10]], float)
+    found = Found(np.array([0, 0, 1]), np.zeros(3, int), boxes, np.array([0.9, 0.8, 0.7]))
+    best = Found(found.image[[0, 2]], found.label[[0, 2]], found.box[[0, 2]], found.score[[0, 2]])
+    few = average_precision(truth, found, 1, most=1)
+    assert np.array_equal(few, average_precision(truth, best, 1)) and (few < average_precision(truth, found, 1)).all()
+    federated = {incomplete: average_precision(replace(truth, negative=frozenset(), incomplete=frozenset(incomplete)), found, 1)
+                 for incomplete in ((), ((0, 0),), ((1, 0),))}
+    assert (federated[((0, 0),)] == 1).all() and (federated[()] < 1).all() and (federated[((1, 0),)] < 1).all()

@@ -89,3 +89,14 @@ def test_plain_words():
 def test_what_is_no_caption_is_refused(candidates, references, said):
     with pytest.raises(ValueError, match=said):
         captioning(candidates, references)
+
+
+def test_every_measure_stands_under_its_own_name():
+    candidates = ["a red cat sits on the mat", "two dogs run in a big park", "a man"]
+    references = [["a red cat on a mat", "the cat sits on the red mat"], ["dogs run through a park"],
+                  ["a man stands", "one man"]]
+    found = captioning(candidates, references)
+    assert list(found) == ["cider", "bleu1", "bleu2", "bleu3", "bleu4", "rouge_l"]
+    assert found["cider"] == pytest.approx(100 * cider(candidates, references).mean())
+    assert [found[f"bleu{n}"] for n in (1, 2, 3, 4)] == pytest.approx(bleu(candidates, references))
+    assert found["rouge_l"] == pytest.approx(rouge_l(candidates, references).mean()) and len(set(found.values())) == 6

@@ -108,3 +108,22 @@ def test_refuses_no_prompt_and_no_picture():
         combine(np.ones((3, 0, 2)))
     with pytest.raises(ValueError, match="expected at least one picture, got 0"):
         accuracy(np.ones((0, 2)), np.zeros(0, int))
+
+
+def test_scores_closer_than_the_tie_are_level_and_no_others():
+    """Of three classes two are within a millionth of each other, on either side of the picture's own."""
+    angles = np.array([0.7, 0.7 + 5e-7, 1.2])
+    vectors = np.stack([np.cos(angles), np.sin(angles)], 1)
+    for own in (0, 1):
+        picture = np.array([[1.0, 0.0]])
+        assert hits(picture, vectors, np.array([own]), (1,)).item() == pytest.approx(0.5)
+        assert hits(picture, vectors, np.array([own]), (1,), tie=1e-9).item() == pytest.approx(1 - own)
+
+
+@pytest.mark.parametrize("ks", [(1,), (5,), (1, 3), (2, 5), (3, 1)])
+def test_chance_has_the_keys_of_the_accuracy(ks):
+    """The mean over classes is of top-1, wherever it stands."""
+    hit = np.array([[float(k == 1 and n == 2) for k in ks] for n in range(3)])
+    found, chance = accuracy(hit, np.array([0, 0, 1]), ks), classification_chance(4, ks)
+    assert found.keys() == chance.keys() and ("mean_per_class" in found) == (1 in ks)
+    assert found.get("mean_per_class", 0.5) == 0.5 and chance.get("mean_per_class", 0.25) == 0.25

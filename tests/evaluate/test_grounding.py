@@ -47,3 +47,18 @@ def test_derangements_are_uniform(rng):
 def test_refuses(v, t, mask, repeats, what):
     with pytest.raises(ValueError, match=what):
         grounding_gap(lambda *a: 0.0, v, t, mask, np.random.default_rng(0), repeats)
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 5])
+def test_so_many_shuffles_are_averaged_and_their_spread_is_a_samples(rng, repeats):
+    losses = []
+
+    def loss(v, t, mask):
+        losses.append(float(rng.normal()))
+        return losses[-1]
+
+    got = grounding_gap(loss, np.zeros((4, 2, 3)), np.zeros((4, 5, 3)), np.ones((4, 5), bool), rng, repeats)
+    true, *shuffled = losses
+    assert len(shuffled) == repeats and got["true"] == true and got["shuffled"] == pytest.approx(np.mean(shuffled))
+    assert got["gap"] == pytest.approx(np.mean(shuffled) - true)
+    assert got.get("shuffled_sd") == (pytest.approx(np.std(shuffled, ddof=1)) if repeats > 1 else None)

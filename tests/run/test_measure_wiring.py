@@ -283,6 +283,14 @@ def test_the_case_can_tell(plain, other):
     assert len(named) > len(set(named)) and GRID[0] != GRID[1]
 
 
+def test_what_is_not_said_is_as_the_docstring_has_it(plain):
+    params, got, _ = plain
+    assert got == evaluate(
+        params, PLAIN, DATA, TOKENIZER, None, 64, captions=None, prompts=("name", "caption"), upsample="nearest",
+        average="per_image", background="in_union", on="cover", head="paper", grounding=512, shuffles=4, seed=0, shards=1,
+        objective=None)
+
+
 def test_retrieval(plain, other):
     agree(plain[1], retrieval(plain[2]))
     agree(other[1], retrieval(other[2]))
@@ -318,6 +326,11 @@ def test_the_grounding_gap_of_all_pictures(plain):
     shifted = [loss(np.roll(range(13), s)) for s in range(1, 13)]                     # every wrong pair once
     spread = np.std(shifted, ddof=1)
     assert abs(got["fine_loss_shuffled"] - np.mean(shifted)) < 5 * spread / 4**0.5 and 0 < got["grounding_gap_sd"] < 4 * spread
+
+
+def test_the_grounding_gap_of_pictures_that_end_within_a_batch(plain):
+    params, _, e = plain
+    agree(evaluate(params, PLAIN, DATA, TOKENIZER, batch=5, grounding=7), {"fine_loss": fine_losses(e, PLAIN, 7)(range(7))})
 
 
 def test_batches_change_nothing_but_what_is_drawn_for_them(plain, other):

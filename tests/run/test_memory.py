@@ -35,6 +35,32 @@ def test_what_fits_and_what_is_not_known(monkeypatch):
     check_memory(replace(config, embed_dim=10**9))
 
 
+@pytest.mark.parametrize("copies, item", [(1, 4), (4, 8), (3, 2)])
+def test_copies_and_their_bytes_count(copies, item):
+    config = PRESETS["small"]
+    need = copies * item * numbers(config)
+    check_memory(config, copies, item, free=need)
+    told = f"holds {copies} copies, {need / 2**30:.3g} GiB in all, and {need / 2**31:.3g} GiB are free"
+    with pytest.raises(ValueError, match=told):
+        check_memory(config, copies, item, free=need // 2)
+
+
+def test_what_is_available_is_what_the_kernel_says(monkeypatch):
+    """Not what the machine has; in a container no more than its own limit leaves, files that can be given back counted."""
+    books = {"/proc/meminfo": "MemTotal: 900 kB\nMemFree: 10 kB\nMemAvailable: 500 kB\nSwapFree: 70 kB\n"}
+
+    def read_text(path):
+        if str(path) not in books:
+            raise FileNotFoundError(path)
+        return books[str(path)]
+
+    monkeypatch.setattr(memory.Path, "read_text", read_text)
+    assert memory.available() == 570 * 1024
+    group = "/sys/fs/cgroup/memory"
+    books |= {f"{group}.max": "400000", f"{group}.current": "300000", f"{group}.stat": "anon 7\nfile 5000\n"}
+    assert memory.available() == 105000
+
+
 def test_the_kernels_books():
     free = memory.available()
     assert free is None or 1 << 20 < free < 1 << 50

@@ -10,12 +10,13 @@ from witness import close
 from sparc_ref import model
 from sparc_ref.commands import cli
 from sparc_ref.data import DrawnScenes, WordTokenizer
-from sparc_ref.evaluate.retrieval import retrieval, retrieval_of_scores
+from sparc_ref.evaluate.retrieval import retrieval, retrieval_chance, retrieval_of_scores
 from sparc_ref.model import PRESETS, SPARCConfig, forward, forward_with, init_params, parameter_shapes
 from sparc_ref.objectives import sparc
-from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes
+from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes, scores_of
 from sparc_ref.objectives.pacl import embed
-from sparc_ref.run import measure
+from sparc_ref.run import examples, measure
+from sparc_ref.run.examples import explain_examples
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, objective_of, read_metrics
 from sparc_ref.run.train import TrainConfig, train
@@ -73,6 +74,26 @@ def test_localisation_reads_the_patches_that_pacl_compares(tmp_path, monkeypatch
     local = {"mass", "pointing", "iou", "choice", "miou", "miou_caption"}
     assert {k: got[k] for k in local} == {k: by_hand[k] for k in local} != {k: plain[k] for k in local}
     assert {k: got[k] for k in ("i2t_r1", "grounding_gap")} == {k: plain[k] for k in ("i2t_r1", "grounding_gap")}
+    monkeypatch.undo()
+    (shown,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2], objective=objective)
+    monkeypatch.setattr(examples, "images_of", embedded)
+    (wanted,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2])
+    assert np.array_equal(shown.weights, wanted.weights), "the maps are of those patches too"
+
+
+@pytest.mark.parametrize("objective", [o for o in OTHERS if scores_of(o)], ids=lambda o: f"{o.objective}-{OTHERS.index(o)}")
+def test_scores_some_pictures_at_a_time_are_those_of_all(objective, rng):
+    """Captions in batches of other lengths, pictures in blocks that end anywhere; which of the two asks is kept apart."""
+    scores, D = scores_of(objective), CONFIG.embed_dim
+    own = init_own(objective, D, rng, "float64")
+    v, v_bar, t_bar = rng.normal(size=(13, 4, D)), rng.normal(size=(13, D)), rng.normal(size=(9, D))
+    words = [(rng.normal(size=(m, length, D)), np.arange(length) < rng.integers(1, length + 1, (m, 1)))
+             for m, length in ((2, 3), (4, 6), (3, 2))]
+    starts = np.cumsum([0, 2, 4])
+    parts = [scores(own, v, t, mask, v_bar, t_bar[a:a + len(t)]) for a, (t, mask) in zip(starts, words)]
+    wanted = [np.concatenate(each, 1) for each in zip(*parts)]
+    for got, known in zip(measure.scored(scores, own, v, words, v_bar, t_bar, pictures=5), wanted, strict=True):
+        np.testing.assert_allclose(got, known, rtol=1e-9, atol=1e-12)
 
 
 def test_every_parameter_of_an_objective_moves(tmp_path):
@@ -216,3 +237,26 @@ def test_the_command_evaluate_knows_the_objective(tmp_path, capsys):
 def test_settings_survive_json():
     assert all(objective_of({"objective": json.loads(json.dumps(asdict(o)))}) == o for o in OTHERS)
     assert model.own_params({"theta": 1, "theta_pool": 2}, SPARCConfig()) == {"theta": 1}
+
+
+def test_a_batch_of_one_teaches_no_objective_that_tells_pairs_apart(tmp_path):
+    said = []
+    train(CONFIG, TrainConfig(steps=1, batch=1, eval_every=0), [DATA], TOKENIZER, tmp_path / "run", say=said.append,
+          objective=ObjectiveConfig("clip"))
+    assert any("a batch of one: clip has no other caption or picture to tell apart" in line for line in said)
+
+
+@pytest.mark.parametrize("name", ["filip", "pacl", "flair"])
+def test_native_numbers_and_their_chance_by_hand(name, rng):
+    """Two captions of each picture, four pictures at a time; PACL's own embedding is within its score, once."""
+    objective, data = ObjectiveConfig(name), DrawnScenes(size=16, count=9, style="short", captions=2)
+    own = {n: rng.normal(size=s) for n, s in own_shapes(objective, CONFIG.embed_dim).items()}
+    params = init_params(CONFIG, rng, "float64") | own
+    got = evaluate(params, CONFIG, data, TOKENIZER, batch=4, objective=objective)
+    image = measure.images_of(params, CONFIG, [data[i] for i in range(9)])
+    tokens, mask = TOKENIZER.batch([text for i in range(9) for text in data[i].captions], CONFIG.max_tokens)
+    text, owner = measure.texts_of(params, CONFIG, tokens, mask), np.repeat(np.arange(9), 2)
+    i2t, t2i = scores_of(objective)(own, image["v"], text["t"], mask, image["v_bar"], text["t_bar"])
+    wanted = retrieval_of_scores(i2t, t2i, owner)
+    wanted |= {f"{key}_chance": x for key, x in retrieval_chance(owner, 9).items()}
+    assert {key: got[f"native_{key}"] for key in wanted} == pytest.approx(wanted)

@@ -6,6 +6,7 @@ takes the initial weights and the batches alone. Measured: after seven updates p
 
 import re
 import shutil
+import sys
 import time
 from dataclasses import fields
 from types import SimpleNamespace
@@ -16,13 +17,15 @@ import torch
 from witness import close
 
 from parity import oracle
+from sparc_ref import optim
 from sparc_ref.data import Batches, Example, WordTokenizer
 from sparc_ref.model import SPARCConfig, init_params
 from sparc_ref.run import checkpoint
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import TIMING, read_metrics
-from sparc_ref.run.train import TrainConfig, train
+from sparc_ref.run.train import NonFiniteLoss, TrainConfig, train
 
+train_room = sys.modules["sparc_ref.run.train"]
 WORDS = ["a", "red", "green", "blue", "big", "small", "dog", "cat", "box", "on", "by"]
 
 
@@ -251,3 +254,49 @@ def test_a_run_goes_on_with_the_examples_that_it_had(whole, tmp_path, what, wher
     checks = {name: changed(d, **{what: 1}) if name == where else d for name, d in CHECKS.items()}
     with pytest.raises(ValueError, match=where):
         start(tmp_path / "run", sets, checks, resume=True)
+
+
+def test_what_is_said_at_the_end_names_the_right_files_and_the_right_limit(whole, hand):
+    last = hand.logged[-1]
+    assert whole.said[-1] == (f"done: 7 updates. Checkpoint {whole.out}/checkpoints/step_00000007, "
+                              f"metrics {whole.out}/metrics.jsonl, configuration {whole.out}/config.json")
+    (note,) = [line for line in whole.said if "were cut" in line]
+    assert f"{last['captions_truncated']} of {last['examples']} captions" in note and "longer than max_tokens 6 and" in note
+    assert f"cut: {last['tokens_truncated']} tokens" in note
+
+
+@pytest.mark.parametrize("where, fault, words", [
+    ("adamw_step", FloatingPointError("overflow"), "update 3: overflow, on first, second."),
+    ("clip_by_global_norm", np.nan, "update 3: the gradient's norm is nan on first, second."),
+    ("evaluate", FloatingPointError("overflow"), "update 3: evaluation on near: overflow."),
+])
+def test_a_bad_end_names_its_update_and_all_of_its_data(tmp_path, monkeypatch, where, fault, words):
+    """Counted from 1; both data sets gave gradients; the first evaluation is at update 3."""
+    room = train_room if where == "evaluate" else optim
+    real, calls = getattr(room, where), []
+
+    def faulty(*args, **how):
+        calls.append(1)
+        if len(calls) < 3:
+            return real(*args, **how)
+        if isinstance(fault, Exception):
+            raise fault
+        return real(*args, **how)[0], fault
+
+    monkeypatch.setattr(room, where, faulty)
+    with pytest.raises(NonFiniteLoss) as error:
+        start(tmp_path / "run")
+    assert str(error.value).startswith(words) and "step_00000002 is kept" in str(error.value)
+
+
+def test_memory_is_asked_for_four_numbers_of_eight_bytes(tmp_path, monkeypatch):
+    asked = []
+
+    def refuse(config, copies, item):
+        asked.append((config, copies, item))
+        raise ValueError("no")
+
+    monkeypatch.setattr(train_room, "check_memory", refuse)
+    with pytest.raises(ValueError, match="no"):
+        start(tmp_path / "run")
+    assert asked == [(CONFIG, 4, 8)]

@@ -3,6 +3,7 @@
 import itertools
 import unicodedata
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -10,12 +11,12 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from sparc_ref import align_patches, encode_images, encode_texts, init_params
-from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, to_images
+from sparc_ref.data import DrawnScenes, Example, Region, UnigramTokenizer, WordTokenizer, to_images
 from sparc_ref.model import PRESETS
 from sparc_ref.run.checkpoint import CheckpointError
-from sparc_ref.run.examples import explain_caption, words_of
+from sparc_ref.run.examples import explain_caption, explain_example, words_of
 from sparc_ref.run.measure import evaluate
-from sparc_ref.run.rundir import load_run
+from sparc_ref.run.rundir import load_run, read_metrics
 from sparc_ref.run.sources import remembered
 from sparc_ref.run.train import TrainConfig, train
 from sparc_ref.show.explain import explain, table
@@ -62,7 +63,7 @@ def test_figure_and_table(run, photo, tmp_path):
 def test_long_captions_say_what_is_cut(run, photo, tmp_path):
     said = []
     explain(run, photo, "red circle and blue square and green star and pink ring", tmp_path / "out.png", say=said.append)
-    assert any("longer than 8 tokens" in text for text in said)
+    assert any("longer than 8 tokens: the last 4 are cut" in text for text in said), "11 words, and EOS stays"
 
 
 def test_errors(run, photo, tmp_path):
@@ -129,6 +130,10 @@ def test_a_word_is_the_mean_of_its_pieces():
         assert "".join(pieces[i] for i in at) == word
         np.testing.assert_allclose(weights, trace["weights"][0, at].mean(0), rtol=1e-6)
         np.testing.assert_allclose(minmax, trace["minmax"][0, at].mean(0), rtol=1e-6, atol=1e-7)
+    start, end = SPLIT.encode(caption).offsets[next(i for i, piece in pieces.items() if "dog".startswith(piece))]
+    region = Region("dog", np.ones((16, 16), bool), ((0, start, end),))
+    told = explain_example(params, config, SPLIT, Example(image, (caption,), (region,)))
+    assert told.objects.tolist() == [-1, 0, -1, -1], "one of its pieces names the region"
     assert seen.weights.sum(-1) == pytest.approx(np.ones(4)) and f"mean of {seen.pieces[1]} pieces" in table(seen)
 
 
@@ -151,19 +156,34 @@ def test_what_a_gap_says_of_maps(numbers, words):
     assert grounding({k: x for k, x in numbers.items() if k != "fine_loss"}) == ""
 
 
-def test_explain_says_what_its_maps_are_worth(run, photo, tmp_path):
+def test_explain_says_what_its_maps_are_worth(run, photo, tmp_path, monkeypatch):
     """From the run's metrics; without them measured on the run's own data; without that, it is not known."""
     said = []
+    monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: b"PNG")
     explain(run, photo, "a red circle", tmp_path / "out.png", say=said.append)
     assert any(line.startswith("The grounding gap of this model is not known") for line in said)
     other = tmp_path / "run"
     config, options, data, tokenizer = small()
-    train(config, options, [data], tokenizer, other, validation={"own": data}, say=lambda text: None,
-          sources=remembered(["drawn?style=short&count=9"]))
-    explain(other, photo, "a red circle", tmp_path / "out.png", say=said.append)
-    assert "(Measured at update 1, on own.)" in said[-2]
+    train(config, replace(options, steps=3, eval_every=2, checkpoint_every=1, keep=3), [data], tokenizer, other,
+          validation={"own": data, "second": replace(data, split="test")}, say=lambda text: None,
+          sources=remembered(["drawn?style=short&count=70"]))
+    rows = [row for row in read_metrics(other / "metrics.jsonl") if row["kind"] == "eval" and row["split"] == "own"]
+    for step, at in ((1, 0), (2, 2), (3, 3)):                     # of the first set, at the checkpoint or the last before it
+        explain(other / "checkpoints" / f"step_{step:08d}", photo, "a red circle", tmp_path / "out.png", say=said.append)
+        (gap,) = [row["grounding_gap"] for row in rows if row["step"] == at]
+        assert f"(Measured at update {at}, on own.)" in said[-2] and f"Grounding gap {gap:.3f} nats" in said[-2]
     (other / "metrics.jsonl").unlink()
     explain(other, photo, "a red circle", tmp_path / "out.png", say=said.append)
-    assert "(Measured now, on 9 examples of drawn-test.)" in said[-2]
-    numbers = evaluate(*load_run(other)[:2], DrawnScenes("test", 16, 9, style="short"), tokenizer)
-    assert f"Grounding gap {numbers['grounding_gap']:.3f} nats" in said[-2]
+    assert "(Measured now, on 64 examples of drawn-test.)" in said[-2]
+    numbers = evaluate(*load_run(other)[:2], DrawnScenes("test", 16, 64, style="short"), tokenizer)
+    gap, true, shuffled = (numbers[name] for name in ("grounding_gap", "fine_loss", "fine_loss_shuffled"))
+    assert (f"Grounding gap {gap:.3f} nats: the fine-grained loss is {true:.3f} with the true pictures, {shuffled:.3f} with "
+            "shuffled ones") in said[-2]
+
+
+def test_the_table_says_what_evenly_spread_weights_would_be():
+    weights = np.linspace(0, 1, 100)[None] / 50
+    seen = SimpleNamespace(weights=weights, words=("red",), pieces=(1,), grid=(4, 25))
+    _, even, row, _ = table(seen).splitlines()
+    assert even.split()[-2:] == ["0.010", "0.100"]
+    assert row.split() == ["red", "(4,", "25)", "0.020", f"{weights[0, -10:].sum():.3f}"] and "top 10 of 100" in table(seen)

@@ -2,6 +2,7 @@
 
 import io
 import re
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from sparc_ref.run.examples import Explained
 from sparc_ref.show import plots
 from sparc_ref.show.explain import table as words_table
 from sparc_ref.show.report import DemoReport, Run, page, print_results, results_table
-from sparc_ref.show.results import NUMBERS, Number, findings
+from sparc_ref.show.results import NUMBERS, OTHERS, Number, findings, numbers_table
 
 NAMES = ("one", "two")
 # what a label has to say for a key; "…" continues the row above it
@@ -144,6 +145,72 @@ def test_every_number_in_the_terminal(monkeypatch):
     assert re.search(r"one +┃ +two +┃ +chance", lines)
 
 
+# what the labels say of the numbers that `evaluate` prints besides, and how they are written
+SAID_BESIDES = {"images": "pictures measured", "captions": "their captions", "objects": "objects that a caption names",
+                "best": "the most that pointing and mass can be", "fine_loss_shuffled": "shuffled pictures",
+                "grounding_gap_sd": "deviation of the gap",
+                "native_t2i_r1": "caption finds its picture under", "native_i2t_r1": "picture finds its caption under",
+                **{f"native_{way}_r{k}": f"… among the first {k}" for way in ("t2i", "i2t") for k in (5, 10)}}  # fmt: skip
+
+
+def test_every_line_of_the_list_that_evaluate_prints():
+    """Each number once, under its own key, with its own chance and label; what continues a line stands under it."""
+    assert {n.key for n in OTHERS} == set(SAID_BESIDES)
+    known = {key: 0.2 + 0.0123 * i for i, key in enumerate([*LABELS, *SAID_BESIDES])}
+    known |= {"images": 50.0, "captions": 70.0, "objects": 7.0}
+    chances = {f"{key}_chance": 0.01 + 0.003 * i for i, key in enumerate(known)}
+    lines = [re.split(r" {2,}", line.strip()) for line in numbers_table(known | chances).splitlines()[1:-1]]
+    assert [line[0] for line in lines].index("native_t2i_r5") == [line[0] for line in lines].index("native_t2i_r1") + 1
+    assert sorted(key for key, *_ in lines) == sorted(known)
+    for key, value, *rest in lines:
+        base = 0.0 if key == "grounding_gap" else chances[f"{key}_chance"]
+        wanted = [f"{x:.0f}" if key in ("images", "captions", "objects") else f"{x:.3f} nats" if "loss" in key or "gap" in key
+                  else f"{x:.0f} s" if key == "seconds" else f"{100 * x:.1f} %" for x in (known[key], base)]
+        assert [value, rest[0]] == wanted and re.search((LABELS | SAID_BESIDES)[key], rest[1]), key
+
+
+def test_the_better_one_is_bold_in_the_terminal(monkeypatch):
+    """The second run, but for the loss; without spreads nothing is within them."""
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "200")
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    print_results(DemoReport("t", [Run(run.name, final=run.final) for run in report().runs]), terminal)
+    bold = re.findall(r"\x1b\[1m([^\x1b]*[\d][^\x1b]*)\x1b", terminal.getvalue())
+    assert [x.strip() for x in bold] == [written(n.key, value(n.key, int(n.better == "higher"))) for n in NUMBERS if n.better]
+
+
+def test_what_some_run_lacks_is_not_said_of_all():
+    """Seconds of one; a prediction of one; a first example without classes."""
+    runs = report().runs
+    runs[1].final.pop("seconds")
+    assert "which took" not in page(DemoReport("t", runs))
+    e = [explained(r, i) for r in (0, 1) for i in (0, 1)]
+    bare = replace(e[0], truth=None, classes=())
+    for first, second in (((bare, e[1]), (e[2], e[3])), ((e[0], e[1]), (replace(e[2], predicted=None), e[3]))):
+        with figures_asked_for() as calls:
+            page(DemoReport("t", [Run("one", examples=first), Run("two", examples=second)]))
+        (call,) = calls["masks"]
+        assert len(call.images) == 1 and np.array_equal(call.truths[0], e[1].truth)
+        assert tuple(call.classes) == ("k0", "k1", "k2")
+
+
+def test_each_gap_is_said_of_its_own_run_and_each_split_is_named():
+    runs = [Run(name, metrics=[{"step": 1, "split": "kept apart", "t2i_r1": 0.5}], examples=(explained(r, 0),),
+                final={"grounding_gap": 0.5 + r, "fine_loss": 1.0, "fine_loss_shuffled": 1.5 + r})
+            for r, name in enumerate(NAMES)]
+    with figures_asked_for():
+        text = page(DemoReport("t", runs))
+    for r, name in enumerate(NAMES):
+        assert f"<p><b>{name}.</b> Grounding gap {0.5 + r:.3f} nats: the fine-grained loss is 1.000" in text
+    assert "validation sets (kept apart)" in text
+
+
+def test_numbers_in_a_column_go_by_what_is_there_then_by_what_is_predicted_most():
+    predicted = np.array([[2, 3, 3], [0, 3, 2]])
+    assert plots.numbering(np.full((2, 3), 1), [predicted, predicted], 3, 4) == {1: 1, 3: 2, 2: 3}
+
+
 def test_a_number_has_the_chance_of_its_own_key():
     numbers = (Number("pointing", "seen", "Seen"), Number("unseen_pointing", "unseen", "Unseen"))
     final = {"pointing": 0.5, "pointing_chance": 0.1, "unseen_pointing": 0.4, "unseen_pointing_chance": 0.2}
@@ -192,8 +259,6 @@ def test_heat_maps_are_those_of_their_run(drawn):
 
 def test_runs_that_saw_something_else_have_a_figure_of_their_own():
     """Another grid, other words or another picture: nothing stands under a word that is not its own."""
-    from dataclasses import replace
-
     e, run = explained(0, 0), Run("one", examples=(explained(0, 0),))
     other = explained(1, 0)
     for change in ({"grid": (3, 2)}, {"words": ("a", "blue", "box0")}, {"image": 255 - e.image}):

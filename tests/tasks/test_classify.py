@@ -2,12 +2,15 @@
 
 import json
 import zipfile
+import zlib
 from pathlib import Path
 
 import numpy as np
 import pytest
 from made_sets import Knows, png, put, tar, untrained, webdataset
 
+from sparc_ref.evaluate.classification import accuracy, classification_chance, hits
+from sparc_ref.show import plots
 from sparc_ref.tasks import classification as task
 from sparc_ref.tasks.classification import Protocol, measure
 from sparc_ref.tasks.prompts import canonical, class_vectors, templates_of, zoo
@@ -89,7 +92,8 @@ def test_corruptions_and_severities(tmp_path):
     assert all(x == pytest.approx(1 / 6) for k, x in got.chance.items() if k != "top5") and set(got.chance) == set(got.numbers)
     assert "without gaussian_noise" in " ".join(got.notes) and "not the mean corruption error" in " ".join(got.notes)
     (tmp_path / "c" / "snow" / "5").rename(tmp_path / "c" / "snow" / "9")
-    assert run(f"imagenet-c:{tmp_path / 'c'}").counts["corruptions and severities that are missing"] == 1
+    part = run(f"imagenet-c:{tmp_path / 'c'}")
+    assert part.counts["corruptions and severities that are missing"] == 1 and part.numbers["top1"] == pytest.approx(0.7)
     assert run(f"imagenet-c:{tmp_path / 'c'}", limit=9).examples == 9
 
 
@@ -124,7 +128,11 @@ def test_a_limit_is_spread_over_the_classes(tmp_path):
     """The first two classes alone have the right pictures: of the first 24 pictures that would be 20."""
     path = folders(tmp_path / "a", [f"number_{n:02d}" for n in range(12)], [0, 1, *range(102, 112)], each=10)
     got = run(f"folders:{path}", limit=24)
-    assert got.examples == 24 and got.numbers["top1"] < 0.5 and "evenly spread" in " ".join(got.notes)
+    assert got.examples == 24 and got.numbers["top1"] < 0.5 and "24 pictures, evenly spread" in " ".join(got.notes)
+    right = folders(tmp_path / "b", [f"number_{n}" for n in range(6)], each=10)
+    put(right / "number_0" / "0.png", b"broken")
+    got = run(f"folders:{right}", limit=13)
+    assert got.numbers["top1"] == 1 and "12 pictures, evenly" in got.notes[-1], "labels are those of these pictures"
 
 
 def test_classes_without_a_folder_are_no_candidates(tmp_path):
@@ -134,6 +142,61 @@ def test_classes_without_a_folder_are_no_candidates(tmp_path):
     own, every = (run(f"imagenet-v2:{path}?candidates={c}", Knows(blind=True)) for c in ("own", "all"))
     assert abs(own.numbers["top1"] - 1 / 2) < 0.18 and abs(every.numbers["top1"] - 1 / 12) < 0.1
     assert own.chance["top1"] == 1 / 2 and every.chance["top1"] == 1 / 12
+
+
+class Noisy(Knows):
+    """Every text has a direction of its own, half of it its number's."""
+
+    def texts(self, texts):
+        noise = np.stack([np.random.default_rng(zlib.crc32(text.encode())).normal(size=64) for text in texts])
+        return {"t_bar": super().texts(texts)["t_bar"] / 4 + noise}
+
+
+@pytest.mark.parametrize("options", [{}, {"prompt": "clip7"}, {"prompt": "clip7", "combine": "similarities"},
+                                     {"prompt": "filip", "candidates": "all"}, {"canonical": True}], ids=str)
+def test_numbers_and_pictures_by_hand(tmp_path, monkeypatch, options):
+    """15 of 20 names have pictures, their folders in another order; bare names beside every other prompt."""
+    from sparc_ref.show import sheets
+
+    names = [f"{'number' if n % 2 else 'The number'} {n} of-20" for n in range(20)]
+    put(tmp_path / "classnames.txt", "\n".join(f"w{(7 * n) % 20:02d}\t{name}" for n, name in enumerate(names)))
+    held = [n for n in range(20) if n % 4]
+    for n in held:
+        for k in range(3):
+            put(tmp_path / "set" / f"w{(7 * n) % 20:02d}" / f"{k}.png", png(n + (k == 2)))
+    asked = []
+    monkeypatch.setattr(sheets, "sheet", lambda title, rows: asked.append(rows) or plots.new_figure((1, 1)))
+    spec = f"imagenet:{tmp_path / 'set'}?" + "&".join(f"{k}={v}".lower() for k, v in options.items())
+    got = run(spec, Noisy(), pictures=tmp_path)
+    chosen = Protocol(**options)
+    order = sorted(held, key=lambda n: (7 * n) % 20)
+    labels = np.repeat(order, 3)
+    v = Knows().directions[labels + np.tile([0, 0, 1], 15)]
+    own = np.isin(np.arange(20), held) if chosen.candidates == "own" else np.ones(20, bool)
+    said = tuple(map(canonical, names)) if chosen.canonical else tuple(names)
+    for head, prompt in {"bare_": "bare", "": chosen.prompt}.items():
+        vectors = class_vectors(Noisy(), said, templates_of(prompt), chosen.combine)
+        wanted = accuracy(hits(v, vectors, labels, candidates=own), labels)
+        if head and chosen.prompt == "bare":
+            assert not any(key.startswith("bare_") for key in got.numbers)
+            continue
+        assert {key: got.numbers[head + key] for key in wanted} == pytest.approx(wanted), head
+        assert {key: got.chance[head + key] for key in wanted} == classification_chance(int(own.sum()))
+    assert 0.1 < wanted["top1"] < 0.95, "the case can tell"
+    (rows,) = asked
+    assert next(iter(rows)) == f"Right: {round(45 * wanted['top1'])} of 45 pictures"
+    assert got.protocol["templates"] == len(templates_of(chosen.prompt)) and got.protocol["classes"] == own.sum()
+    assert got.protocol["image_size"] == 8
+
+
+def test_what_is_cut_and_unknown_is_counted_of_this_measurement_alone(tmp_path):
+    """Of the prompts: a name of 14 words is cut at 12 tokens, two words are not known."""
+    for name in ("red_cat", "a_dog", "_".join(["cat"] * 14)):
+        put(tmp_path / "set" / name / "0.png", png(0, 16))
+    model = untrained(["red", "cat"])
+    for _ in range(2):
+        counts = run(f"folders:{tmp_path / 'set'}", model).counts
+        assert counts["prompts cut at 12 tokens"] == 1 and counts["tokens of prompts that the tokenizer does not know"] == 2
 
 
 def test_a_batch_at_a_time(tmp_path):

@@ -9,7 +9,7 @@ import pytest
 from PIL import Image
 
 from sparc_ref.data import WordTokenizer
-from sparc_ref.evaluate.faithfulness import words
+from sparc_ref.evaluate.faithfulness import k_precision, words
 from sparc_ref.tasks import faithfulness as task
 from sparc_ref.tasks.spec import open_data
 from sparc_ref.tasks.taggers import NLTK, SPACY
@@ -79,6 +79,30 @@ FIRST = ("Red cat sits is blue.", "A big, big dog.", "A blue dog runs!")
 def test_what_each_choice_changes_by_hand(where, choice, kp, kp_na):
     r = measured(f"captions:{where}?{choice}tagger={where / 'tags.jsonl'}", FIRST)
     assert r.numbers["kp"] == pytest.approx(kp) and r.numbers["kp_na"] == pytest.approx(kp_na)
+
+
+@pytest.mark.parametrize("ref, count", [("joined", "clipped"), ("max", "clipped"), ("joined", "set"), ("max", "set")])
+def test_chance_is_that_of_the_choice_by_hand(where, ref, count):
+    """Every caption is as likely to be the first of any picture."""
+    r = measured(f"captions:{where}?ref={ref}&count={count}&tagger={where / 'tags.jsonl'}", FIRST)
+    texts = [text for each in CAPTIONS.values() for text in each]
+    content = [[w for w in words(text) if w in TAGS] for text in texts]
+    for name, said in (("kp", [words(text) for text in texts]), ("kp_na", [c for c in content if c])):
+        scores = [k_precision(s, [words(text) for text in each], ref=ref, count=count)
+                  for each in CAPTIONS.values() for s in said]
+        assert r.chance[name] == pytest.approx(np.mean(scores)), name
+
+
+def test_captions_and_pixels_are_those_that_are_asked_for(where):
+    """One caption of each; of a wide picture its middle, which is another one's colour."""
+    own = [texts[0] for texts in CAPTIONS.values()]
+    r = measured(f"captions:{where}?captions=1", own)
+    assert r.counts["captions"] == 3 and r.counts["captions beyond the first of a picture"] == 3
+    for name, grey in (("a", 180), ("c", 20)):
+        image = Image.new("RGB", (48, 16), (grey,) * 3)
+        image.paste((200 - grey,) * 3, (16, 0, 32, 16))
+        image.save(where / f"{name}.png")
+    assert [measured(f"captions:{where}{how}", own).numbers["i2t_r1"] for how in ("?eval_resize=crop", "")] == [1, 1 / 3]
 
 
 def test_perfect_and_blind_models(where):

@@ -36,6 +36,10 @@ def test_a_perfect_model_is_right_in_every_layout(layouts):
         assert got.chance["t2i_r5"] == pytest.approx(5 / 20) and set(got.chance) == set(NUMBERS)
     assert run(layouts["karpathy"]).name == run(layouts["flickr30k"]).name == "Flickr30k"
     assert "has 5,000 pictures: not comparable" in run(layouts["coco"]).notes[-1]
+    got = run(layouts["karpathy"])
+    assert "split of Flickr30k has 1,000 pictures" in got.notes[-1]
+    assert "test 20" in got.notes[0] and "read: test" in got.notes[0]
+    assert (got.protocol["image_size"], got.protocol["max_tokens"], got.protocol["ks"]) == (8, 99, [1, 5, 10])
     assert run(layouts["coco"]).name == "COCO" and run(layouts["captions"] + "?name=mine").name == "mine"
 
 
@@ -61,7 +65,32 @@ def test_a_batch_at_a_time_and_a_limit(layouts):
     model = Knows(batch=6)
     assert run(layouts["webdataset"], model).examples == 20 and model.seen == [6, 6, 6, 2]
     got = run(layouts["captions"], limit=5)
-    assert got.examples == 5 and got.chance["t2i_r1"] == 0.2 and "a smaller gallery is easier" in got.notes[-1]
+    assert got.numbers == dict.fromkeys(NUMBERS, 1.0), "the captions are those of these pictures"
+    assert got.examples == 5 and got.chance["t2i_r1"] == 0.2
+    assert "5 of 20 pictures: a smaller gallery is easier" in got.notes[-1]
+
+
+@pytest.mark.parametrize("kind", ["karpathy", "flickr30k", "coco", "captions"])
+def test_pictures_may_lie_elsewhere(layouts, tmp_path, kind):
+    (tmp_path / "sets" / "images").rename(tmp_path / "elsewhere")
+    got = run(f"{layouts[kind]}?images={tmp_path / 'elsewhere'}")
+    assert got.examples == 20 and got.numbers == dict.fromkeys(NUMBERS, 1.0)
+
+
+def test_a_split_of_shards(tmp_path):
+    root = caption_layouts(tmp_path, [("0.png", png(0))], [["of number 0"]])["webdataset"].partition(":")[2]
+    webdataset(Path(root), [("png", png(n), f"of number {n}") for n in (1, 2, 3)], split="train")
+    data, _ = open_data(task, f"webdataset:{root}?split=train")
+    assert data.captions == [("of number 1",), ("of number 2",), ("of number 3",)]
+    assert open_data(task, f"webdataset:{root}")[0].captions == [("of number 0",)]
+
+
+def test_what_is_cut_is_counted_of_this_measurement_alone(tmp_path):
+    words = ["a", "red", "cat"]
+    spec = caption_layouts(tmp_path, [(f"{n}.png", png(n)) for n in range(3)], [["a red cat"], ["a red cat " * 5], ["a " * 30]])
+    model = untrained(words)
+    for _ in range(2):
+        assert run(spec["captions"], model).counts["captions cut at 12 tokens"] == 2
 
 
 def test_captions_with_commas_and_quotes(tmp_path):
@@ -106,6 +135,8 @@ def test_native_scores_in_blocks_are_those_of_the_whole(tmp_path, objective):
     whole = retrieval_of_scores(i2t, t2i, found.owner)
     assert {k: got.numbers[f"native_{k}"] for k in whole} == pytest.approx(whole)
     assert set(run(spec + "?scores=cosine", model).numbers) == set(NUMBERS)
+    again = run(spec + "?ks=2,3", model)
+    assert set(again.numbers) == {f"{head}{way}_r{k}" for head in ("", "native_") for way in ("i2t", "t2i") for k in (2, 3)}
 
 
 # ---------------------------------------------------------------------------------------------------------------- bad input

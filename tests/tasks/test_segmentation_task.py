@@ -110,13 +110,26 @@ def test_a_real_model_by_hand(tmp_path, rng):
     emb, truth = model.pooled_texts(NAMES), np.stack(truths)
     for head, key in (("miou", "segment"), ("miou_g_v", "v")):
         pred = segment(model.images(pictures)[key], emb, (4, 4), (64, 64))
+        readings = {f"{a}_{b}": pytest.approx(miou(pred, truth, 3, average=a, background=b))
+                    for a in ("per_image", "dataset") for b in ("in_union", "ignore")}
         for average in ("per_image", "dataset"):
             for background in ("in_union", "ignore"):
                 r = measured(f"folder:{where}?average={average}&background={background}", model=model)
                 expected = miou(pred, truth, 3, average=average, background=background)
                 assert r.numbers[head] == pytest.approx(expected)
-                if head == "miou":
-                    assert r.numbers[f"{average}_{background}"] == r.numbers["miou"]
+                if head == "miou":                                # under their own names, whatever is chosen
+                    assert {name: r.numbers[name] for name in readings} == readings
+
+
+def test_chance_is_that_of_the_average_and_the_background_that_are_chosen(tmp_path, rng):
+    """A class on background costs nothing where that is left out; pictures of few classes weigh more in one average."""
+    where = paint(tmp_path, [*blocks(rng, 3), *blocks(rng, 2, (-1, 0))])
+    found = {(a, b): measured(f"folder:{where}?average={a}&background={b}").chance
+             for a in ("per_image", "dataset") for b in ("in_union", "ignore")}
+    for (a, b), chance in found.items():
+        assert chance["miou"] == chance["miou_g_v"] == chance[f"{a}_{b}"]
+    assert len({round(chance["miou"], 6) for chance in found.values()}) == 4
+    assert all(found[a, "in_union"]["miou"] < found[a, "ignore"]["miou"] for a in ("per_image", "dataset"))
 
 
 class Noisy(Painted):
@@ -151,8 +164,23 @@ def test_classes_that_are_present_and_pictures_that_have_none(tmp_path):
     truths = [np.full((16, 16), k) for k in (0, 1, -1)]
     r = measured(f"folder:{paint(tmp_path, truths)}?classes=present", model=Blind(0))
     assert r.numbers["per_image_in_union"] == r.numbers["dataset_in_union"] == 1 and r.examples == 3
+    assert r.chance["miou"] == 1, "there is nothing else to draw"
     with pytest.raises(ValueError, match="expected a class in some picture, found background alone in 2"):
         measured(f"folder:{paint(tmp_path / 'none', truths[2:] * 2)}")
+
+
+def test_the_background_is_called_as_it_is_asked_for(tmp_path):
+    asked = []
+
+    class Listening(Painted):
+        def pooled_texts(self, texts):
+            asked.extend(texts)
+            return super().pooled_texts(texts)
+
+    where = paint(tmp_path, [np.full((16, 16), 0)])
+    measured(f"folder:{where}?background=class&background_name=wall", model=Listening())
+    assert asked == [*NAMES, "wall"]
+    assert [measured(f"folder:{where}{how}").protocol["size"] for how in ("", "?size=64")] == [32, 64], "the one that was used"
 
 
 def test_pictures_and_their_legend(tmp_path, rng):

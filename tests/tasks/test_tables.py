@@ -126,3 +126,28 @@ def test_text_and_page_say_what_is_not_comparable_and_escape_names():
     for said in ("61.0", "paper: SPARC, B/16", "not comparable", "trained on captions:/photos"):
         assert said in text
     assert page.index("61.0") < page.index("not comparable</th>") < page.index("72.6")
+
+
+def test_every_cell_of_results_with_several_numbers():
+    """Two models, two data sets of other sizes: each column its own number, each cell its own size."""
+    keys = [f"{way}_r{k}" for way in ("i2t", "t2i") for k in (1, 5, 10)]
+
+    def measured(data, start, examples):
+        return result("retrieval", data, {key: start + n / 100 for n, key in enumerate(keys)} | {"extra": start / 2}, examples)
+
+    ours = {"a": [measured("COCO", 0.1, 5000), measured("Flickr30k", 0.2, 1000)], "b": [measured("COCO", 0.3, 4999)]}
+    models = {name: [(r, {"checkpoint": f"runs/{name}", "trained_on": [f"captions:/{name}"]}) for r in found]
+              for name, found in ours.items()}
+    (table,) = [laid for laid in lay_out(models) if laid.title.startswith("Table 3")]
+    columns = {c.label: c for t in paper_tables() if t.number == "3" for c in t.columns}
+    assert len(table.columns) == 12 and [name for name, *_ in table.ours] == ["a", "b"]
+    for name, values, small in table.ours:
+        for label, value, below in zip(table.columns, values, small, strict=True):
+            r = next((r for r in ours[name] if r.name == columns[label].data), None)
+            assert value == (f"{100 * r.numbers[columns[label].number]:.1f}" if r else "–"), (name, label)
+            assert below == (f"{r.examples:,} examples" if r else ""), (name, label)
+    whole = [laid for laid in lay_out(models) if not laid.title.startswith("Table")]
+    assert {(name, cells(laid, name)["extra"]) for laid in whole for name, *_ in laid.ours} == {
+        ("a", "5.0"), ("a", "10.0"), ("b", "15.0")}, "in no column, and not lost"
+    for name in "ab":
+        assert f"{name}: runs/{name}, trained on captions:/{name}." in as_text(models)
