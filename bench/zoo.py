@@ -8,6 +8,7 @@ A folder holds `*.py`, one loss each, and labels.toml, one table a file:
     target   what it is meant to be: "fine" | "global" | "total" | "listing1"
     verdict  "equals" | "differs" | "conditional": right except where `edge` says, or up to a size
     truth    what it computes, in words; stage: the first that departs, or "none"; grads: whose gradients are off
+    also     other stages that the same change may as well be said to begin at, where the code skips some
     small    true: it shows with numbers alone that ordinary embeddings never reach; that they were measured is right
     args     {keyword = value}: what is answered where the checker asks; name: which function, where it asks for one
 
@@ -116,7 +117,7 @@ def grade(label: dict, found: dict) -> str:
         shown = [x["stage"] for x in report["deviations"] if not set(x["hidden_by"]) & EDGES]
         first = min(shown, key=ORDER.index, default=report["stage"])
         stage = (report["stage"] if verdict == "unexplained" else first) or "none"
-        right = STAGES.get(stage, stage) == label["stage"]
+        right = STAGES.get(stage, stage) in (label["stage"], *label.get("also", ()))
     return ("placed" if verdict == "unexplained" else "right") if right else "stage"
 
 

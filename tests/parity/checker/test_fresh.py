@@ -72,6 +72,8 @@ def found(verdict, stage=None, conditions=(), deviations=(), limits=(), headline
     ({"group": "faulty", "stage": "sparse"}, found("explained", deviations=["weights.raw"]), "stage"),
     ({"group": "unlisted", "stage": "logits"}, found("unexplained", "norm"), "placed"),
     ({"group": "unlisted", "stage": "logits"}, found("unexplained", "loss"), "stage"),
+    ({"group": "unlisted", "stage": "logits", "also": ["loss"]}, found("unexplained", "loss"), "placed"),
+    ({"group": "unlisted", "stage": "logits", "also": ["grouped"]}, found("unexplained", "loss"), "stage"),
     ({"group": "size", "verdict": "conditional"}, found("conditional", conditions=["at most 3 patches"], limits=[1]), "right"),
     ({"group": "size", "verdict": "conditional"}, found("eq6"), "wrong"),
     ({"group": "size", "verdict": "conditional", "small": True}, found("eq6"), "wrong"),
