@@ -110,7 +110,8 @@ def test_places_where_no_run_can_be(command, name, words):
 
 
 @pytest.mark.skipif(sys.platform != "linux", reason="names that are no UTF-8")
-@pytest.mark.parametrize("name", ["-dash", os.fsdecode(b"caf\xe9"), "a b'c\nd"])
+@pytest.mark.parametrize("name", [
+    "a b'c\nd", *(pytest.param(x, marks=pytest.mark.slow) for x in ("-dash", os.fsdecode(b"caf\xe9")))])
 def test_the_page_that_train_names_can_be_pasted(command, tmp_path, name):
     environment = os.environ | {"PYTHONIOENCODING": "utf-8:strict"}   # as in any UTF-8 locale but C's
     done = subprocess.run([sys.executable, "-m", "sparc_ref", "train", *TINY, f"--out={name}"], env=environment, cwd=tmp_path,

@@ -67,7 +67,9 @@ INDEPENDENT = [                                           # keywords of plain, i
 ]  # fmt: skip
 
 
-@pytest.mark.parametrize("number", range(len(INDEPENDENT)), ids=lambda k: "-".join([str(k), *INDEPENDENT[k][1]]))
+@pytest.mark.parametrize("number", [
+    pytest.param(k, id="-".join([str(k), *INDEPENDENT[k][1]]), marks=pytest.mark.slow if k % 3 else ())
+    for k in range(len(INDEPENDENT))])
 def test_functions_that_share_no_code_are_explained(number):
     how, wanted, verdict = INDEPENDENT[number]
     d = diagnose(wrapped(plain, **how))

@@ -101,7 +101,8 @@ def test_a_wrong_gradient_is_said_by_itself(tmp_path):
     assert any("the loss is eq. 6's" in n and "that of t is off" in n and "that of v is right" in n for n in report.notes)
 
 
-@pytest.mark.parametrize("name, value, slope", [("scale", np.exp(2.0), np.exp(-2.0)), ("tau", np.exp(-2.0), -np.exp(2.0))])
+@pytest.mark.parametrize("name, value, slope", [
+    ("tau", np.exp(-2.0), -np.exp(2.0)), pytest.param("scale", np.exp(2.0), np.exp(-2.0), marks=pytest.mark.slow)])
 def test_any_kind_of_temperature(tmp_path, name, value, slope):
     arrays = arrays_of("loop_over_tokens", batch_of(), "sound", np.float64)
     arrays[name], arrays[f"grad_{name}"] = np.asarray(value), arrays.pop("grad_theta") * slope

@@ -79,7 +79,7 @@ def test_a_notebook_shows_the_page(listing):
 def test_a_strangers_escapes_reach_neither_terminal_nor_page(tmp_path):
     path = tmp_path / "esc.py"
     path.write_text('def loss(v, t, mask, scale):\n    print("\\x1b[2J")\n    raise ValueError("\\x1b[31mred\\x1b]0;x\\x07")\n')
-    report = parity.check(path)
+    report = parity.check(path, call="v,t,mask,scale")
     for text in (str(report), report.to_json(), report._repr_html_(), report.headline, report.summary):
         assert "\x1b" not in text and "\x07" not in text
     assert r"\x1b[31mred" in str(report)

@@ -108,8 +108,7 @@ CASES = {
 }  # fmt: skip
 
 
-QUICK = {"sign of t", "theta by tau", "t not divided by B", "sign and padding", "no lengths anywhere",
-         "t without c and one direction", "half of t, which lacks c", "keys alone"}
+QUICK = {"sign of t", "theta by tau", "t not divided by B", "no lengths anywhere", "half of t, which lacks c"}
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in CASES])

@@ -410,6 +410,7 @@ def test_it_is_called_as_it_is_and_gives_the_papers_numbers(worker, name, writte
         np.testing.assert_allclose(answer.grads["fine"][leaf], want, rtol=1e-6, atol=1e-9)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("body, verdict", [
     ("z.masked_fill(~m[:, None], -torch.inf).log_softmax(-1).diagonal(dim1=1, dim2=2)", "unexplained"),
     ("z.abs().amax(-1)", "asks")])

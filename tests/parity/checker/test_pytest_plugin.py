@@ -42,13 +42,18 @@ def test_a_sound_loss_passes_and_a_test_can_ask_for_the_report(run, pytester):
     result.assert_outcomes(passed=2)
 
 
-def test_another_reading_fails_with_the_explanation_unless_accepted(run, pytester):
+def test_another_reading_fails_with_the_explanation(run, pytester):
     path = pytester.makepyfile(listing=NUMPY_LISTING)
     result = run("--sparc-impl", f"{path}:loss")
     result.assert_outcomes(failed=1)
     result.stdout.fnmatch_lines(["*EQUALS LISTING 1*", "*reduction.token*", "*loss.mean()*"])
     assert "Traceback" not in result.stdout.str()
     result.stdout.fnmatch_lines(["FAILED*sparc?*loss? - SPARC: equals Listing 1*"])
+
+
+@pytest.mark.slow
+def test_another_reading_can_be_accepted(run, pytester):
+    path = pytester.makepyfile(listing=NUMPY_LISTING)
     run("--sparc-impl", f"{path}:loss", "--sparc-accept", "listing1").assert_outcomes(passed=1)
 
 

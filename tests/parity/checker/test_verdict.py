@@ -174,6 +174,7 @@ def test_what_is_no_implementation():
         parity.check(3)
 
 
+@pytest.mark.slow
 def test_a_file_that_checks_itself_does_not_do_so_inside_a_check(tmp_path):
     path = tmp_path / "itself.py"
     said = tmp_path / "said"

@@ -92,7 +92,7 @@ def test_parts_are_processes_whose_results_stay(tmp_path):
 
     row = "f.write('{\"seconds\": 1.5}\\n'); f.flush()"
     phases = [[python("dies", f"{row}; raise SystemExit(3)"), python("sound", row)],
-              [python("late", f"{row}; import time; time.sleep(60)", 12.0)], [python("half", "f.write('{\"sec')")]]
+              [python("late", f"{row}; import time; time.sleep(60)", 6.0)], [python("half", "f.write('{\"sec')")]]
     found = {}
     for done in gpu_check.run(phases, 8, time.monotonic()):
         found |= done

@@ -181,6 +181,7 @@ def test_a_losses_upstream_gradient_is_not_one(toy_sizes, monkeypatch):
         assert any(not row.ok for row in rows if row.dtype == dtype and row.name.startswith(("grad.", "losses"))), dtype
 
 
+@pytest.mark.slow
 def test_the_band_is_as_wide_as_one_unit_of_rounding_makes_it(toy_sizes, monkeypatch):
     """Computed here from the reference's two runs; a band ten times wider, or of another unit, is another one."""
     s, scenes = setup(), training.scenes

@@ -46,7 +46,7 @@ def test_a_run_that_crashed_goes_on_to_the_same_bits(whole, tmp_path):
     """Twice: once with checkpoints written in the background, and with what a save that was killed leaves behind."""
     out = tmp_path / "run"
     argv = arguments(out, "--eval-every", "5", "--async-checkpoints")
-    status = run_all({}, {"commands": [(argv, 5), ([*argv, "--resume", "--workers", "2"], 8)]})["status"]
+    status = run_all({}, {"commands": [(argv, 5), ([*argv, "--resume"], 8)]})["status"]
     assert status.tolist() == [-1, -1]
     left = out / "sharded" / ".partial-step_00000009"
     left.mkdir()
@@ -149,6 +149,7 @@ def test_several_sets_weights_to_start_from_and_refusals(whole, tmp_path, capsys
         assert words in capsys.readouterr().err
 
 
+@pytest.mark.slow
 def test_wandb_gets_every_row_of_one_run(tmp_path, monkeypatch, capsys):
     """A stand-in for the package: what is started, sent and ended, over a crash and a resume; and where it is not installed."""
     sent, started = [], []

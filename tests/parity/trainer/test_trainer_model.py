@@ -178,7 +178,8 @@ def test_padding_is_inert(rng):
         assert again[0] == first[0] and all(np.array_equal(again[2][n], g) for n, g in first[2].items())
 
 
-@pytest.mark.parametrize(("name", "checkpoint"), [("default", False), ("larger picture", True)])
+@pytest.mark.parametrize(("name", "checkpoint"), [
+    pytest.param("default", False, marks=pytest.mark.slow), ("larger picture", True)])
 def test_compiled_whole_equals_eager(rng, name, checkpoint):
     """One graph, no break, forward and backward; code is generated for it in the slow test below."""
     torch._dynamo.reset()

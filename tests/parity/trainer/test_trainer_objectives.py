@@ -142,6 +142,7 @@ def with_faults(arrays, options):
     return out
 
 
+@pytest.mark.slow
 def test_faults_between_ranks_are_seen():
     setup = Setup("quick", "cpu", 0, reference_side(), trainer_side())
     drawn = rung.emptied(rung.drawn_for(setup))
