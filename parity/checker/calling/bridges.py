@@ -4,6 +4,8 @@ A leaf is an input that gradients are asked for: v (B,P,D), t (B,L,D), v_bar, t_
 leaves and gives what came out, and per loss its gradient for every leaf; None where the framework sees no path.
 """
 
+import copy
+import dataclasses
 import importlib.util
 import sys
 from collections.abc import Callable
@@ -179,11 +181,21 @@ def keep_arrays(tree: Any, is_array: Callable) -> tuple[list, Any]:
             return Slot(len(arrays) - 1)
         if isinstance(x, dict):
             return {key: walk(value) for key, value in x.items()}
-        if isinstance(x, tuple) and hasattr(x, "_fields"):
-            return dict(zip(x._fields, map(walk, x)))
-        return type(x)(map(walk, x)) if type(x) in (list, tuple) else x
+        return inside(x, walk)
 
     return arrays, walk(tree)
+
+
+def inside(x: Any, change: Callable) -> Any:
+    """The same list, tuple, named tuple or dataclass with its parts changed; anything else as it is."""
+    if isinstance(x, tuple) and hasattr(x, "_fields"):
+        return type(x)(*map(change, x))
+    if dataclasses.is_dataclass(x) and not isinstance(x, type | Slot):
+        made = copy.copy(x)
+        for field in dataclasses.fields(x):
+            object.__setattr__(made, field.name, change(getattr(x, field.name)))
+        return made
+    return type(x)(map(change, x)) if type(x) in (list, tuple) else x
 
 
 @dataclass(frozen=True)
@@ -196,7 +208,7 @@ def put_arrays(structure: Any, arrays: list) -> Any:
         return arrays[structure.at]
     if isinstance(structure, dict):
         return {key: put_arrays(value, arrays) for key, value in structure.items()}
-    return type(structure)(put_arrays(x, arrays) for x in structure) if type(structure) in (list, tuple) else structure
+    return inside(structure, lambda x: put_arrays(x, arrays))
 
 
 class Each(dict):

@@ -41,6 +41,9 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     """Role -> how much the name speaks for it, 0 to 4; {} where it says nothing."""
     said = set(words(last_of(name)))
     whole = set(words(name))
+    if re.fullmatch(r"I_\w", name):                       # I_f and T_f of CLIP's paper
+        said.add("image")
+    said |= {w[1:] for w in said if w[1:] in ("img", "image", "txt", "text", "cap")}  # zimg, etext
     found: dict[str, float] = {}
     if name in RUN:
         return {"run": 4.0}
@@ -89,6 +92,8 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
     if text or (token and not (patch or vision)):
         found["t"] = 1.5 * bool(text) + 1.5 * bool(token) - 2 * bool(pooled and not token) + 0.5
         found["t_bar"] = bool(text) + 3 * bool(pooled) - 2 * bool(token)
+    if last_of(name) == "t":                              # tokens, or a temperature beside them
+        found["scale"] = 1.0
     if patch and said & TOKEN and not vision:             # patch_tokens
         found.pop("t", None)
     sides: dict[str, float] = {role: 0.25 for role in ("v", "t") if role in found}  # a name alone never rules a side out
@@ -199,6 +204,7 @@ def assignments(params: list[dict], most: int = 48) -> list[tuple[float, dict[st
             known = {role for role, score in said.items() if score >= (2 if role in ("mask", "scale") else 3)}
             if not known:
                 options += [(p["name"], role, 0.0) for role in ("v", "t", "mask", "scale") if role not in said]
+                options += [(p["name"], role, -0.5) for role in ("v_bar", "t_bar") if role not in said]
             choices.append(options)
         else:
             arrays = p["default"] is None or p["default"] == "None"

@@ -12,7 +12,7 @@ KEYS = ("B", "L", "P", "D", "inverse", "length")
 BASE = {"B": 3, "L": 6, "P": 9, "D": 16, "inverse": 3.5, "length": 1.0}
 #         B    L   P    D  1/tau length of embeddings
 SIZES = (                                                 # what tells most comes first, where time is short
-    (1, 55, 256, 512, 14.3, 12.0), (64, 16, 49, 16, 100.0, 1.0), (2, 77, 196, 512, 1.0, 12.0), (17, 32, 197, 64, 14.3, 3.0),
+    (1, 55, 256, 512, 14.3, 12.0), (64, 16, 49, 16, 100.0, 1.0), (2, 77, 196, 512, 1.0, 30.0), (17, 32, 197, 64, 14.3, 3.0),
     (3, 2, 4, 1024, 7.0, 10.0), (8, 24, 144, 32, 20.0, 1.0), (200, 4, 16, 16, 14.3, 1.0), (4, 8, 577, 16, 30.0, 1.0),
     (2, 5, 2, 768, 2.0, 10.0), (6, 1, 25, 16, 14.3, 1.0), (2, 9, 3, 24, 14.3, 0.3), (12, 40, 100, 16, 14.3, 2.0),
     (33, 20, 64, 128, 50.0, 6.0), (64, 55, 196, 16, 14.3, 2.0),
@@ -167,7 +167,8 @@ def said(key, x) -> str:
 
 
 def plain(x) -> str:
-    return f"{x:.3g}" if isinstance(x, float) and x != round(x) else f"{x:.0f}" if x < 1e6 else f"{x:.3g}"
+    whole = 1e3 <= abs(x) < 1e6 or ((not isinstance(x, float) or x == round(x)) and x < 1e6)
+    return f"{x:.0f}" if whole else f"{x:.3g}"
 
 
 def distance(loss: float, gradient: float | None) -> str:

@@ -1,11 +1,15 @@
 """How a stranger's function is called is found by names and numbers; what cannot be decided is asked, not guessed."""
 
+from dataclasses import dataclass
+from typing import NamedTuple
+
 import numpy as np
 import pytest
 
+from parity.checker.calling.bridges import keep_arrays, put_arrays
 from parity.checker.calling.caller import Caller, spec
 from parity.checker.calling.convention import infer
-from parity.checker.calling.naming import assignments, mask_forms, scale_kinds
+from parity.checker.calling.naming import assignments, hints, mask_forms, scale_kinds
 from parity.checker.calling.target import target_of
 from parity.checker.calling.trial import CannotRun, Unclear
 from parity.checker.calling.worker import Worker
@@ -22,6 +26,16 @@ def fine(v, t, mask, theta, **options):
 def pooled(v, t, mask):
     count = np.maximum(1, mask.sum(1, keepdims=True))
     return v.mean(1), np.where(mask[..., None], t, 0).sum(1) / count
+
+def entropy(z):
+    z = z - z.max(1, keepdims=True)
+    labels = np.arange(len(z))
+    return np.mean(np.log(np.exp(z).sum(1)) - z[labels, labels])
+
+def of_clips_paper(I_f, T_f, t):
+    I_e, T_e = (x / np.sqrt((x * x).sum(1, keepdims=True)) for x in (I_f, T_f))
+    logits = np.dot(I_e, T_e.T) * np.exp(t)
+    return (entropy(logits) + entropy(logits.T)) / 2
 
 def text_first(text, image, text_mask, temperature):
     return fine(image, text, text_mask, -np.log(temperature))
@@ -356,11 +370,41 @@ def test_a_constructor_that_needs_what_nobody_knows_is_asked_for(workers):
     assert infer(workers("Unknown", "in_torch"), {"init": {"recipe": None}})[0].written == "v,t,mask"
 
 
+def test_the_pseudo_code_of_clip_takes_pooled_embeddings(workers):
+    """It would run on patches and packed tokens as well."""
+    (convention,) = infer(workers("of_clips_paper"))
+    assert convention.written == "v_bar,t_bar,theta" and list(convention.losses) == ["global"]
+
+
+def test_arrays_are_taken_out_of_what_is_returned_and_put_back():
+    """So that what a compiled JAX function returns has the paths that it has uncompiled."""
+    class Pair(NamedTuple):
+        one: np.ndarray
+        more: list
+
+    @dataclass
+    class Losses:
+        total: np.ndarray
+        parts: dict
+        note: str = ""
+
+    a, b, c = (np.full(2, x) for x in (1.0, 2.0, 3.0))
+    for made in (Pair(a, [b, (c, 7)]), Losses(a, {"x": b, "y": Pair(c, [])}, "kept")):
+        arrays, structure = keep_arrays(made, lambda x: isinstance(x, np.ndarray))
+        assert [float(x[0]) for x in arrays] == [1, 2, 3] and type(structure) is type(made)
+        back = put_arrays(structure, [10 * x for x in arrays])
+        assert type(back) is type(made) and keep_arrays(back, lambda x: isinstance(x, np.ndarray))[0][2][0] == 30
+        assert repr(made).replace("1.", "10.").replace("2.", "20.").replace("3.", "30.") == repr(back)
+
+
 def test_names_alone():
     names = [{"name": n} for n in ("image_embeds", "text_embeds", "patch_tokens", "text_tokens", "attention_mask")]
     roles = assignments(names)[0][1]
     assert roles == {"image_embeds": "v_bar", "text_embeds": "t_bar", "patch_tokens": "v", "text_tokens": "t",
                      "attention_mask": "mask"}
+    of_clip = [{"name": n} for n in ("I_f", "T_f", "t")]   # the pseudo-code of its paper: two pooled sides and a temperature
+    assert {"I_f": "v_bar", "T_f": "t_bar", "t": "scale"} in [roles for _, roles in assignments(of_clip)]
+    assert max(hints("zimg"), key=hints("zimg").get) == "v" and max(hints("etext"), key=hints("etext").get) == "t"
     assert [scale_kinds(x)[0] for x in ("inverse_temperature", "log_inv_tau", "T")] == ["scale", "theta", "tau"]
     assert mask_forms("key_padding_mask")[0] == "padding" and mask_forms("cap_lens")[0] == "lengths"
 
