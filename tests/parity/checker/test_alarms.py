@@ -15,7 +15,8 @@ RIGHT = {
 }
 
 
-@pytest.mark.parametrize("name", RIGHT)
+@pytest.mark.parametrize("name", [
+    "e_float32_scale", *(pytest.param(x, marks=pytest.mark.slow) for x in ("s22_guard_and_epsilon", "b_eps_inf_rows"))])
 def test_case_gets_its_answer(name):
     report = parity.check(CASES / f"{name}.py")
     verdict, deviations, edges = RIGHT[name]
@@ -32,6 +33,7 @@ def right(report):
     return sum(o.loss <= slack and (o.gradient or 0) <= grad_slack for o in report.diagnosis.off)
 
 
+@pytest.mark.slow
 def test_ties_count_where_they_are_asked_for():
     report = parity.check(CASES / "s22_guard_and_epsilon.py", edges="strict")
     assert report.verdict == "explained" and report.deviations == ("threshold.rounding",) and report.exit_code == 1

@@ -17,7 +17,7 @@ ANSWERS = {                                               # file -> deviations, 
     "ng_sign_t": (["gradient.t.sign"], "explained"),
     "ng_pad": (["gradient.padding_not_zero"], "conditional"),
 }
-QUICK = ("a_cosine_eps_quarter", "log_tau", "ng_sign_t")
+QUICK = ("log_tau", "ng_sign_t")
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in ANSWERS])

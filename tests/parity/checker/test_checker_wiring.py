@@ -39,7 +39,8 @@ def test_the_reference_equals_eq_6_in_either_precision(dtype):
     assert diagnose(asked(dtype)).verdict == "eq6"
 
 
-@pytest.mark.parametrize("name, factor", [("v", 1.1), ("t", 0.9), ("theta", 1.1), ("v", 1.02), ("loss", 1.01)])
+@pytest.mark.parametrize("name, factor", [
+    ("t", 0.9), ("v", 1.02), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("v", 1.1), ("theta", 1.1), ("loss", 1.01)))])
 def test_in_float32_a_wrong_gradient_is_wrong_too(name, factor):
     assert diagnose(asked("float32", scaled(name, factor))).verdict not in ("eq6", "listing1")
 

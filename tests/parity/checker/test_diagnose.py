@@ -94,7 +94,8 @@ POOLS = ("global.pools_normalised", "global.pools_padding", "global.uses_cls")
 ALONE = [Found(id_, VALUES.get(id_)) for id_ in (*WAYS, *VALUES, *POOLS)]
 
 
-@pytest.mark.parametrize("planted", ALONE, ids=lambda d: d.id)
+@pytest.mark.parametrize("planted", [
+    pytest.param(d, id=d.id, marks=pytest.mark.slow if k % 2 else ()) for k, d in enumerate(ALONE)])
 def test_each_alone_is_found(planted):
     fine, pairs = variant_of([planted])
     pairs = pairs if planted.id.startswith("global.") else None

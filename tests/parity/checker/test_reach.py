@@ -113,7 +113,7 @@ def test_the_paper_itself_reaches_every_size(ask, tmp_path):
     assert tried["similarity"][1] > 3000 and tried["dtypes"] == ["float64", "float32"]
 
 
-QUICK = ("patches_dropped_12", "similarity_clamped", "sigma_capped")
+QUICK = ("patches_dropped_12", "similarity_clamped")
 
 
 @pytest.mark.parametrize("name", [pytest.param(x, marks=() if x in QUICK else pytest.mark.slow) for x in CASES])

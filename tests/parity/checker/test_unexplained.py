@@ -61,7 +61,7 @@ OUTSIDE = [
     ("reduction", {"mean": lambda each, mask: (torch.where(mask, each, 0.0).sum(1) / mask.sum(1).clamp(min=1).sqrt()).mean()}),
     ("reduction", {"mean": lambda each, mask: torch.where(mask, each, 0.0).sum()}),
 ]  # fmt: skip
-QUICK = (3, 6, 8, 19, 22)                                 # of the quick ones, one a stage
+QUICK = (3, 6, 8, 19)                                     # of the quick ones, one a stage
 
 
 @pytest.mark.parametrize("number", [
@@ -75,6 +75,7 @@ def test_what_is_outside_the_table_is_located_and_called_unexplained(number):
     assert d.calls < 240                                  # sizes of real use among them
 
 
+@pytest.mark.slow
 def test_an_unknown_fault_beside_known_ones_is_located():
     cosine = {"like": lambda t, v: t @ F.normalize(v, dim=2).mT}
     d = diagnose(wrapped(plain, **cosine, ce=lambda vt, tv: entropy(vt, tv) ** 2, fill=0.0))

@@ -84,6 +84,7 @@ def test_the_gpu_check_does_not_accept_what_was_not_run(monkeypatch):
         assert "FAILED" in gpu_check.report(found, 7.0, "a GPU", "2026-01-02")[1]
 
 
+@pytest.mark.slow
 def test_parts_are_processes_whose_results_stay(tmp_path):
     """One that dies, one that is stopped and one that is sound, side by side; what was written before counts."""
     def python(name, text, limit=30.0):
@@ -92,7 +93,7 @@ def test_parts_are_processes_whose_results_stay(tmp_path):
 
     row = "f.write('{\"seconds\": 1.5}\\n'); f.flush()"
     phases = [[python("dies", f"{row}; raise SystemExit(3)"), python("sound", row)],
-              [python("late", f"{row}; import time; time.sleep(60)", 6.0)], [python("half", "f.write('{\"sec')")]]
+              [python("late", f"{row}; import time; time.sleep(60)", 12.0)], [python("half", "f.write('{\"sec')")]]
     found = {}
     for done in gpu_check.run(phases, 8, time.monotonic()):
         found |= done

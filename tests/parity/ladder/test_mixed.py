@@ -227,7 +227,8 @@ OTHERS = {  # rung, file, right, wrong, the tensor that must be among those that
 }
 
 
-@pytest.mark.parametrize(("rung", "file", "right", "wrong", "tensor"), OTHERS.values(), ids=OTHERS)
+@pytest.mark.parametrize(("rung", "file", "right", "wrong", "tensor"), [
+    pytest.param(*row, id=name, marks=pytest.mark.slow if name in ("rate", "clip") else ()) for name, row in OTHERS.items()])
 def test_a_fault_of_the_other_rungs_in_mixed_precision_is_seen(copies, small, rung, file, right, wrong, tensor):  # noqa: F811
     side = planted_trainer(copies, file, (right, wrong))
     rows = [row for row in rung(replace(small, trainer=side)) if row.dtype == "mixed"]
@@ -275,7 +276,7 @@ def with_factors(tmp_path_factory):
     sys.path.remove(str(folder))
 
 
-@pytest.mark.parametrize("dtype", ["float64", "float32", "mixed"])
+@pytest.mark.parametrize("dtype", ["float32", "mixed", pytest.param("float64", marks=pytest.mark.slow)])
 def test_a_factor_is_noticed_from_the_printed_size_on_and_not_at_a_tenth_of_it(with_factors, small, monkeypatch, dtype):
     """The median and the worst gradient of each dtype, up and down."""
     on = replace(small, trainer=with_factors)

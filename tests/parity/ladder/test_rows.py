@@ -78,10 +78,11 @@ ROWS = {
     ("tf32", "quick"): {f"{side}, TF32 {state}": {"float32": count} for side in ("trainer", "reference, CuPy")
                         for state, count in (("off", 86), ("on", 1))},
 }  # fmt: skip
+LONG = (("cupy", "quick"), ("gradients", "quick"), ("losses", "quick"), ("compile", "full"))
 
 
 @pytest.mark.parametrize(("rung", "preset"), [
-    pytest.param(*row, marks=pytest.mark.slow) if row == ("cupy", "quick") else row for row in ROWS
+    pytest.param(*row, marks=pytest.mark.slow) if row in LONG else row for row in ROWS
 ], ids=[f"{rung}-{preset}" for rung, preset in ROWS])
 def test_a_rung_compares_what_it_says(toy_sizes, monkeypatch, rung, preset):
     """Processes are one process here, and compiling is tracing: the rows are the same."""
