@@ -45,7 +45,7 @@ def test_writes_everything_and_is_resumed(tmp_path, capsys):
         np.testing.assert_array_equal(x, weights[name])
 
 
-@pytest.mark.parametrize("data", report.SPREADS)
+@pytest.mark.parametrize("data", [pytest.param(x, marks=pytest.mark.slow if x == "drawn" else ()) for x in report.SPREADS])
 def test_report_writes_the_same_page_again(tmp_path, quick_figures, data):
     """The demo's folder stands for both of its runs; measured anew, every number is the one that the demo found."""
     path = d.demo(replace(QUICK, out=tmp_path, data=data), say=lambda text: None)

@@ -142,7 +142,7 @@ def opened(folder, **options):
     return open_captions(folder, size=16, progress=False, **options)
 
 
-@pytest.mark.parametrize("at", [0, 1, 77, 199])
+@pytest.mark.parametrize("at", [0, 199, *(pytest.param(k, marks=pytest.mark.slow) for k in (1, 77))])
 @pytest.mark.parametrize("what", ["pixel", "caption", "name", "metadata"])
 def test_resume_notices_any_changed_picture_or_caption(tmp_path, photos, at, what):
     go(tmp_path / "run", steps=2, data=[opened(photos)])

@@ -53,7 +53,8 @@ def names(report):
     return [m.name for m in report.matches]
 
 
-@pytest.mark.parametrize("kind, name, verdict, first", [
+@pytest.mark.parametrize("kind, name, verdict, first", [pytest.param(*x, marks=pytest.mark.slow if n % 3 else ()) for n, x in (
+    enumerate([
     ("sound", "loop_over_tokens", "eq6", "eq. 6"), ("sound", "float32_inside", "eq6", "eq. 6"),
     ("sound", "listing_einsum", "listing1", "Listing 1"), ("faulty", "similarity_cosine", "explained", "similarity.cosine"),
     ("faulty", "threshold_hard_coded", "explained", "threshold.constant(0.3)"),
@@ -63,7 +64,7 @@ def names(report):
     ("faulty", "negatives_of_the_batch", "explained", "logits.batch_negatives, reduction.token"),
     ("faulty", "usual_suspects", "explained", "similarity.cosine, grouping.normalised_patches"),
     ("outside", "l1_norm", "unexplained", None),
-])
+]))])
 def test_what_gives_the_numbers(tmp_path, kind, name, verdict, first):
     report = judged(tmp_path / "batch.npz", arrays_of(name, batch_of(), kind))
     if name in ("loop_over_tokens", "similarity_cosine"):  # the other format, once sound and once faulty

@@ -145,6 +145,7 @@ def test_two_ranks_are_one(tmp_path):
         assert np.linalg.norm(last[name] - last["alone"]) < 0.03 * moved
 
 
+@pytest.mark.slow
 def test_compiled_equals_eager(setup, drawn):
     """One graph, no break; what it saves is in docs/trainer.md."""
     torch._dynamo.reset()
