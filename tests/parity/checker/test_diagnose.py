@@ -95,7 +95,7 @@ ALONE = [Found(id_, VALUES.get(id_)) for id_ in (*WAYS, *VALUES, *POOLS)]
 
 
 @pytest.mark.parametrize("planted", [
-    pytest.param(d, id=d.id, marks=pytest.mark.slow if k % 2 else ()) for k, d in enumerate(ALONE)])
+    pytest.param(d, id=d.id, marks=pytest.mark.slow if k % 3 else ()) for k, d in enumerate(ALONE)])
 def test_each_alone_is_found(planted):
     fine, pairs = variant_of([planted])
     pairs = pairs if planted.id.startswith("global.") else None
@@ -220,6 +220,7 @@ def test_a_box_that_fails_on_some_probes_is_judged_by_the_others():
     assert said(d) == ["edge.all_padding(raises)"]
 
 
+@pytest.mark.slow
 def test_a_box_that_takes_no_batch_of_one_is_judged_by_the_others():
     def ask(probe, fine):
         if len(probe.v) == 1:

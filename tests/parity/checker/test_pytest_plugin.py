@@ -42,6 +42,7 @@ def test_a_sound_loss_passes_and_a_test_can_ask_for_the_report(run, pytester):
     result.assert_outcomes(passed=2)
 
 
+@pytest.mark.slow
 def test_another_reading_fails_with_the_explanation(run, pytester):
     path = pytester.makepyfile(listing=NUMPY_LISTING)
     result = run("--sparc-impl", f"{path}:loss")

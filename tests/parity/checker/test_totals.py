@@ -91,7 +91,8 @@ def test_missing_gradients_are_told_from_zero_ones():
         assert said(diagnose(functools.partial(ask, zero=what))) == [f"edge.no_gradient({what})"]
 
 
-@pytest.mark.parametrize("path", ["range", "values", "c", "t", "tokens", "patches"])
+@pytest.mark.parametrize("path", [
+    "c", "patches", *(pytest.param(x, marks=pytest.mark.slow) for x in ("range", "values", "t", "tokens"))])
 def test_single_detached_paths(path):
     d = diagnose(box(Variant(detach=path)))
     assert d.verdict == "explained" and said(d) == [str(x) for x in found_in(Variant(detach=path))]

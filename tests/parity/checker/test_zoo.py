@@ -154,7 +154,7 @@ def check_conditions(expect, wanted, equal, answers):
         assert fewest is None or len(fewest) > 2
 
 
-@pytest.mark.parametrize("path", sample([path for path in RUNS if not compiles(path)], 40))
+@pytest.mark.parametrize("path", sample([path for path in RUNS if not compiles(path)], 25))
 def test_label_is_true(path):
     verify(path, QUICK)
 

@@ -196,7 +196,8 @@ def seen_in(side, small):
     return first_failure(rows)
 
 
-@pytest.mark.parametrize("name", FAULTS)
+@pytest.mark.parametrize("name", [
+    pytest.param(x, marks=pytest.mark.slow if k % 2 else ()) for k, x in enumerate(FAULTS)])
 def test_a_fault_of_mixed_precision_alone_is_seen(copies, small, name):  # noqa: F811
     file, changes = FAULTS[name]
     side = planted_trainer(copies, file, *changes)
@@ -294,7 +295,8 @@ def test_a_factor_is_noticed_from_the_printed_size_on_and_not_at_a_tenth_of_it(w
             assert [each.ok for each in got] == [not noticed], (row.name, row.notices, times)
 
 
-@pytest.mark.parametrize(("dtype", "aim"), [("float64", 1e-12), ("float32", 1e-4), ("mixed", 0.05)])
+@pytest.mark.parametrize(("dtype", "aim"), [
+    ("mixed", 0.05), *(pytest.param(*x, marks=pytest.mark.slow) for x in (("float64", 1e-12), ("float32", 1e-4)))])
 def test_every_gradient_is_noticed_at_the_aim(small, dtype, aim):
     """At toy sizes; the ladder prints the preset's.  Measured: 4e-14, 3e-5, 3 %."""
     for rung in (whole.encoders, whole.gradients, variants.checkpointing, variants.accumulation):

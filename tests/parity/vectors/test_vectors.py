@@ -46,6 +46,7 @@ def test_the_whole_is_small():
     assert sum(sizes) <= freeze.TOTAL_LIMIT == 5_000_000
 
 
+@pytest.mark.slow
 def test_check_regenerates_them_all(capsys):
     """python -m parity vectors"""
     assert Vectors().run() == 0
