@@ -6,10 +6,6 @@ from typing import Any, Literal
 
 import tyro
 
-Patches = Literal["v", "v_cls", "v_bdhw", "v_bhwd", "v_bdp", "v_pbd", "v_pbd_cls"]
-Mask = Literal["mask", "mask_int", "mask_float", "padding", "padding_int", "padding_float", "lengths", "additive", "mask_lb",
-               "mask_lb_float", "padding_lb", "none"]
-
 
 @dataclass(frozen=True)
 class Ladder:
@@ -70,11 +66,11 @@ class Check:
     target: tyro.conf.Positional[str] = ""  # pkg.module:name, file.py, file.py:name, or a folder of answers
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
     edges: Literal["loose", "strict"] = "loose"  # strict: what shows on exact ties alone, such as > for >=, is a difference
-    call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau
-    patches: Patches | None = None  # layout: (B,P,D), with [CLS], (B,D,H,W), (B,H,W,D), (B,D,P), (P,B,D), with [CLS]
-    tokens: Literal["t", "t_bdl", "t_lbd"] | None = None  # layout of text: (B,L,D), (B,D,L), (L,B,D)
-    mask: Mask | None = None        # mask: true = real token; padding: true = padding; lengths (B,); _lb: (L,B); none
-    scale: Literal["theta", "scale", "tau", "log_tau", "fixed"] | None = None  # log(1/tau), 1/tau, tau, log tau, hard-coded
+    call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau; or help
+    patches: str | None = None      # layout: v (B,P,D), v_cls, v_bdhw, v_bdp, v_pbd ...; --call help lists them
+    tokens: str | None = None       # layout of text: t (B,L,D), t_bdl, t_lbd, t_list, t_packed ...
+    mask: str | None = None         # mask: true = real token; padding: true = padding; lengths (B,); none ...
+    scale: str | None = None        # theta, scale, tau or log_tau: log(1/tau), 1/tau, tau, log tau; fixed: hard-coded
     sigma: str | None = None        # for an argument of that kind: default, 1/P or a number
     returns: str | None = None      # fine, global or total; or of several outputs: loss_a=fine,loss_b=global
     attributes: tuple[str, ...] = ()  # where an instance keeps its temperature: logit_scale=theta

@@ -111,7 +111,7 @@ def knife_probe(sigma, samples=1, lengthen=1.0, patches=4) -> Probe:
     return replace(probe, name=name, shows="a similarity that is exactly the threshold: > or >=")
 
 
-def draw(name, lengths, columns, patches, *, unit=False, flat=False, zero=False, shows="", tries=200) -> Probe:
+def draw(name, lengths, columns, patches, *, unit=False, flat=False, zero=False, shows="", tries=4000) -> Probe:
     """A random probe with margins.  lengths: real tokens of each caption; columns: L; unit: patches of length 1."""
     seed = [ord(letter) for letter in name]
     for attempt in range(tries):
@@ -179,9 +179,9 @@ def _row_margin(rows, probe):
     return min(edges)
 
 
-# B, L and P of nearly all probes: some frameworks compile anew for every shape.
+# B, L and P of nearly all probes: some frameworks compile anew for every shape, and some code wants a square of patches.
 MAIN = {"columns": 6, "patches": 9}
-MORE = {"columns": 7, "patches": 12}
+MORE = {"columns": 7, "patches": 16}
 
 
 def _probes():
@@ -224,7 +224,7 @@ PROBES = _probes()
 HELD_OUT = {
     probe.name: probe
     for probe in (
-        draw("confirm", (3, 5, 2, 6, 4), 8, 10, shows="kept back until an explanation stands"),
+        draw("confirm", (3, 5, 2, 6, 4), 8, 9, shows="kept back until an explanation stands"),
         draw("confirm_again", (2, 6, 3), **MAIN, shows="kept back until an explanation stands"),
     )
 }

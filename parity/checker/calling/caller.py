@@ -5,6 +5,7 @@
     ask(probe, trace=True)      -> the same with the arrays that it made on the way
 """
 
+import difflib
 import json
 import math
 from dataclasses import dataclass, field, replace
@@ -171,7 +172,30 @@ def spec(word: str) -> dict:
         return {"leaf": "theta", "as": word}
     if word in ("v_bar", "t_bar"):
         return {"leaf": word}
-    raise ValueError(f"{word!r}: expected one of {', '.join(SHOWN)}")
+    near = difflib.get_close_matches(word, SHOWN, 1)
+    raise ValueError(f"{word!r}: expected one of these words{f'; did you mean {near[0]!r}?' if near else ''}\n{words()}")
+
+
+def words(full: bool = False) -> str:
+    """The words of a convention, by what they stand for; with what each means where `full`."""
+    groups: dict[str, Any] = {"patches": LAYOUTS, "tokens": TEXTS, "mask": MASKS, "temperature": SCALES,
+                              "pooled": ("v_bar", "t_bar"), "mask of patches": PATCH_MASKS}
+    if full:
+        return "\n".join(f"  {name}\n" + "\n".join(f"    {w:20}{SHOWN[w]}" for w in some) for name, some in groups.items())
+    lines = [f"  {name:17}{', '.join(some)}" for name, some in groups.items()]
+    return "\n".join([*lines, "  what each means: sparc-ref check --call help"])
+
+
+def check_words(given: dict[str, Any]) -> None:
+    """Raises ValueError for an option whose word is none of its kind, and for the word help."""
+    if given.get("call") == "help":
+        raise ValueError(f"the words that say how a loss is called, --call v,t,mask,scale for example\n{words(full=True)}")
+    kinds: dict[str, Any] = {"patches": LAYOUTS, "tokens": TEXTS, "mask": (*MASKS, "none"), "scale": (*SCALES, "fixed")}
+    for option, some in kinds.items():
+        if given.get(option) not in (None, *some):
+            near = difflib.get_close_matches(str(given[option]), list(some), 1)
+            raise ValueError(f"{option}: expected one of {', '.join(some)}; got {given[option]!r}"
+                             + (f". Did you mean {near[0]}?" if near else ""))
 
 
 def arrays_of(probe: Probe) -> dict[str, np.ndarray]:

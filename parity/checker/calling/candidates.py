@@ -1,5 +1,6 @@
 """Conventions by the names of arguments alone, likeliest first, and the first layout, mask and temperature that runs."""
 
+import itertools
 import json
 import re
 from collections.abc import Iterator
@@ -9,7 +10,7 @@ from parity.checker.calling import naming
 from parity.checker.calling.bridges import importable
 from parity.checker.calling.caller import LAYOUTS, MASKS, PATCH_MASKS, SCALES, TEXTS, Convention, spec
 from parity.checker.calling.taken import is_each
-from parity.checker.calling.trial import PLAIN, Trial, numeric
+from parity.checker.calling.trial import PLAIN, CannotRun, Trial, numeric
 
 ODD = (                                                   # layouts of patches and tokens that are tried where no usual one runs
     ("v_bdp", "t_bdl"), ("v_pbd", "t_lbd"), ("v", "t_bdl"), ("v_bdhw", "t_bdl"), ("v_bhwd", "t_bdl"), ("v_pbd", "t"),
@@ -36,6 +37,7 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: st
     way: "usual" | "single", one sample a call | "odd", with the layouts of ODD alone | "wide", masks (B,1,L) | "packed"
     captions | "flat", with patches too | "lists" of them
     """
+    asked = False
     for framework in frameworks(about, given):
         best, calls, first = None, trial.worker.asked, None
         for score, convention in assigned(about, replace(base, framework=framework), given):
@@ -46,6 +48,11 @@ def candidates(trial: Trial, about: dict, base: Convention, given: dict, way: st
                 break
             if trial.no_loss and best is None and way == "usual" and score < first:
                 return
+            if not asked and best is None and trial.tried > 200 and len(trial.kinds) == 1:
+                asked = True
+                if raises_always(trial, about, replace(base, framework=framework), given):
+                    tried = f"{trial.tried} ways of calling it were tried, of every layout; each raises this"
+                    raise CannotRun(trial.error or {}, trial.call, (*trial.notes[:1], tried))
             better = next(runnable(trial, convention, about, given, way), None)
             if better is not None and (framework in about["frameworks"] or differentiable(trial, better)):
                 best = score if best is None else best
@@ -154,6 +161,20 @@ def written_call(text: str, names: list[str]) -> dict:
 
 def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way: str = "usual") -> Iterator[Convention]:
     """The convention with the first layouts, mask forms and form of the temperature under which it runs."""
+    for trial_of in forms(convention, about, given, way):
+        for dtype in dict.fromkeys((convention.dtype, "float32")) if "dtype" not in given else (convention.dtype,):
+            ready = with_temperature(replace(trial_of, dtype=dtype), about, given)
+            out = trial.run(ready, PLAIN)
+            if out is not None and numeric(out):
+                yield ready
+            elif trial.no_loss and way == "usual":
+                return                                    # it runs and is no loss: no other form of a mask makes it one
+            if out is not None or "dtype" not in str(trial.last.get("message")):
+                break
+
+
+def forms(convention: Convention, about: dict, given: dict, way: str = "usual") -> Iterator[Convention]:
+    """The convention in all layouts, mask forms and forms of the temperature that are tried, likeliest first."""
     names = dict(convention.arguments)
     layouts: list[dict[str, str]] = [{}]
     masks: list[dict[str, str]] = [{}]
@@ -189,16 +210,17 @@ def runnable(trial: Trial, convention: Convention, about: dict, given: dict, way
             for shape in masks:
                 for form in ("tensor", "float") if convention.word("scale") else ("tensor",):
                     changed = names | layout | shape
-                    trial_of = replace(convention, arguments=tuple(changed.items()), stubs=stubs, theta_form=form)
-                    for dtype in dict.fromkeys((convention.dtype, "float32")) if "dtype" not in given else (convention.dtype,):
-                        ready = with_temperature(replace(trial_of, dtype=dtype), about, given)
-                        out = trial.run(ready, PLAIN)
-                        if out is not None and numeric(out):
-                            yield ready
-                        elif trial.no_loss and way == "usual":
-                            return                        # it runs and is no loss: no other form of a mask makes it one
-                        if out is not None or "dtype" not in str(trial.last.get("message")):
-                            break
+                    yield replace(convention, arguments=tuple(changed.items()), stubs=stubs, theta_form=form)
+
+
+def raises_always(trial: Trial, about: dict, base: Convention, given: dict) -> bool:
+    """Whether calls that differ in everything, sixty of all that there are, raise what every call so far has raised."""
+    likeliest = [convention for _, convention in itertools.islice(assigned(about, base, given), 8)]
+    every = [form for way in ways(about) for convention in likeliest for form in forms(convention, about, given, way)]
+    for convention in every[::max(1, len(every) // 60)]:
+        if trial.run(with_temperature(convention, about, given), PLAIN) is not None or len(trial.kinds) > 1:
+            return False
+    return True
 
 
 def is_number(p: dict) -> bool:

@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 
 from parity.checker.calling import naming
-from parity.checker.calling.caller import MASKS, SCALES, SHOWN, Convention, arrays_of, spec, told
+from parity.checker.calling.caller import MASKS, SCALES, Convention, check_words, spec, told, words
 from parity.checker.calling.candidates import candidates, runnable, ways
 from parity.checker.calling.items import argument_items, framework_item, sigma_item
 from parity.checker.calling.masks import decide_mask, decide_patch_mask
@@ -23,7 +23,7 @@ from parity.checker.calling.measuring import close, uneven, values
 from parity.checker.calling.outputs import decide_outputs
 from parity.checker.calling.reading import decide_cls, decide_text_slot, slot_is_idle
 from parity.checker.calling.temperature import as_named, decide_scale, start_notes
-from parity.checker.calling.trial import PLAIN, CannotRun, Trial, Unclear, numeric, probe_of
+from parity.checker.calling.trial import PLAIN, SQUARE, CannotRun, Trial, Unclear, numeric, probe_of
 from parity.checker.calling.worker import Stopped, Worker
 
 LATE = ("single", "wide", "packed", "flat", "lists")       # tried where no other way runs
@@ -35,7 +35,22 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
     told_by_user: any of verdict.OVERRIDES, as parity.check takes them.  Raises CannotRun with the likeliest call's error,
     Unclear, and ValueError for what makes no sense.
     """
-    given = {k: x for k, x in (told_by_user or {}).items() if x is not None}
+    given, trial = {k: x for k, x in (told_by_user or {}).items() if x is not None}, Trial(worker)
+    check_words(given)
+    try:
+        return inferred(trial, given)
+    except (Unclear, CannotRun) as first:
+        if not trial.reshaped:
+            raise
+        try:
+            return inferred(Trial(worker, patches=SQUARE), given)
+        except (Unclear, CannotRun):
+            raise first from None
+
+
+def inferred(trial: Trial, given: dict[str, Any]) -> list[Convention]:
+    """infer, with batches of one number of patches."""
+    worker = trial.worker
     about = described(worker, {"do": "describe"})
     construct = construction(about, given)
     method = given.get("method")
@@ -43,10 +58,10 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         about = described(worker, {
             "do": "describe", "construct": {k: spec(w) for k, w in construct.items()},
             "framework": "torch" if about["module"] else "",
-            "shapes": {"v": PLAIN.v.shape, "t": PLAIN.t.shape}, "dtype": "float64", **({"method": method} if method else {}),
+            "shapes": {name: trial.arrays(PLAIN)[name].shape for name in ("v", "t")}, "dtype": "float64",
+            **({"method": method} if method else {}),
         })
     base = Convention(about["name"], "torch", (), construct=construct, method=method, dtype=given.get("dtype") or "float64")
-    trial = Trial(worker)
     plain = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD")
              and p["name"] not in given.get("set", {})]
     if "call" not in given and (extra := naming.unknown(plain)):
@@ -85,7 +100,7 @@ def infer(worker: Worker, told_by_user: dict[str, Any] | None = None) -> list[Co
         raise Unclear(
             f"no way of calling {about['name']} that was tried runs ({trial.tried} were); the one that gets farthest, "
             f"{trial.farthest}, gives {told(trial.far)}. Say its arguments in calling order, --call t,v_bdp,mask,tau for "
-            f"example, or give one a value, --set NAME=VALUE; the words are {', '.join(SHOWN)}"
+            f"example, or give one a value, --set NAME=VALUE. The words:\n{words()}"
         )
     if not ready:
         raise CannotRun(trial.error or {}, trial.call, () if "call" in given else trial.notes)
@@ -173,7 +188,7 @@ def no_arguments(about) -> str:
     names = ", ".join(p["name"] for p in about["parameters"]) or "none"
     return (
         f"{about['name']}({names}): which arguments are patches and tokens? Say it in calling order, for example "
-        "--call v,t,mask,scale; the words are " + ", ".join(SHOWN)
+        f"--call v,t,mask,scale. The words:\n{words()}"
     )
 
 
@@ -231,7 +246,7 @@ def read_outputs(trial, convention, given) -> list[str]:
         return [f"{paths[0]} / {count}"]
     if len(paths) > 1 and convention.framework in ("numpy", "cupy"):
         probing = replace(convention, losses={"fine": ((paths[0],), (1.0,))})
-        reply, _ = trial.worker.ask(probing.request(), arrays_of(PLAIN))
+        reply, _ = trial.worker.ask(probing.request(), trial.arrays(PLAIN))
         if (reply.get("paths") or {}).get("fine"):        # it returns its gradients: numbers behind the first array are theirs
             arrays = [what["path"] for what in reply["outputs"] if len(what.get("shape", [])) > 1]
             order = [what["path"] for what in reply["outputs"]]
@@ -239,7 +254,7 @@ def read_outputs(trial, convention, given) -> list[str]:
     if len(paths) > 1:
         probing = replace(convention, losses={str(i): ((p,), (1.0,)) for i, p in enumerate(paths)})
         try:
-            reply, _ = trial.worker.ask(probing.request(), arrays_of(PLAIN))
+            reply, _ = trial.worker.ask(probing.request(), trial.arrays(PLAIN))
         except Stopped:
             return paths
         graded = [p for i, p in enumerate(paths) if reply.get("paths", {}).get(str(i))]

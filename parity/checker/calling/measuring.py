@@ -5,7 +5,7 @@ import math
 from dataclasses import replace
 from typing import Any
 
-from parity.checker.calling.caller import Convention, arrays_of
+from parity.checker.calling.caller import Convention
 from parity.checker.calling.trial import probe_of
 from parity.checker.calling.worker import Stopped
 from parity.checker.probes import Probe
@@ -14,7 +14,7 @@ from parity.checker.probes import Probe
 def values(trial, convention: Convention, probe: Probe, paths: list[str]) -> list[float]:
     """Each output as one number; NaN where the call raised.  The same call of the same batch is put once."""
     asked = replace(convention, losses={str(i): ((p,), (1.0,)) for i, p in enumerate(paths)})
-    request, arrays = asked.request(grads=False), arrays_of(probe)
+    request, arrays = asked.request(grads=False), trial.arrays(probe)
     key = json.dumps(request, sort_keys=True), *((x.shape, x.tobytes()) for x in arrays.values())
     if key not in trial.known:
         try:

@@ -12,7 +12,9 @@ from parity.checker.probes import WIDTH, Probe
 SHAPES = re.compile(r"shape|size|dimension|dims?\b|broadcast|mat1|einsum|einops|subscript|expand|must match|axis|permut", re.I)
 OTHER_THINGS = re.compile(r"values to unpack|invalid data type 'str'|only integers, slices|has no attribute '(items|keys|get)'|"
                           r"too many indices for tensor of dimension 0")
+RESHAPED = re.compile(r"invalid for input of size|reshape|unflatten|view\(|AssertionError|square|rearrange", re.I)
 PATCHES, TOKENS = 10, 6                                   # of the probes here; 2 x 5 for feature maps
+SQUARE = 25                                               # for code that makes a square of them
 
 
 class Unclear(ValueError):
@@ -43,23 +45,34 @@ PLAIN = probe_of(0)
 class Trial:
     """Calls with conventions that may be wrong; keeps the error that is most worth showing."""
 
-    def __init__(self, worker: Worker):
-        self.worker = worker
+    def __init__(self, worker: Worker, patches: int | None = None):
+        """patches: every batch gets so many, in place of its own number."""
+        self.worker, self.patches = worker, patches
         self.error: dict | None = None
         self.last: dict = {}
         self.stops = 0
         self.tried, self.farthest = 0, ""                 # the call that got farthest in their code
         self.far: dict = {}                               # and its error
         self.entries: set[int | None] = set()
+        self.kinds: set[tuple[str | None, ...]] = set()   # of errors: type, message, the last line of their code
         self.known: dict[tuple, list[float]] = {}         # answers of `measuring.values`
         self.odd = ""                                     # a call that ran and what came out, where that can be no loss
         self.no_loss = False                              # a call ran that gave nothing, or arrays of three axes alone
         self.call = ""
+        self.reshaped = False                             # an array could not be cut into the axes that the code wants
+
+    def arrays(self, probe: Probe) -> dict[str, np.ndarray]:
+        """The probe as it is put."""
+        arrays, (batch, given, width) = arrays_of(probe), probe.v.shape
+        if self.patches is not None:
+            more = np.random.default_rng([77, self.patches]).standard_normal((batch, max(0, self.patches - given), width))
+            arrays["v"] = np.concatenate([probe.v, more], axis=1)
+        return arrays
 
     def run(self, convention: Convention, probe: Probe, grads: bool = False) -> dict[str, Any] | None:
         """Output path -> value (NumPy), or None when it raised.  "graded": paths that a gradient flows to."""
         try:
-            reply, sent = self.worker.ask(convention.request(grads=grads, outputs=True), arrays_of(probe))
+            reply, sent = self.worker.ask(convention.request(grads=grads, outputs=True), self.arrays(probe))
         except Stopped as stop:
             self.keep({"type": stop.kind, "message": str(stop), "lines": [], "stage": "call", "theirs": True}, convention)
             self.stops += 1
@@ -98,7 +111,7 @@ class Trial:
         """What to say beside an error of shapes that no layout avoids: it may be theirs, or a layout that was not tried."""
         if (self.error or {}).get("entry") is None:
             return ()
-        batch = f"the batch that it was called with is the checker's: B 3, P {PATCHES}, L {TOKENS}, D {WIDTH}"
+        batch = f"the batch that it was called with is the checker's: B 3, P {self.patches or PATCHES}, L {TOKENS}, D {WIDTH}"
         if not SHAPES.search(str((self.error or {}).get("message"))):
             return (batch,)
         return (batch, f"{self.tried} ways of calling it were tried, and none runs; if its arguments are laid out otherwise, "
@@ -106,8 +119,10 @@ class Trial:
 
     def keep(self, error, convention):
         """The first error is the one of the likeliest call."""
+        self.reshaped = self.reshaped or bool(RESHAPED.search(f"{error.get('type')}: {error.get('message')}"))
         self.last = error
         self.tried += 1
+        self.kinds.add((error.get("type"), str(error.get("message")), *error.get("lines", [])[-1:]))
         self.entries.add(error.get("entry"))
         if not self.far or (error.get("entry") or 0) > (self.far.get("entry") or 0):
             self.far, self.farthest = error, str(convention)

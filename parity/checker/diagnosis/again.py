@@ -14,7 +14,7 @@ KINDS = ("padded", "unpadded", "single", "equal", "single padded", "flat")
 @functools.cache
 def fresh(kind: str) -> tuple[Probe, ...]:
     """Batches of a kind, drawn for this file alone."""
-    main, more = {"columns": 6, "patches": 9}, {"columns": 7, "patches": 12}
+    main, more = {"columns": 6, "patches": 9}, {"columns": 7, "patches": 16}
     match kind:
         case "padded":
             return draw("again_padded", (4, 6, 2), **main), draw("again_padded_more", (3, 7, 5, 2), **more)
@@ -32,9 +32,9 @@ def fresh(kind: str) -> tuple[Probe, ...]:
             unit = draw("again_flat_unit", (4, 3, 5), **main, unit=True, flat=True)  # flat where patches are normalised first
             return draw("again_flat", (6, 6, 6), **main, flat=True), draw("again_flat_single", (6,), **main, flat=True), unit
         case "one token":
-            return draw("again_one_token", (1, 1, 1, 1), 1, 9), draw("again_one_token_more", (1, 1, 1), 1, 12)
+            return draw("again_one_token", (1, 1, 1, 1), 1, 9), draw("again_one_token_more", (1, 1, 1), 1, 16)
         case "one token alone":
-            return draw("again_one_token_alone", (1,), 1, 9), draw("again_one_token_alone_more", (1,), 1, 12)
+            return draw("again_one_token_alone", (1,), 1, 9), draw("again_one_token_alone_more", (1,), 1, 16)
         case "zero":
             return draw("again_zero", (4, 2, 3), **main, zero=True), draw("again_zero_single", (5,), **main, zero=True)
         case "empty":
@@ -69,7 +69,7 @@ def under(conditions: tuple[str, ...]) -> tuple[Probe, ...]:
     """Batches that fulfil conditions and, as far as those allow, nothing else."""
     alone, unit = "B = 1" in conditions, "unit-norm patches" in conditions
     made: list[Probe] = []
-    sizes: tuple[tuple[int, int, tuple[int, ...]], ...] = ((6, 9, (4, 6, 2)), (7, 12, (3, 7, 5, 2)), (6, 10, (5, 1, 3)))
+    sizes: tuple[tuple[int, int, tuple[int, ...]], ...] = ((6, 9, (4, 6, 2)), (7, 16, (3, 7, 5, 2)), (6, 4, (5, 1, 3)))
     for columns, patches, lengths in sizes:
         if "no padding" in conditions:
             lengths = (columns,) * len(lengths)

@@ -426,6 +426,7 @@ TEMPLATES = {
     "rounded": Template("What is said here holds to rounding of float32, not of float64.",
                         lambda read, part, near, tol, **_: explained_to(part, near) and not explained_to(part, tol)),
     "one width": Template("A width other than 16 was not tried: it runs with one width.", lambda read, refused: refused()),
+    "squares": Template("Patches were tried in square numbers alone: in others it raises.", lambda read, refused: refused()),
     "neither": Template("Your total holds something that is neither eq. 1 nor eq. 6: one token of one caption, where both "
                         "are 0, gives {alone:.3g}.", lambda read, alone, **_: near(read, alone, alone_gives(read)) and all(
                             abs(read.box.read(p, "total").value) > 1e-6 for p in fresh("one token alone"))),

@@ -12,6 +12,7 @@ from dataclasses import dataclass, field, replace
 import numpy as np
 
 from parity.checker.diagnosis.asking import Box, gradient_off, loss_off
+from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.sizes import BASE, KEYS, SIZES, Limit, largest, measure, sized
 from parity.checker.diagnosis.traced import follow
 from parity.checker.probes import Probe
@@ -46,8 +47,11 @@ class Judge:
         self.errors: dict[tuple, str] = {}
         self.start, self.slow = time.monotonic(), math.inf
         self.width = False                                # other widths than 16 do not run
+        self.squares = False                              # other numbers of patches than squares do not run
 
     def probe(self, sizes: dict, seed=0) -> Probe:
+        if self.squares:
+            sizes = sizes | {"P": max(2, round(math.sqrt(sizes["P"]))) ** 2}
         return sized(**sizes, full=self.full, seed=seed)
 
     def off(self, sizes: dict, seed=0) -> tuple[float, float | None] | None:
@@ -102,6 +106,21 @@ class Judge:
             return not self.unasked(self.errors[(*sizes.values(), seed)])
         return not (off[0] < self.tol[0] and (off[1] is None or off[1] < self.tol[1]))
 
+    def wants_squares(self, sizes: dict) -> bool:
+        """Whether it makes a square of the patches: four and nine run, three and eight do not, and the next square runs."""
+        if self.squares or math.isqrt(sizes["P"]) ** 2 == sizes["P"]:
+            return False
+        if [self.error(self.base | {"P": n}) is None for n in (3, 4, 8, 9)] != [False, True, False, True]:
+            return False
+        self.squares = True
+        self.known = {key: off for key, off in self.known.items() if off is not None}
+        self.errors.clear()
+        return True
+
+    def runs(self, **sizes) -> bool:
+        """Whether a small batch of these sizes is answered, on fresh numbers."""
+        return self.off(self.base | sizes, seed=1) is not None
+
     @staticmethod
     def unasked(error: str) -> bool:
         """No answer, which is no fault: it was too slow or too large, or a folder does not hold the batch."""
@@ -129,15 +148,19 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
             if judge.error(tiny) and not judge.error(judge.base):
                 judge.width, sizes = True, sizes | {"D": 16}  # made for one width
                 error = judge.error(sizes)
+        if error and not judge.unasked(error) and judge.wants_squares(sizes):
+            error = judge.error(sizes)
         if error and judge.unasked(error):
             continue
         if error is None:
             count(out, sizes, judge.probe(sizes))
         if judge.wrong(sizes):
             failing.append(sizes)
-    out.wrong = len(failing) / max(len(judge.known), 1)
+    out.wrong, again = len(failing) / max(len(judge.known), 1), Judge(box, read, models, full, alone)
     if judge.width:
-        out.notes.append("A width other than 16 was not tried: it runs with one width.")
+        out.notes.append(say(read, "one width", refused=lambda: again.runs(D=16) and not again.runs(D=24)))
+    if judge.squares:
+        out.notes.append(say(read, "squares", refused=lambda: again.runs(P=16) and not again.runs(P=8) | again.runs(P=15)))
     values = [s for s in failing if (judge.off(s) or (math.inf,))[0] > judge.tol[0]]
     if not values and not sizes_alone:
         scaled_loss(box, read, out, alone)
@@ -159,7 +182,7 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
 
 def count(out: Reach, sizes, probe):
     """Widen the ranges that were tried."""
-    for key, x in (sizes | {"similarity": largest(probe)}).items():
+    for key, x in (sizes | {"P": probe.v.shape[1], "similarity": largest(probe)}).items():
         low, high = out.tried.get(key, (x, x))
         out.tried[key] = [min(low, x), max(high, x)]
 

@@ -35,7 +35,7 @@ PAIRS = ("padded", "padded_again", "unpadded", "equal_lengths", "unit_padded", "
 SINGLES = tuple(p for p in PROBES.values() if len(p.v) == 1)
 ONE_TOKEN = {
     name: draw(name, (1,) * batch, 1, patches, shows="one token per caption: the global loss alone")
-    for name, batch, patches in (("one_token", 4, 9), ("one_token_again", 3, 12), ("one_token_more", 5, 9))
+    for name, batch, patches in (("one_token", 4, 9), ("one_token_again", 3, 16), ("one_token_more", 5, 9))
 }
 
 

@@ -207,10 +207,11 @@ RUNS = {
     "limit": (with_part(box(), limit=SHARP, words=SHARP.words, weaker=BLUNT.words),
               with_part(box(), limit=BLUNT, words=SHARP.words, weaker=BLUNT.words)),
     "one width": (with_part(box(), refused=lambda: True), with_part(box(), refused=lambda: False)),
+    "squares": (with_part(box(), refused=lambda: True), with_part(box(), refused=lambda: False)),
     "behaviour": (with_part(box(), evidence="two halves differ", again=lambda: True),
                   with_part(box(), evidence="two halves differ", again=lambda: False)),
 }
-ALONE = ("one width", "behaviour")                        # their measurement needs no explanation
+ALONE = ("one width", "squares", "behaviour")                 # their measurement needs no explanation
 
 
 def headline(kind, n):

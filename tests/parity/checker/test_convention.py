@@ -57,6 +57,21 @@ def true_is_padding(v, t, m, scale):
 def additive(v, t, attention_bias, scale):
     return fine(v, t, attention_bias > -1, np.log(scale))
 
+def raises_anyhow(a, b, c):
+    raise RuntimeError("nothing is right")
+
+def wants_a_flat_mask(x, y, mask, scale):
+    if mask.ndim != 1 or x.ndim != 2 or len(x) < 30 or len(mask) != len(y):
+        raise RuntimeError("nothing is right")
+    b = len(x) // 10
+    return fine(x.reshape(b, -1, 16), y.reshape(b, -1, 16), mask.reshape(b, -1) > 0, np.log(scale))
+
+def square_maps(fmap, words, mask, scale):
+    batch, width, side, other = fmap.shape
+    if side != other:
+        raise AssertionError
+    return feature_map(fmap, words, mask, scale)
+
 def feature_map(fmap, words, mask, scale):
     b, d, h, w = fmap.shape
     return fine(fmap.reshape(b, d, h * w).swapaxes(1, 2), words, mask, np.log(scale))
@@ -297,6 +312,22 @@ def test_gradients_that_come_back_are_those_of_the_inputs(workers, name):
         np.testing.assert_allclose(given[leaf], want, rtol=1e-9, atol=1e-14)
 
 
+def test_what_raises_whatever_it_gets_is_not_tried_a_thousand_times(workers):
+    w = workers("raises_anyhow")
+    before = w.asked
+    with pytest.raises(CannotRun) as stop:
+        infer(w)
+    assert stop.value.error["message"] == "nothing is right" and any("each raises this" in x for x in stop.value.notes)
+    assert 200 < w.asked - before < 400
+    assert infer(workers("wants_a_flat_mask"))[0].written == "v_flat,t_flat,mask_flat,scale"
+
+
+def test_code_that_makes_a_square_of_the_patches_gets_one(workers):
+    convention = infer(workers("square_maps"))[0]
+    assert convention.written == "v_bdhw,t,mask,scale"
+    assert "v_bhwd" not in str(convention.items)
+
+
 def test_numbers_overrule_names_and_say_so(workers):
     convention = infer(workers("misleading_name"))[0]
     assert sure(convention, "tau") == "certain" and convention.word("scale") == "scale"
@@ -410,5 +441,5 @@ def test_names_alone():
 
 
 def test_words_are_checked():
-    with pytest.raises(ValueError, match="'masks': expected one of v, v_bdp"):
+    with pytest.raises(ValueError, match=r"(?s)'masks': expected one of these words; did you mean 'mask'.*patches +v, v_bdp"):
         spec("masks")

@@ -113,6 +113,21 @@ def test_the_paper_itself_reaches_every_size(ask, tmp_path):
     assert tried["similarity"][1] > 3000 and tried["dtypes"] == ["float64", "float32"]
 
 
+SQUARE = "side = math.isqrt(v.shape[1])\n    assert side * side == v.shape[1]\n    "
+
+
+@pytest.mark.parametrize("more, verdict, words", [
+    ("", "eq6", "equals eq. 6"),
+    pytest.param("v = v[:, :49]", "conditional", "at most 49 patches", marks=pytest.mark.slow),
+    pytest.param("logit_scale = logit_scale * (1 + 0.1 * (v.shape[1] >= 100))", "conditional", "at most 81 patches",
+                 marks=pytest.mark.slow),
+])
+def test_squares_of_patches_are_tried_where_nothing_else_runs(more, verdict, words, ask, tmp_path):
+    report = ask(written(tmp_path, "squares", PAPER.replace("# START\n", f"{SQUARE}{more}\n")))
+    assert report["verdict"] == verdict and words in report["headline"], report["headline"]
+    assert "square numbers alone" in report["headline"] and report["tried"]["P"] == [4, 576]
+
+
 QUICK = ("patches_dropped_12", "similarity_clamped")
 
 

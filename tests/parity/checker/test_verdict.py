@@ -162,7 +162,10 @@ def test_several_candidates_are_listed_and_one_is_taken(losses, capsys):
 @pytest.mark.parametrize("given, words", [
     ({"masks": "padding"}, "no option masks; there are call, patches"), ({"accept": "listing2"}, "expected listing1"),
     ({"device": "tpu"}, 'expected "cpu" or "cuda"'), ({"framework": "cupy"}, "not installed"),
-    ({"call": "v,t,maks"}, "'maks': expected one of"),
+    ({"call": "v,t,maks"}, "'maks': expected one of these words; did you mean 'mask'"),
+    ({"call": "help"}, r"(?s)tokens\n.*t_list +a list of captions"), ({"tokens": "t_lst"}, "tokens: .* Did you mean t_list?"),
+    ({"patches": "t"}, "patches: expected one of v,"), ({"mask": "v"}, "mask: expected"),
+    ({"scale": "mask"}, "scale: expected"),
 ])
 def test_wrong_options(losses, given, words):
     with pytest.raises(ValueError, match=words):
@@ -194,6 +197,15 @@ def test_the_command_writes_page_and_json(losses, tmp_path, capsys):
     assert out.splitlines()[-1] == "  SPARC: differs, explained: threshold.constant(0.3)" and str(page) in out
     jsonschema.validate(json.loads(data.read_text()), SCHEMA)
     assert page.read_text().startswith("<!doctype html>") and "threshold.constant" in page.read_text()
+
+
+@pytest.mark.parametrize("argv, words", [
+    (("--tokens", "t_list"), "a list of captions"), (("--tokens", "t_cls"), "[CLS] and tokens"),
+    (("--patches", "v_flat", "--tokens", "t_flat", "--mask", "mask_flat"), "patches (B P,D)"),
+])
+def test_the_command_takes_every_word_that_a_question_names(losses, argv, words, capsys):
+    out = "".join(run([f"{losses}:breaks", *argv, "--html", "none"], capsys)[1:])
+    assert words in " ".join(out.split()) and "invalid choice" not in out
 
 
 def test_exit_codes_of_the_command(losses, capsys):
