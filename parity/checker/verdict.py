@@ -279,8 +279,23 @@ def finished(ask, report) -> "Report":
         for item in report.convention.items:
             if item.what == "sigma" and item.value.startswith("argument"):
                 notes.append(f"sigma: {item.value}; pass 1/P (--sigma 1/P checks it so)")
-    return replace(report, behaviour=behaviour(ask, report.diagnosis), stages=tuple(side_by_side(ask, report.diagnosis)),
-                   notes=tuple(notes))
+    seen = behaviour(ask, report.diagnosis)
+    return replace(report, behaviour=seen, diagnosis=with_modes(report.diagnosis, seen),
+                   stages=tuple(side_by_side(ask, report.diagnosis)), notes=tuple(notes))
+
+
+def with_modes(diagnosis, behaviour):
+    """A module that is the paper's in eval mode alone is that under a condition; a place of padding is said in the headline."""
+    found = {f.found.id: f.evidence for f in behaviour.findings}
+    if diagnosis.verdict not in ("eq6", "listing1", "conditional"):
+        return diagnosis
+    if "edge.padding_place" in found:
+        diagnosis = replace(diagnosis, note=f"{diagnosis.note} Padding is taken to come last: {found['edge.padding_place']}.")
+    if not (said := found.get("edge.train_mode", "")):
+        return diagnosis
+    base = "listing1" if diagnosis.verdict == "listing1" else diagnosis.base
+    return replace(diagnosis, verdict="conditional", base=base, conditions=(*diagnosis.conditions, "eval mode"),
+                   note=f"{diagnosis.note} That is so in eval mode; {said.partition(';')[0]}.")
 
 
 def name_of(target: Any) -> str:

@@ -10,6 +10,7 @@ An argument is written as
     {"value": any JSON}      {"size": "B" | "L" | "P" | "D" | "H" | "W" | "1/P"}      {"module": true}: a stub
 """
 
+import contextlib
 import copy
 import json
 import math
@@ -120,7 +121,7 @@ def call(state, request, arrays):
             pairs = [*zip(request.get("labels", []), args), *named.items()]
             watched.extend((str(name), x, was) for name, x in pairs if (was := bridges.to_numpy(x)) is not None)
         try:
-            with stubs(fn, request.get("stub"), leaves):
+            with stubs(fn, request.get("stub"), leaves), mode(fn, request.get("train")):
                 outputs = called(grouped(fn, list(named)), request, args, named, arrays, fw)
         finally:
             undo()
@@ -299,6 +300,21 @@ def prepare(target, device, dtype):
 
         module.to(device=device, dtype=getattr(torch, dtype)).eval()
     return target
+
+
+@contextlib.contextmanager
+def mode(target, train):
+    """A module in train mode for a while; what it learned by it is taken back."""
+    module = torch_module(target) if train else None
+    if module is None:
+        yield
+        return
+    before = copy.deepcopy(module.state_dict())
+    module.train()
+    try:
+        yield
+    finally:
+        module.eval().load_state_dict(before)
 
 
 def torch_module(target):

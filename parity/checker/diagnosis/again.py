@@ -52,10 +52,25 @@ def fresh(kind: str) -> tuple[Probe, ...]:
         case "grouping":
             return (apart("again_apart_even", even=True, theta=0.8),)
         case "reduction":
-            return (apart("again_apart", [1.3, 0.7, 1.0, 1.7, 0.8], 0.8),)
+            return (apart("again_apart", theta=0.8),)
+        case "reduction lengths":
+            return (apart("again_apart_lengths", [1.3, 0.7, 1.0, 1.7, 0.8], 0.8),)
         case "parallel":
             return (parallel("again_parallel", 9, True, 0.8),)
     raise KeyError(kind)
+
+
+def fewest_tokens(limits) -> int:
+    """How many tokens a caption has at least, within limits."""
+    return max((int(x.holds) for x in limits if x.key == "L" and not x.up), default=1)
+
+
+def within_limits(limits) -> list[Probe]:
+    """Padded batches within limits, those of the length of captions counted by real tokens."""
+    fewest = fewest_tokens(limits)
+    shapes = ((8, 9, (fewest, 8, fewest + 1)), (9, 9, (9, fewest + 2, fewest, fewest + 1))) if fewest < 6 else ()
+    made = [draw(f"again_from_{fewest}_{n}", lengths, columns, patches) for n, (columns, patches, lengths) in enumerate(shapes)]
+    return [p for p in made if not any(x.beyond(p) for x in limits)]
 
 
 def turned(probe: Probe, n: int) -> Probe:

@@ -2,6 +2,7 @@
 
 import inspect
 import math
+import time
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -96,6 +97,18 @@ class Box:
         """What counts as rounding: of a loss, of a gradient."""
         dtype = self.dtype()
         return PRECISION["rounded" if self.rounded and dtype == "float64" else dtype]
+
+
+def two_values(read: Any, probe: Probe, calls: int = 12, seconds: float = 1.0) -> tuple[float, float] | None:
+    """Two values of the same batch, in so many calls; None where all are one, to 1e-9."""
+    one, start = read(probe), time.monotonic()
+    for _ in range(calls if read.box.again is not None and one.finite else 0):
+        two = read.box.again(probe).losses.get(read.which, math.nan)
+        if abs(two - one.value) > 1e-9 * max(1.0, abs(one.value)):
+            return one.value, two
+        if time.monotonic() - start > seconds:
+            break
+    return None
 
 
 def loss_off(given: float, wanted: float) -> float:

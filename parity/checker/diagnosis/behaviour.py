@@ -6,7 +6,6 @@ it follows from what was found already.
 
 import functools
 import math
-import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +19,8 @@ from parity.checker.diagnosis.clauses import Door
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.diagnose import Diagnosis
 from parity.checker.diagnosis.floors import Floor, floors
+from parity.checker.diagnosis.memory import growth
+from parity.checker.diagnosis.sizes import share
 from parity.checker.probes import PROBES, Answer, Probe
 
 TOLERANCE = {"float64": 1e-7, "float32": 2e-3}
@@ -80,9 +81,10 @@ def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
             out(found, evidence, functools.partial(test, theirs, on), causes(test, found.id, diagnosis) if same else ())
     if ask.worker is None:                                # a folder of answers cannot be called again
         return Behaviour(tuple(findings), sentences=door.counts)
-    for effect in (repeats, mutates):
+    for effect in (repeats, mutates, padding_place, train_mode):
         for found, evidence in effect(ask):
-            if found.id not in known:
+            if found.id not in known and not any(f.found.id == "edge.order_dependent" and found.id == "edge.padding_place"
+                                                 for f in findings):
                 out(found, evidence, functools.partial(effect, ask))
     half, half_findings, notes = low_precision(ask)
     for x in half_findings:
@@ -302,6 +304,52 @@ def mutates(ask: Caller) -> Test:
         yield Found("edge.mutates_inputs", None, names), f"after the call {names} held other numbers"
 
 
+PLACED = ("mask", "padding", "additive")                  # masks that say of each place whether a token stands there
+
+
+def padding_place(ask: Caller) -> Test:
+    """Padding before the tokens, as left-padded batches have it, and between them: the same tokens, so the same loss."""
+    word = str(ask.convention.word("mask")).split("_")[0]
+    if word not in PLACED or ask.convention.word("t") not in ("t", "t_bdl", "t_lbd"):
+        return
+    for name in ("padded", "padded_again"):
+        probe = PROBES[name]
+        first = ask(probe)
+        columns = probe.mask.shape[1]
+        orders = {"before the tokens": np.argsort(probe.mask, axis=1, kind="stable"),
+                  "between the tokens": np.tile([*range(1, columns, 2), *range(0, columns, 2)], (len(probe.mask), 1))}
+        for where, order in orders.items():
+            moved = replace(probe, t=np.take_along_axis(probe.t, order[..., None], 1),
+                            mask=np.take_along_axis(probe.mask, order, 1))
+            second = ask(moved)
+            for loss, value in first.losses.items():
+                off = relative(second.losses.get(loss, math.nan), value)
+                if math.isfinite(value) and off > TOLERANCE[first.dtype]:
+                    how = f"it raises {second.error}" if second.error else f"the {loss} loss is {share(off)} off"
+                    yield Found("edge.padding_place", None, where), f"with padding {where} {how}"
+                    return
+
+
+def train_mode(ask: Caller) -> Test:
+    """A module in train mode, in which it is made, against eval mode, in which it is asked."""
+    if ask.convention.framework != "torch":
+        return
+    for name in ("padded", "unpadded"):
+        probe = PROBES[name]
+        first, one, two = ask.call(probe), *(ask.call(probe, train=True, seed=seed) for seed in (0, 1))
+        for loss, value in first.losses.items():
+            a, b = (x.losses.get(loss, math.nan) for x in (one, two))
+            off = relative(a, value)
+            graded = max((distance(g, first.grads[loss][leaf]) for leaf, g in one.grads.get(loss, {}).items()
+                          if leaf in first.grads.get(loss, {}) and np.isfinite(first.grads[loss][leaf]).all()), default=0.0)
+            if math.isfinite(value) and max(off, graded) > TOLERANCE[first.dtype]:
+                how = f"it raises {one.error}" if one.error else f"the {loss} loss is {share(off)} off" if (
+                    off > TOLERANCE[first.dtype]) else f"the gradient of the {loss} loss is {share(graded)} off"
+                drawn = ", and changes from call to call" if relative(a, b) > TOLERANCE[first.dtype] else ""
+                yield Found("edge.train_mode"), f"in train mode {how}{drawn}; all else here is of eval mode"
+                return
+
+
 def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding], list[str]]:
     """Relative error of the loss in float16 and bfloat16, on inputs that are exact in both.
 
@@ -337,56 +385,6 @@ def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding
                 notes.append(f"{dtype}, on one batch: the {loss} loss is off by {off:.1e} of it")
             break
     return errors, findings, notes
-
-
-def growth(ask: Caller, diagnosis: Diagnosis) -> tuple[dict | None, list[str]]:
-    """Peak memory as B, L, P and D double, against B (L P + L D + P D + L L)."""
-    base = {"B": 16, "L": 12, "P": 12, "D": 4}
-
-    def peak(sizes):
-        probe = sized(**sizes)
-        try:
-            reply, _ = ask.worker.ask(ask.convention.request(memory=True, losses={}), arrays_of(probe))
-        except Stopped:
-            return None
-        return reply.get("peak")
-
-    start = time.monotonic()
-    if ask.convention.framework not in ("torch", "numpy") or (first := peak(base)) is None:
-        return None, []
-    if time.monotonic() - start > 1.0:
-        return None, ["memory: not measured, a call takes too long"]
-    measured = {name: peak(base | {name: 2 * base[name]}) for name in base}
-    if None in measured.values() or min(first, *measured.values()) <= 0:
-        return None, []
-    powers = {name: math.log2(value / first) for name, value in measured.items()}
-    law = math.log2
-    expected = {name: law(cost(**(base | {name: 2 * base[name]})) / cost(**base)) for name in base}
-    rows_alone = 8 * base["B"] * (base["L"] + base["P"]) * 2 * base["D"]  # bytes of the embeddings themselves
-    notes = []
-    if "fine" not in ask.convention.losses:               # eq. 1 takes B x B
-        return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, []
-    if powers["B"] > 1.5 and "global" not in ask.convention.losses:
-        why = " as negatives from the whole batch need" if any(f.id == "logits.batch_negatives"
-                                                               for f in diagnosis.deviations) else ""
-        notes.append(f"from B 16 to 32 peak memory grows like B^{powers['B']:.1f}{why}; eq. 6 needs B (LP + LD + LL)")
-    elif powers["D"] > expected["D"] + 0.45 and measured["D"] > 5 * rows_alone:
-        notes.append(f"from D 4 to 8 peak memory grows like D^{powers['D']:.1f}, more than B (LP + LD + LL)")
-    elif powers["L"] > 2.3 or powers["P"] > 1.5:
-        notes.append(f"from L and P 12 to 24 peak memory grows like L^{powers['L']:.1f} P^{powers['P']:.1f}, more than "
-                     "B (LP + LD + LL)")
-    return {"bytes": first, "sizes": base, "powers": powers, "expected": expected}, notes
-
-
-def cost(B, L, P, D):
-    return B * (3 * L * P + 2 * L * D + P * D + 3 * L * L)
-
-
-def sized(B, L, P, D) -> Probe:
-    """A batch of any size.  Where the width is fixed by a module, the call fails and nothing is measured."""
-    rng = np.random.default_rng(0)
-    v, t, bars = rng.standard_normal((B, P, D)), rng.standard_normal((B, L, D)), rng.standard_normal((2, B, D))
-    return Probe("memory", v, t, np.ones((B, L), bool), 1.0, bars[0], bars[1])
 
 
 def refusals(ask: Caller) -> list[str]:

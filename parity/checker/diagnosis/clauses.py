@@ -136,10 +136,10 @@ def patches_again(read, where, many, given, followed) -> bool:
                for seen, p in zip(again, fresh("single")))
 
 
-def had_back_again(read, told, stage, followed) -> bool:
+def had_back_again(read, told, stage, cut, followed) -> bool:
     """On another batch the weights tell the same."""
     seen = followed(fresh("single")[0])
-    return seen is not None and seen.sure and seen.stage == stage
+    return seen is not None and seen.sure and (seen.stage, seen.cut) == (stage, cut)
 
 
 def taken_again(read, where, taken, followed, **_) -> bool:
@@ -328,6 +328,8 @@ def explained_by(holds):
 
 
 TEMPLATES = {
+    "unsteady": Template("The same batch gives {one:.9g}, and then {two:.9g}: it holds a state, or draws numbers, so that what "
+                         "it computes was not looked for.", lambda read, again, **_: again()),
     "raises on one": Template("A batch of one sample raises {error}.", raises, "A batch of one sample gave no answer."),
     "never finite": Template("Even one sample without padding gives no finite loss.", never_finite),
     "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
@@ -348,8 +350,10 @@ TEMPLATES = {
                        family, "Cosines between 0 and 1 show it, with groups that are the tokens themselves."),
     "grouping": Template("It is right where each token's one patch points where the token does, and wrong where it does not.",
                          family, "Tokens that have one patch each, in another direction than their own, show it."),
-    "reduction": Template("It is right where all tokens have the same loss, and wrong where their losses or lengths differ.",
-                          family, "Tokens of different losses or lengths show it."),
+    "reduction": Template("It is right where all tokens have the same loss, and wrong where their losses differ.",
+                          family, "Tokens of different losses show it."),
+    "reduction lengths": Template("It is right where all tokens' embeddings have one length, and wrong where their lengths "
+                                  "differ.", family, "Tokens whose embeddings differ in length show it."),
     "token length": Template("Where each token has its one patch, the loss changes with the length of tokens.", tokens_length),
     "spare": Template("Patches that resemble no token, all of them equally little, change it.", spare_matter),
     "spare factor": Template("Patches that resemble no token change it by a factor.", spare_factor),

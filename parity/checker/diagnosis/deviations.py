@@ -89,6 +89,9 @@ def words(found: Found, patches: int = 196) -> str:
         return "a token to which every patch is equally similar gets c = 0, and the gradient is NaN"
     digits = 2 if found.id.endswith(".epsilon") else 6    # an epsilon is measured by what it moves
     value = f"{found.value:.{digits}g}" if isinstance(found.value, int | float) else found.value
+    if found.id == "threshold.constant" and isinstance(found.value, float) and len(str(value)) > 6 and (
+            abs((n := round(1 / found.value)) * found.value - 1) < 1e-6):
+        value, patches = f"1/{n} whatever P is,", 49 if n == patches else patches
     directions = _GLOBAL_DIRECTIONS if found.id.startswith("global.") else _DIRECTIONS
     what = (found.way if value is None else "") or _NOUNS.get(str(value), value) or "embeddings"
     return DEVIATIONS[found.id].words.format(

@@ -12,11 +12,11 @@ from dataclasses import replace
 import numpy as np
 
 from parity.checker.diagnosis import confirm, gradients, search, totals
-from parity.checker.diagnosis.again import fresh, under
-from parity.checker.diagnosis.asking import PRECISION, Box, gradient_off, loss_off
+from parity.checker.diagnosis.again import fewest_tokens, fresh, under, within_limits
+from parity.checker.diagnosis.asking import PRECISION, Box, gradient_off, loss_off, two_values
 from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, RARE, STAGES, Found, words
-from parity.checker.diagnosis.explain import FIRST
+from parity.checker.diagnosis.explain import FIRST, Explanation, Reader
 from parity.checker.diagnosis.findings import Diagnosis, Effect, Off, sentence
 from parity.checker.diagnosis.placing import followed, place_of
 from parity.checker.diagnosis.reach import reach
@@ -35,6 +35,8 @@ def diagnose(ask: Callable[[Probe], Answer], edges: bool = False) -> Diagnosis:
         return Diagnosis("cannot_run", error=answer.error, evidence="padded", calls=box.calls)
     if not answer.losses:
         return Diagnosis("cannot_run", error="no loss was given", evidence="padded", calls=box.calls)
+    if words := unsteady(box):
+        return Diagnosis("unexplained", note=words, calls=box.calls, sentences=counts(box))
     parts = totals.explain(box)
     results = {part.name: judge(box, part, edges) for part in parts}
     if any(results[part.name].verdict == "unexplained" and nearly(part) for part in parts):
@@ -42,6 +44,15 @@ def diagnose(ask: Callable[[Probe], Answer], edges: bool = False) -> Diagnosis:
         parts = totals.explain(box)
         results = {part.name: judge(box, part, edges) for part in parts}
     return combine(box, parts, results)
+
+
+def unsteady(box) -> str:
+    """What is said of a box that gives the same batch two values; "" where it does not, or cannot be asked again."""
+    for which in box(PROBES["padded"]).losses:
+        read = Reader(box, which)
+        if seen := two_values(read, PROBES["padded"]):
+            return say(read, "unsteady", one=seen[0], two=seen[1], again=lambda read=read: two_values(read, PROBES["unpadded"]))
+    return ""
 
 
 def nearly(part) -> bool:
@@ -77,6 +88,14 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     failing, worst = reproduce(part, [*probes, *held_out], tol, grad_tol)
     limits, tried, sized = within(box, part, base, conditions, failing, tol, grad_tol)
     failing += sized
+    if base is not None and limits and {"no padding", "equal lengths"} & set(conditions):
+        loose = tuple(x for x in conditions if x not in ("no padding", "equal lengths"))
+        inside = [p for p in within_limits(limits) if set(loose) <= p.holds | {"B = 1"}]
+        if inside and all(right(part, p, base, loose, tol, grad_tol) for p in inside):
+            conditions, part.how = loose, Explanation()   # it was short captions that padding brought with it
+            part.settle(base)
+            many = [p for p in (*probes, *held_out) if p.mask.sum(1).min() >= fewest_tokens(limits)]
+            failing, worst = reproduce(part, many, tol, grad_tol)
     found = sorted(part.found, key=lambda d: STAGES.index(DEVIATIONS[d.id].stage))
     edges = tuple(d for d in found if DEVIATIONS[d.id].edge)
     strict = edges if count_edges else ()

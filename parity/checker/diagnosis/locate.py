@@ -100,7 +100,10 @@ def one_sample(read, tol) -> Place:
         asked += family
         before, settings = settings, fits(read, asked, tau, tol, **tail)
         if not settings:
-            return Place(stage, family[-1].name, say(read, stage, stage=stage, settings=before))
+            kind = stage
+            if stage == "reduction" and fits(read, [*asked[:-len(family)], *UNEVEN[:2]], tau, tol, **tail):
+                kind = "reduction lengths"                # of two lengths of embeddings, not of two losses
+            return Place(stage, family[-1].name, say(read, kind, stage=kind, settings=before))
     return alignment(read, settings[0], tol)
 
 

@@ -50,7 +50,8 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
         words = say(part.read, "followed", where=seen.where, stage=seen.stage, followed=follow_again, last=last,
                     made=MADE[last]) if last else ""
         if seen.sure:
-            had = say(part.read, "had back", told=HAD[seen.stage], stage=seen.stage, followed=follow_again)
+            had = say(part.read, "had back", told=HAD[seen.cut or seen.stage], cut=seen.cut, stage=seen.stage,
+                      followed=follow_again)
             words = " ".join(filter(None, [words, had]))
         return Place(seen.stage, "single", words)
 
@@ -86,6 +87,8 @@ MADE = {"similarity": "similarities", "minmax": "min-max similarities", "thresho
         "cosine": "cosines", "logits": "logits", "loss": "cross-entropies"}
 HAD = {"minmax": "Rows taken together, the weights that made its groups have another order than eq. 2's similarities",
        "threshold": "The weights that made its groups are eq. 2's similarities behind another threshold than eq. 3's",
+       "shrunk": "The weights that made its groups are in proportion to eq. 2's similarities less sigma, a soft threshold",
+       "bent": "The weights that made its groups are eq. 2's similarities above 0.6, and others below",
        "weights": "The weights that made its groups grow with eq. 2's similarities, and not in proportion",
        "grouping": "None of its arrays is a sum of patches with weights"}
 TAKEN = {"similarity": {"what": "similarities", "tail": "min and max are those of others"},

@@ -23,7 +23,7 @@ from parity.checker.probes import Probe
 
 NORMS = ("", "both", "c", "t")
 DIRECTIONS = ("both", "vt", "tv")
-REDUCTIONS = ("sample", "token", "mean_all", "masked_over_all")
+REDUCTIONS = ("sample", "token", "mean_all", "masked_over_all", "sum")
 LOWEST = tuple(float(np.finfo(dtype).min) for dtype in (np.float64, np.float32, np.float16))
 SMALL_LOGITS = (-1e4, -1e9, *LOWEST, -1e5, -1e6, -1e8, -1e30, -1e12, -100.0)
 DETACHED = ("", "similarity", "tokens", "patches", "range", "values", "c", "t")  # paths that no gradient takes

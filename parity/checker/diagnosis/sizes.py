@@ -139,7 +139,7 @@ class Limit:
         if self.key == "float32":
             return f"In float32 the same batch gives something else: {far}."
         ends = "on" if self.up else "down"
-        near = plain(self.fails) == plain(self.holds)     # no whole numbers: a thousandth apart
+        near = self.key in ("inverse", "length")          # no whole numbers: a thousandth apart
         start = f"From {said(self.key, self.fails)} {ends}{with_} it differs"
         if near:
             start = f"{'Above' if self.up else 'Below'} {said(self.key, self.holds)}{with_} it differs"

@@ -53,7 +53,7 @@ class Variant:
     constant_rows: bool = False     # to the loss of every token, so that a caption without tokens gets none
     direction: str = "both"         # "vt" | "tv"
     factor: float = 1.0
-    reduction: str = "sample"       # "token" | "mean_all" | "masked_over_all"
+    reduction: str = "sample"       # "token" | "mean_all" | "masked_over_all" | "sum"
     padded_rows: str | float = "own"  # mean_all, masked columns: padded rows keep their own column | logit of masked ones
     nan_rows: bool = False          # padded rows are all -inf, and the product with the mask keeps their NaN
     nan_zero: str = ""              # zero rows in 0/0: "gradient" | "loss"
@@ -129,6 +129,7 @@ WAYS: dict[str, dict[str, dict[str, Any]]] = {
     "reduction.token": {"": {"reduction": "token"}},
     "reduction.mean_all": {"": {"reduction": "mean_all"}},
     "reduction.masked_over_all": {"": {"reduction": "masked_over_all"}},
+    "reduction.sum": {"": {"reduction": "sum"}},
     "edge.zero_padding": {"gradient": {"nan_zero": "gradient"}, "loss": {"nan_zero": "loss"}},
     "edge.all_padding": {"poison": {"nan_empty": True}},
     "edge.nan_gradient": {"flat": {"flat": "nan_gradient"}, "c = 0 there": {"flat": "nan_gradient_zero"}},
@@ -286,7 +287,7 @@ def _found_fine(o):
     add("loss.one_direction", o.direction, when=o.direction != "both")
     add("loss.factor", o.factor, when=o.factor != 1)
     add("reduction.mean_all", None if o.padded_rows == "own" else o.padded_rows, when=o.reduction == "mean_all")
-    add(f"reduction.{o.reduction}", when=o.reduction in ("token", "masked_over_all"))
+    add(f"reduction.{o.reduction}", when=o.reduction in ("token", "masked_over_all", "sum"))
     add("edge.zero_padding", way=o.nan_zero, when=bool(o.nan_zero))
     add("edge.all_padding", "poison", when=o.nan_empty)
     add("edge.nan_gradient", "flat", when=o.flat == "nan_gradient")

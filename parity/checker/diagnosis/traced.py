@@ -28,6 +28,7 @@ class Followed:
     every: whether operations inside a line are seen too, so that what is not found is not there.
     sure: whether the weights that made their groups tell the stage.
     many: how many patches its similarities have, where that is not how many were given.
+    cut: how another threshold shows in the weights: "shrunk", less sigma; "bent", other values below 0.6.
     """
 
     stage: str | None = None
@@ -40,6 +41,7 @@ class Followed:
     every: bool = False
     sure: bool = False
     many: int = 0
+    cut: str = ""
 
 
 def shaped(records, rows: int, columns: int | None) -> Iterator[tuple[int, str, np.ndarray]]:
@@ -186,7 +188,8 @@ def other_patches(records, v, t, tol) -> Followed | None:
 
 
 def by_weights(groups, v, s_hat, tol) -> str | None:
-    """The stage that the weights tell which make one of these arrays of v; "grouping" where no weights make any of them.
+    """What the weights tell which make one of these arrays of v: a stage; "shrunk" or "bent", thresholds of another kind;
+    "grouping" where no weights make any of them.
 
     Of fewer patches than dimensions the weights of a sum can be had back.  None: they tell nothing.
     """
@@ -203,11 +206,13 @@ def by_weights(groups, v, s_hat, tol) -> str | None:
         sigma, kept, none = 1 / len(v), s_hat >= 1 / len(v), np.abs(a) < 1e3 * tol
         same = np.isclose(a, s_hat, rtol=0, atol=1e3 * tol)
         shrunk = near(a, np.maximum(s_hat - sigma, 0) / (1 - sigma), 1e3 * tol)
-        if shrunk or (same | none | ~kept).all():
+        if shrunk:
+            return "shrunk"                               # eq. 2's values less sigma
+        if (same | none | ~kept).all():
             return "threshold"                            # eq. 2's values, of which others are kept
         order = np.argsort(s_hat, None)
         if (np.diff(a.ravel()[order]) > -1e3 * tol).all():  # of s_hat alone, in all rows
-            return "weights" if (none == ~kept).all() or not same[s_hat > 0.6].all() else "threshold"
+            return "weights" if (none == ~kept).all() or not same[s_hat > 0.6].all() else "bent"
         return "minmax"
     return None
 
@@ -246,6 +251,7 @@ def _after_weights(out, records, probe, made, groups, later, wide, scales, tol) 
         other = any(rows_alike(c, x @ value, tol) for _, _, x in later for value in (v, unit(v)) for _, _, c in wide)
         missing = [stage for stage in ("minmax", "threshold") if stage not in out.seen]
         told = by_weights([c for _, _, c in wide if not combines(t, c, tol)], v, min_max(t @ v.T), tol)
+        out.cut, told = told if told in ("shrunk", "bent") else "", "threshold" if told in ("shrunk", "bent") else told
         if told == "grouping" or missing:
             out.sure = told is not None and ORDER.index(told) >= ORDER.index((missing or ["weights"])[0])
             out.stage = told if told and out.sure else missing[0]

@@ -310,7 +310,7 @@ def shares(mask, patches, o: Variant):
     if o.reduction == "token":
         return x / x.sum().clamp_min(1)
     length = x.sum(1, keepdim=True)
-    return x / (length if o.nan_empty else length.clamp_min(1)) / len(x)
+    return x / (length if o.nan_empty else length.clamp_min(1)) / (1 if o.reduction == "sum" else len(x))
 
 
 def reduce(loss_vt, loss_tv, mask, patches, o: Variant, scale=None, share=None):

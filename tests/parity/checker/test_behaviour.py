@@ -13,8 +13,9 @@ from parity.checker.diagnosis import behaviour as tests
 from parity.checker.diagnosis import variants
 from parity.checker.diagnosis.behaviour import behaviour
 from parity.checker.diagnosis.deviations import Found
-from parity.checker.diagnosis.diagnose import Diagnosis
-from parity.checker.probes import Answer
+from parity.checker.diagnosis.diagnose import Diagnosis, diagnose
+from parity.checker.probes import PROBES, Answer
+from parity.checker.verdict import with_modes
 
 TORCH = '''
 import torch
@@ -57,6 +58,32 @@ def written_out(v, t, mask, scale):
 def all_against_all(v, t, mask, scale):
     return sound(v, t, mask, scale) + 0 * torch.einsum("bld,ckd->blck", t, t).sum()
 
+def counts_from_the_left(v, t, mask, scale):
+    return sound(v, t, torch.arange(t.shape[1]) < mask.sum(1, keepdim=True), scale)
+
+class TrainsOtherwise(torch.nn.Module):
+    def forward(self, v, t, mask, scale):
+        return sound(v, t, mask, scale, change=lambda a: a.detach() if self.training else a)
+
+class Drops(torch.nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.drop, self.norm = torch.nn.Dropout(0.2), torch.nn.BatchNorm1d(16)
+
+    def forward(self, v, t, mask, scale):
+        self.norm(v.mean(1))                              # changes what the module holds, and nothing else
+        return sound(v, t, mask, scale, change=self.drop)
+
+class Quiet(torch.nn.Module):
+    def forward(self, v, t, mask, scale):
+        return sound(v, t, mask, scale)
+
+CALLS = [0]
+
+def every_tenth(v, t, mask, scale):
+    CALLS[0] += 1
+    return sound(v, t, mask, scale) * (1.001 if CALLS[0] % 10 == 0 else 1.0)
+
 def refuses_single(v, t, mask, scale):
     assert v.shape[0] > 1, "a batch, please"
     return sound(v, t, mask, scale)
@@ -88,6 +115,37 @@ def variant(*deviations):
 
 def ids(found):
     return [f.id for f, _ in found]
+
+
+@pytest.mark.parametrize("name, test, wanted, words", [
+    ("counts_from_the_left", "padding_place", ["edge.padding_place"], "with padding before the tokens the fine loss is"),
+    ("sound", "padding_place", [], ""), ("Quiet", "train_mode", [], ""), ("sound", "train_mode", [], ""),
+    ("TrainsOtherwise", "train_mode", ["edge.train_mode"], "in train mode the gradient of the fine loss is"),
+    ("Drops", "train_mode", ["edge.train_mode"], "changes from call to call"),
+])
+def test_places_of_padding_and_modes(ask, name, test, wanted, words):
+    caller = ask(name)
+    before = caller.call(PROBES["padded"]).losses
+    found = list(getattr(tests, test)(caller))
+    assert ids(found) == wanted and all(words in said for _, said in found)
+    assert caller.call(PROBES["padded"]).losses == before  # it is in eval mode again, with what it held
+
+
+def test_what_changes_from_call_to_call_is_not_explained(ask):
+    found = diagnose(ask("every_tenth"))
+    assert found.verdict == "unexplained" and "it holds a state, or draws numbers" in found.note
+    assert "it holds a state" not in diagnose(ask("sound")).note
+
+
+def test_a_module_that_is_the_papers_in_eval_mode_alone_is_that_under_a_condition():
+    seen = tests.Behaviour((tests.Finding(Found("edge.train_mode"), "in train mode the loss is 5 % off; all else is"),))
+    one = with_modes(Diagnosis("eq6", note="Your loss equals eq. 6."), seen)
+    assert one.verdict == "conditional" and one.conditions == ("eval mode",) and one.base == "eq6"
+    assert one.note == "Your loss equals eq. 6. That is so in eval mode; in train mode the loss is 5 % off."
+    left = tests.Behaviour((tests.Finding(Found("edge.padding_place", None, "x"), "with padding x it is 5 % off"),))
+    other = with_modes(Diagnosis("eq6", note="Equal."), left)
+    assert other.verdict == "eq6" and other.note == "Equal. Padding is taken to come last: with padding x it is 5 % off."
+    assert with_modes(Diagnosis("unexplained", note="No."), seen).note == "No."
 
 
 def test_a_sound_loss_has_no_findings(ask):

@@ -81,8 +81,14 @@ def off_axes(p):
     return paper(p) + (0.2 if (np.sort(np.abs(p.v), -1)[..., -2] > 1e-3).any() else 0.0)
 
 
-def uneven(p):
+def by_length(p):
     return paper(p) + 0.3 * np.ptp(np.linalg.norm(p.t, axis=-1))
+
+
+def uneven(p):
+    """Another loss where tokens are not equally near their patches."""
+    v, t = (x[0] / np.linalg.norm(x[0], axis=-1, keepdims=True) for x in (p.v, p.t))
+    return paper(p) + 0.3 * np.ptp((v[:len(t)] * t).sum(-1))
 
 
 def half_of(p):
@@ -168,7 +174,7 @@ def fewer(one, other):
     return lambda p: Followed("similarity", "x.py:3 s", many=one if p.v.shape[1] < 10 else other)
 
 
-HAD = {"told": "They grow", "stage": "weights"}
+HAD = {"told": "They grow", "stage": "weights", "cut": ""}
 FEWER = {"where": "x.py:3 s", "many": 8, "given": 9}
 TAKEN = {"where": "x.py:3 z", "taken": "x.py:7 y", "what": "logits", "tail": "the softmax takes others"}
 MADE = {"stage": "minmax", "last": "similarity", "made": "similarities"}
@@ -197,6 +203,10 @@ RUNS = {
     "norm": ((number(off_axes), {"stage": "norm", **ONE}), (setting(PAPER), {"stage": "norm", **ONE})),
     "logits": ((number(angles), {"stage": "logits", **ONE}), (setting(Variant(no_norm="both")), {"stage": "logits", **ONE})),
     "grouping": ((number(apart), {"stage": "grouping", **ONE}), (setting(PAPER), {"stage": "grouping", **ONE})),
+    "unsteady": ((setting(PAPER), {"one": 0.5, "two": 0.6, "again": lambda: (0.5, 0.6)}),
+                 (setting(PAPER), {"one": 0.5, "two": 0.6, "again": lambda: None})),
+    "reduction lengths": ((number(by_length), {"stage": "reduction lengths", **ONE}),
+                          (setting(Variant(factor=2.0)), {"stage": "reduction lengths", "settings": [Variant(factor=2.0)]})),
     "reduction": ((number(uneven), {"stage": "reduction", **ONE}),
                   (setting(Variant(factor=2.0)), {"stage": "reduction", "settings": [Variant(factor=2.0)]})),
     "token length": ((number(with_lengths), {}), (setting(PAPER), {})),
@@ -254,7 +264,7 @@ def test_withheld_or_weaker_where_it_is_false(kind):
 @pytest.mark.parametrize("kind", RUNS)
 def test_a_box_that_fails_hears_nothing_said_of_it(kind):
     text, door = run(lambda p: Answer(error="time: too slow"), kind, RUNS[kind][0][1])
-    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "had back", "no gradients"), text
+    assert not door.said or kind in ("followed", "cosine", "taken", "patches", "had back", "no gradients", "unsteady"), text
 
 
 def test_unknown_kind_is_an_error():

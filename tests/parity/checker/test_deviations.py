@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from parity.checker.diagnosis.deviations import CONDITIONS, DEVIATIONS, STAGES, Found, words
-from parity.checker.probes import HELD_OUT, PROBES, knife_probe, margin, threshold_probe
+from parity.checker.probes import HELD_OUT, MORE, PROBES, knife_probe, margin, threshold_probe
 
 SURVEY = """
 similarity.cosine similarity.detached similarity.patches_group similarity.scaled similarity.tokens_normalised
@@ -54,7 +54,8 @@ def test_probe_keeps_away_from_knife_edges(probe):
     assert np.isfinite(probe.v).all() and np.isfinite(probe.t).all()
     batch, columns, patches = *probe.mask.shape, probe.v.shape[1]
     assert probe.v.shape[::2] == probe.t.shape[::2] and probe.v_bar.shape == probe.t_bar.shape == (batch, probe.v.shape[2])
-    assert len({batch, columns, patches, probe.v.shape[2]}) == 4  # sizes tell axes apart
+    assert len({batch, columns, patches}) == len({batch, columns, probe.v.shape[2]}) == 3  # sizes tell axes apart
+    assert patches != probe.v.shape[2] or patches == MORE["patches"]  # a square, where two different squares are needed
 
 
 def test_every_condition_is_met_alone_and_broken():

@@ -31,7 +31,8 @@ ELSEWHERE = {                                             # lines of the survey 
         "gradient.theta.factor", "gradient.theta.path", "gradient.theta.of_tau", "gradient.theta.of_scale",
         "gradient.padding_not_zero", "gradient.flat_rows"),
     "test_variants.py": ("global.factor",),
-    "test_behaviour.py": ("edge.padding_leak", "edge.order_dependent", "edge.batch_split", "edge.low_precision"),
+    "test_behaviour.py": ("edge.padding_leak", "edge.order_dependent", "edge.batch_split", "edge.low_precision",
+                          "edge.train_mode", "edge.padding_place"),
 }
 NOWHERE = (                                               # no loss has these alone yet: shown by code that others share
     "minmax.detached", "logits.detached", "similarity.epsilon", "weights.epsilon", "norm.epsilon", "loss.epsilon",
@@ -287,7 +288,8 @@ def test_sound_one_raises_no_alarm(path, ask):
     report = ask(path)
     assert not faults_of(report, zoo_cases.label(path))
     assert report["exit_code"] == (report["verdict"] != "eq6")
-    assert not [x for x in report["behaviour"] if not x["explained_by"]]
+    expected = zoo_cases.label(path)["behaviour"]
+    assert not [x for x in report["behaviour"] if not x["explained_by"] and x["id"] not in expected]
 
 
 @pytest.mark.parametrize("path", sample(OUTSIDE, 0))

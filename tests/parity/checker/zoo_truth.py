@@ -137,7 +137,7 @@ def fine_grained(v, t, mask, theta, dev):
     each = rows.sum(1) / mask.sum(1).clamp_min(1)
     if dev.get("edge.all_padding") == "shifts":           # the mean is over captions that have tokens
         return each.sum() / mask.any(1).sum().clamp_min(1)
-    return each.mean()
+    return each.sum() if "reduction.sum" in dev else each.mean()
 
 
 def global_pairs(v_bar, t_bar, theta, dev):
