@@ -27,6 +27,8 @@ if TYPE_CHECKING:
     from parity.checker.dump import DumpReport
     from parity.checker.page.sheet import Report
 
+SUFFIXES = (".npz", ".safetensors")                       # of a batch of a training run
+OTHERS = (".pt", ".pth", ".ckpt", ".pkl", ".pickle", ".npy", ".mat", ".h5", ".hdf5")  # what others save such in
 OVERRIDES = ("call", "patches", "tokens", "mask", "scale", "sigma", "returns", "attributes", "init", "set", "framework",
              "method", "isolate", "dtype")
 
@@ -92,12 +94,13 @@ def check(
         raise ValueError(f'edges: expected "loose" or "strict", got {edges!r}')
     if device not in ("cpu", "cuda"):
         raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
-    if isinstance(target, str | Path) and Path(target).is_dir():
+    if isinstance(target, str | Path) and Path(target).is_dir() and Path(target).suffix not in SUFFIXES:
         from parity.checker.exchange import judge
 
         with one_thread():
             return replace(judge(Path(target), edges == "strict"), accept=accept)
-    if isinstance(target, str | Path) and Path(target).suffix in (".npz", ".safetensors"):
+    if isinstance(target, str | Path) and (Path(target).suffix in SUFFIXES or (
+            Path(target).suffix in OTHERS and Path(target).is_file())):
         from parity.checker.dump import judge as judge_dump
 
         if overrides:

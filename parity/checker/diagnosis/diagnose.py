@@ -89,10 +89,10 @@ def judge(box, part, count_edges=False) -> Diagnosis:
     limits, tried, sized = within(box, part, base, conditions, failing, tol, grad_tol)
     failing += sized
     if base is not None and limits and {"no padding", "equal lengths"} & set(conditions):
-        loose = tuple(x for x in conditions if x not in ("no padding", "equal lengths"))
-        inside = [p for p in within_limits(limits) if set(loose) <= p.holds | {"B = 1"}]
-        if inside and all(right(part, p, base, loose, tol, grad_tol) for p in inside):
-            conditions, part.how = loose, Explanation()   # it was short captions that padding brought with it
+        milder = tuple(x for x in conditions if x not in ("no padding", "equal lengths"))
+        inside = [p for p in within_limits(limits) if set(milder) <= p.holds | {"B = 1"}]
+        if inside and all(right(part, p, base, milder, tol, grad_tol) for p in inside):
+            conditions, part.how = milder, Explanation()   # it was short captions that padding brought with it
             part.settle(base)
             many = [p for p in (*probes, *held_out) if p.mask.sum(1).min() >= fewest_tokens(limits)]
             failing, worst = reproduce(part, many, tol, grad_tol)

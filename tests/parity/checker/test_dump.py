@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from safetensors.numpy import save_file
 
 import parity
-from parity.checker import dump
+from parity.checker import dump, dump_file
 from parity.checker.dump import judge
 from parity.checker.verdict import one_thread
 
@@ -72,7 +72,7 @@ def test_what_gives_the_numbers(tmp_path, kind, name, verdict, first):
         assert (names(other), other.verdict) == (names(report), verdict)
     assert report.verdict == verdict and report.exit_code == (verdict != "eq6")
     assert first is None or names(report)[0] == first
-    assert (first or "Nothing that is known") in str(report) and report.summary.startswith("SPARC, on this batch: ")
+    assert (first or "Nothing that was computed here") in str(report) and report.summary.startswith("SPARC, on this batch: ")
     assert json.loads(report.to_json())["verdict"] == verdict
 
 
@@ -97,9 +97,77 @@ def test_without_gradients_what_changes_them_alone_is_not_ruled_out(tmp_path):
 
 def test_a_wrong_gradient_is_said_by_itself(tmp_path):
     arrays = arrays_of("loop_over_tokens", batch_of(), "sound")
-    report = judged(tmp_path / "a.npz", arrays | {"grad_t": -arrays["grad_t"]})
-    assert report.verdict == "unexplained"
+    report = judged(tmp_path / "a.npz", arrays | {"grad_t": arrays["grad_t"][:, ::-1]})
+    assert report.verdict == "unexplained" and report.nearest[0].name == "eq. 6"
     assert any("the loss is eq. 6's" in n and "that of t is off" in n and "that of v is right" in n for n in report.notes)
+    spoilt = np.full_like(arrays["grad_v"], np.nan)        # NaN is no other NaN's equal
+    report = judged(tmp_path / "a.npz", arrays | {"grad_v": spoilt})
+    assert report.verdict == "unexplained" and any("that of v is not finite, that of t" in n or "that of v is not finite" in n
+                                                   for n in report.notes)
+
+
+@pytest.mark.parametrize("change, first, words", [
+    (lambda x: {"grad_t": -x["grad_t"]}, "gradient.t.sign", ""),
+    (lambda x: {"grad_v": 0.25 * x["grad_v"]}, "gradient.v.factor(0.25)", ""),
+    (lambda x: {"grad_theta": x["grad_theta"] * np.exp(-2.0)}, "gradient.theta.of_scale", "chain through exp"),
+    (lambda x: {"grad_theta": -x["grad_theta"] * np.exp(2.0)}, "gradient.theta.of_tau", ""),
+    (lambda x: {k: 65536 * g for k, g in x.items() if "grad" in k}, "eq. 6, all gradients times 65536", "loss scaling"),
+    (lambda x: {k: g / 8 for k, g in x.items() if k == "loss" or "grad" in k}, "loss.factor(0.125)", "0.125 times"),
+])
+def test_what_is_a_multiple_of_the_right_one_is_named(tmp_path, change, first, words):
+    arrays = arrays_of("loop_over_tokens", batch_of(), "sound", np.float64)
+    report = judged(tmp_path / "a.npz", arrays | change(arrays))
+    assert names(report)[0] == first and report.exit_code == 1 and words in str(report)
+    assert first.upper().startswith("EQ. 6") == (report.title == first)
+
+
+@pytest.mark.parametrize("a, b, gradients, verdict, first", [
+    (1.0, 0.0, True, "eq1", "eq. 1, of means"), (0.5, 1.0, True, "total", "0.5 eq. 1 + eq. 6, of means"),
+    (0.3, 2.0, True, "total", "0.3 eq. 1 + 2 eq. 6, of means"), (1.0, 1.0, False, "total", "eq. 1 + eq. 6, of means"),
+])
+def test_the_global_loss_and_totals(tmp_path, a, b, gradients, verdict, first):
+    batch = batch_of()
+    v, t, theta = (getattr(batch, name).clone().requires_grad_() for name in ("v", "t", "theta"))
+    pooled = v.mean(1), torch.where(batch.mask[..., None], t, 0.0).sum(1) / batch.mask.sum(1, keepdim=True)
+    z = theta.exp() * torch.nn.functional.normalize(pooled[0], dim=1) @ torch.nn.functional.normalize(pooled[1], dim=1).T
+    target = torch.arange(len(z))
+    one = (torch.nn.functional.cross_entropy(z, target) + torch.nn.functional.cross_entropy(z.T, target)) / 2
+    x = arrays_of("loop_over_tokens", batch, "sound", np.float64)
+    grads = dict(zip(("v", "t", "theta"), torch.autograd.grad(one, (v, t, theta))))
+    x["loss"] = a * one.item() + b * x["loss"]
+    for name, g in grads.items():
+        x[f"grad_{name}"] = a * g.numpy() + b * x[f"grad_{name}"]
+    report = judged(tmp_path / "a.npz", {k: y for k, y in x.items() if gradients or "grad" not in k})
+    assert report.verdict == verdict and names(report)[0].startswith(first) and report.exit_code == 0
+    assert report.title.endswith("by value alone") == (not gradients)
+
+
+def test_a_constant_temperature_is_solved_for(tmp_path):
+    x = arrays_of("loop_over_tokens", batch_of(theta=-np.log(0.083)), "sound", np.float64)
+    x |= {"theta": np.asarray(2.0), "grad_theta": np.asarray(0.0)}
+    assert names(judged(tmp_path / "a.npz", x)) == ["logits.temperature_constant(0.083)"]
+
+
+def test_a_loss_out_of_a_log_is_compared_to_its_digits_and_what_is_not_finite_to_nothing(tmp_path):
+    x = arrays_of("loop_over_tokens", batch_of(), "sound", np.float64)
+    report = judged(tmp_path / "a.npz", x | {"loss": np.asarray(round(float(x["loss"]), 4))})
+    assert report.verdict == "eq6" and any("digits, and is compared to as many" in n for n in report.notes)
+    for loss in (np.inf, np.nan):
+        only = {k: y for k, y in x.items() if "grad" not in k} | {"loss": np.asarray(loss)}
+        report = judged(tmp_path / "a.npz", only)
+        assert report.verdict == "unexplained" and not report.nearest and any("many things" in n for n in report.notes)
+
+
+def test_how_far_bfloat16_moves_it_is_said_beside(tmp_path):
+    x = arrays_of("loop_over_tokens", batch_of(), "sound")
+    rounded = {name: torch.tensor(x[name]).bfloat16().float().numpy() for name in ("v", "t")}
+    report = judged(tmp_path / "a.npz", x | rounded)      # the embeddings were saved in bfloat16, after the loss
+    assert report.verdict == "unexplained" and any("rounded to bfloat16" in n for n in report.notes)
+
+
+def test_one_token_per_caption_tells_nothing(tmp_path):
+    x = arrays_of("loop_over_tokens", batch_of(lengths=(1, 1, 1), tokens=1), "sound")
+    assert any("no caption has two tokens" in n for n in judged(tmp_path / "a.npz", x).notes)
 
 
 @pytest.mark.parametrize("name, value, slope", [
@@ -202,7 +270,7 @@ def test_hostile_archives_are_refused(tmp_path, plain, members, words):
 
 
 def test_a_bomb_is_refused_before_it_is_opened(tmp_path, plain, monkeypatch):
-    monkeypatch.setattr(dump, "FILE_LIMIT", 1 << 20)
+    monkeypatch.setattr(dump_file, "FILE_LIMIT", 1 << 20)
     bomb = io.BytesIO()
     with zipfile.ZipFile(bomb, "w", zipfile.ZIP_DEFLATED) as archive:
         archive.writestr("v.npy", bytes(1 << 22))
@@ -213,7 +281,7 @@ def test_a_bomb_is_refused_before_it_is_opened(tmp_path, plain, monkeypatch):
     (tmp_path / "b.npz").write_bytes(bytes(1 << 21))
     with pytest.raises(ValueError, match="at most"):
         judge(tmp_path / "b.npz")
-    monkeypatch.setattr(dump, "MOST", 100)
+    monkeypatch.setattr(dump_file, "MOST", 100)
     np.savez(tmp_path / "c.npz", **plain)
     with pytest.raises(ValueError, match="save a smaller batch"):
         judge(tmp_path / "c.npz")
@@ -228,8 +296,25 @@ def test_what_is_no_file_of_that_kind(tmp_path, name):
         judge(tmp_path / name)
     (tmp_path / name).unlink()
     (tmp_path / name).symlink_to("/etc/passwd")
-    with pytest.raises(ValueError, match=name):
+    with pytest.raises(ValueError, match=rf"{name}: refused: it is a link"):
         judge(tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).mkdir()
+    with pytest.raises(ValueError, match="is a folder"):
+        parity.check(tmp_path / name)
+
+
+@pytest.mark.parametrize("name", ["a.pt", "a.npy"])
+def test_other_formats_are_told_which_are_read(tmp_path, name):
+    (tmp_path / name).write_bytes(b"x")
+    with pytest.raises(ValueError, match=f"{name}: batches are read from .npz"):
+        parity.check(tmp_path / name)
+
+
+def test_one_gradient_of_one_temperature(tmp_path, plain):
+    np.savez(tmp_path / "a.npz", **plain | {"grad_theta": F(1), "grad_tau": F(1)})
+    with pytest.raises(ValueError, match="grad_theta and grad_tau: expected the gradient of one"):
+        judge(tmp_path / "a.npz")
 
 
 @settings(max_examples=150, deadline=None)
@@ -243,5 +328,5 @@ def test_a_spoilt_file_gives_a_line_or_a_report(tmp_path_factory, plain, data):
         at = data.draw(st.integers(0, len(content) - 1))
         content[at] = data.draw(st.integers(0, 255))
     with pytest.raises(ValueError):
-        dump.batch_of(tmp_path_factory.getbasetemp() / "a.npz", dump.read_npz("a.npz", bytes(content)))
+        dump_file.batch_of(tmp_path_factory.getbasetemp() / "a.npz", dump_file.read_npz("a.npz", bytes(content)))
         raise ValueError("read")
