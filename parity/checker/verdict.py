@@ -132,7 +132,7 @@ def check(
         common |= {"versions": versions()}
         try:
             with one_thread():
-                report = best_of(worker, infer(chosen(worker, name), overrides), name, edges == "strict")
+                report = best_of(worker, infer(chosen(worker, name, overrides), overrides), name, edges == "strict")
         except Stopped as stop:
             error = {"type": stop.kind, "message": str(stop), "lines": [], "call": ""}
             return Report(name, Diagnosis("cannot_run", error=str(stop)), error=error, seconds=time.monotonic() - start,
@@ -166,8 +166,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def chosen(worker: Worker, name: str) -> Worker:
-    """Raise Unclear where a file holds several candidates."""
+def chosen(worker: Worker, name: str, overrides: dict[str, Any]) -> Worker:
+    """Raise Unclear where a file holds several candidates, of which `method` names none."""
     from parity.checker.calling.trial import CannotRun, Unclear
 
     try:
@@ -176,6 +176,12 @@ def chosen(worker: Worker, name: str) -> Worker:
     except Stopped as stop:
         raise CannotRun({"type": stop.kind, "message": str(stop), "lines": []}, "import") from None
     if worker.candidates:
+        method = overrides.get("method")
+        named = [c for c in worker.candidates if method and c.rpartition(".")[2] == method]
+        if len(named) == 1:
+            overrides.pop("method")
+            worker.reload(target_of(f"{name.removesuffix(':' + str(worker.target.get('name')))}:{named[0]}"))
+            return worker
         file = name.removesuffix(f":{worker.target.get('name')}")
         lines = "\n".join(f"    {file}:{visible(candidate)}" for candidate in worker.candidates[:12])
         raise Unclear(f"{name} holds several functions that could be the loss; name one of\n{lines}")
@@ -211,7 +217,36 @@ def best_of(worker: Worker, conventions: "list[Convention]", name: str, edges: b
             f"loss. Say its arguments in calling order: --call {best.convention.written} for this reading, or another; pooled "
             "embeddings are v_bar,t_bar"
         )
+    if best.verdict == "unexplained" or (best.verdict == "conditional" and not best.deviations):
+        ask_for_a_better_call(worker, best, name, edges)
     return finished(callers[best.convention.written, tuple(best.convention.losses)], best)
+
+
+def ask_for_a_better_call(worker: Worker, report: "Report", name: str, edges: bool) -> None:
+    """Raise Unclear where a guess of ours may be why nothing explains it."""
+    from parity.checker.calling.outputs import AVERAGED, bare
+    from parity.checker.calling.trial import Unclear
+
+    c = report.convention
+    assert c is not None
+    guessed = [n for n, w in c.arguments if w.startswith("value:") and any(
+        item.what == n and item.sure == "assumed" for item in c.items)]
+    if guessed and c.word("scale") is None and not any(item.sure == "given" for item in c.items):
+        values = ", ".join(f"{n} as {dict(c.arguments)[n].removeprefix('value:')}" for n in guessed)
+        raise Unclear(
+            f"no argument of {c.name} was found to be a temperature; {values} had to be guessed, and so called it is not the "
+            f"paper's loss. Say which is which: --call {c.written} with a word or a value for each, or --set {guessed[0]}=VALUE"
+        )
+    paths = c.losses.get("fine", ((), ()))[0]
+    if len(paths) == 2 and any(item.why == AVERAGED for item in c.items):
+        for path in paths:                                # of two that are no two directions one may be meant
+            other, _ = judged(worker, replace(c, losses=c.losses | {"fine": ((path,), (1.0,))}), name, edges)
+            if other.verdict not in ("unexplained", "cannot_run") and "loss.one_direction" not in other.deviations:
+                both = " and ".join(map(bare, paths))
+                raise Unclear(
+                    f"{c.name} returns two fine-grained losses, {both}: their mean is not the paper's loss, and {bare(path)} "
+                    f"alone is known ({other.summary}). Say which is meant: --returns {bare(path)}=fine"
+                )
 
 
 def unnamed(convention: "Convention") -> bool:
@@ -339,6 +374,9 @@ def main(command) -> int:
         command.json.write_text(report.to_json())
     if not isinstance(report, Report):
         print(f"{report}\n  {report.summary}")
+        if command.html is not None and str(command.html) != "none":
+            print(f"sparc-ref check: --html {command.html}: no page is made of a batch; --json writes the report",
+                  file=sys.stderr)
         return report.exit_code
     show(report, console)
     if report.error and report.error["type"] == "NotFound":  # a name that is wrong: nothing was looked at

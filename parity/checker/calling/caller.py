@@ -182,7 +182,10 @@ def words(full: bool = False) -> str:
                               "pooled": ("v_bar", "t_bar"), "mask of patches": PATCH_MASKS}
     if full:
         return "\n".join(f"  {name}\n" + "\n".join(f"    {w:20}{SHOWN[w]}" for w in some) for name, some in groups.items())
+    plain = [w for w in MASKS if not w.endswith(("_cls", "_bll", "_bll_float", *(f"_{axes}" for axes in WIDE)))]
+    groups["mask"] = [*plain, "and some of them with _b1l, _b11l, _bl1, _flat, _cls or _bll behind: other axes"]
     lines = [f"  {name:17}{', '.join(some)}" for name, some in groups.items()]
+    lines.append("  a value          value:0.5, value:true and so on; size:P, size:L, size:B, size:D, size:1/P: of each batch")
     return "\n".join([*lines, "  what each means: sparc-ref check --call help"])
 
 

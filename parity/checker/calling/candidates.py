@@ -86,7 +86,12 @@ def assigned(about: dict, base: Convention, given: dict) -> Iterator[tuple[float
     params = [p for p in about["parameters"] if p["kind"] not in ("VAR_POSITIONAL", "VAR_KEYWORD")]
     keyword_only = frozenset(p["name"] for p in params if p["kind"] == "KEYWORD_ONLY")
     if text := given.get("call"):
-        yield 99.0, replace(base, **written_call(text, [p["name"] for p in params]))
+        written = written_call(text, [p["name"] for p in params])
+        given_names = {name for name, _ in written["arguments"]}
+        if short := [p["name"] for p in params if "default" not in p and p["name"] not in given_names]:
+            needs = f"{about['name']} also needs {', '.join(short)}"
+            raise ValueError(f"--call {text}: {needs}: a word for each, value:0.5 for example")
+        yield 99.0, replace(base, **written)
         return
     fixed = given.get("set") or {}
     free = [p for p in params if p["name"] not in fixed]

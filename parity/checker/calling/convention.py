@@ -66,7 +66,8 @@ def inferred(trial: Trial, given: dict[str, Any]) -> list[Convention]:
              and p["name"] not in given.get("set", {})]
     if "call" not in given and (extra := naming.unknown(plain)):
         needs = f"{about['name']} needs {', '.join(extra)}"
-        raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments: --call v,t,mask,scale")
+        call = offered([p["name"] for p in plain if "default" not in p])
+        raise Unclear(f"{needs}: add --set {extra[0]}=VALUE, or say all arguments in calling order, as in --call {call}")
     ready: list[Convention] = []
     for way in ways(about):
         if not ready and trial.no_loss and way != "usual":
@@ -102,6 +103,8 @@ def inferred(trial: Trial, given: dict[str, Any]) -> list[Convention]:
             f"{trial.farthest}, gives {told(trial.far)}. Say its arguments in calling order, --call t,v_bdp,mask,tau for "
             f"example, or give one a value, --set NAME=VALUE. The words:\n{words()}"
         )
+    if not ready and trial.short:
+        raise CannotRun(*trial.short)
     if not ready:
         raise CannotRun(trial.error or {}, trial.call, () if "call" in given else trial.notes)
     return as_lists(trial, ready, about, given)
@@ -141,6 +144,18 @@ def supported(convention: Convention) -> bool:
     return any(item.what == "returns" and item.sure in ("certain", "given") for item in convention.items)
 
 
+def offered(names: list[str]) -> str:
+    """A --call with a word for each argument: what names say, the usual ones for names that say nothing, then values."""
+    usual, found = ("v", "t", "mask", "scale"), dict[str, str]()
+    for name in names:
+        said = naming.hints(name)
+        best = max(said, key=lambda role: said[role]) if said else ""
+        if best in (*usual, "v_bar", "t_bar") and best not in found.values():
+            found[name] = best
+    free = [word for word in usual if word not in found.values()]
+    return ",".join(found.get(name) or (free.pop(0) if free else "value:VALUE") for name in names)
+
+
 def described(worker, request):
     try:
         reply, _ = worker.ask(request)
@@ -149,6 +164,10 @@ def described(worker, request):
     if worker.how == "process" and worker.load_error:
         raise CannotRun(worker.load_error, "import")
     if "error" in reply:
+        lacks = re.search(r"'types.SimpleNamespace' object has no attribute '(\w+)'", str(reply["error"].get("message")))
+        if lacks and "construct" in request:              # settings that stood in for theirs
+            raise Unclear(f"its constructor reads {lacks[1]} of an object of settings, and no code says its value: add --init "
+                          f"NAME.{lacks[1]}=VALUE, NAME being that of the argument")
         raise CannotRun(reply["error"], "construct" if "construct" in request else "describe")
     return reply
 
@@ -186,6 +205,11 @@ def construction(about: dict, given: dict) -> dict[str, str]:
 
 def no_arguments(about) -> str:
     names = ", ".join(p["name"] for p in about["parameters"]) or "none"
+    said = {p["name"]: naming.hints(p["name"]) for p in about["parameters"] if "default" not in p}
+    scales = [name for name, roles in said.items() if roles and max(roles, key=lambda r: roles[r]) == "scale" and len(name) > 1]
+    if len(scales) > 1:
+        return (f"{about['name']}({names}): {' and '.join(scales)} are both named for a temperature; give one a value, --set "
+                f"{scales[-1]}=VALUE, or say all arguments: --call {offered([p['name'] for p in about['parameters']])}")
     return (
         f"{about['name']}({names}): which arguments are patches and tokens? Say it in calling order, for example "
         f"--call v,t,mask,scale. The words:\n{words()}"

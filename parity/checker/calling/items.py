@@ -27,6 +27,8 @@ def argument_items(trial, convention, given) -> list[Item]:
         said = naming.hints(name).get(role, 0)
         if "call" in given:
             sure, why = "given", "--call"
+        elif name in (given.get("set") or {}):
+            sure, why = "given", "--set"
         elif word.startswith("value:"):
             sure, why = "assumed", "the paper leaves it open" if "1e-08" not in word else "a small number"
         elif word.startswith("size:"):

@@ -14,6 +14,7 @@ from parity.checker.calling.caller import CLS, Convention, Item
 from parity.checker.calling.measuring import amount, close, distance, full, uneven, values
 from parity.checker.calling.trial import Unclear, probe_of
 
+AVERAGED = "two of that kind, taken as the two directions and averaged"
 FINE = {"fine", "local", "token", "tokens", "grounding", "grained", "patch", "word", "words", "sparse", "sparc", "alignment",
         "region"}
 WHOLE = {"global", "contrastive", "clip", "itc", "coarse", "g"}
@@ -246,8 +247,7 @@ def pick(found: list[int], table, outputs, told):
         if (weights := weights_of(table, i, rest)) is not None and all(w >= 0 for w in weights):
             return (outputs[i],), (1.0,), told[i][0], f"{told[i][1]}; the others are its parts, on ten batches"
     if len(found) == 2:
-        why = "two of that kind, taken as the two directions and averaged"
-        return tuple(outputs[i] for i in found), (0.5, 0.5), "likely", why
+        return tuple(outputs[i] for i in found), (0.5, 0.5), "likely", AVERAGED
     return None
 
 

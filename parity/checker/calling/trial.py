@@ -12,6 +12,7 @@ from parity.checker.probes import WIDTH, Probe
 SHAPES = re.compile(r"shape|size|dimension|dims?\b|broadcast|mat1|einsum|einops|subscript|expand|must match|axis|permut", re.I)
 OTHER_THINGS = re.compile(r"values to unpack|invalid data type 'str'|only integers, slices|has no attribute '(items|keys|get)'|"
                           r"too many indices for tensor of dimension 0")
+MEMORY = re.compile(r"^memory|MemoryError|alloc\w* memory|out of memory|unable to allocate", re.I)
 RESHAPED = re.compile(r"invalid for input of size|reshape|unflatten|view\(|AssertionError|square|rearrange", re.I)
 PATCHES, TOKENS = 10, 6                                   # of the probes here; 2 x 5 for feature maps
 SQUARE = 25                                               # for code that makes a square of them
@@ -59,6 +60,7 @@ class Trial:
         self.odd = ""                                     # a call that ran and what came out, where that can be no loss
         self.no_loss = False                              # a call ran that gave nothing, or arrays of three axes alone
         self.call = ""
+        self.short: tuple[dict, str] | None = None        # the first call that ran out of memory, and its error
         self.reshaped = False                             # an array could not be cut into the axes that the code wants
 
     def arrays(self, probe: Probe) -> dict[str, np.ndarray]:
@@ -122,6 +124,8 @@ class Trial:
         self.reshaped = self.reshaped or bool(RESHAPED.search(f"{error.get('type')}: {error.get('message')}"))
         self.last = error
         self.tried += 1
+        if self.short is None and MEMORY.search(f"{error.get('type')}: {error.get('message')}"):
+            self.short = error, str(convention)
         self.kinds.add((error.get("type"), str(error.get("message")), *error.get("lines", [])[-1:]))
         self.entries.add(error.get("entry"))
         if not self.far or (error.get("entry") or 0) > (self.far.get("entry") or 0):

@@ -392,7 +392,10 @@ def refusals(ask: Caller) -> list[str]:
     failed = [a.error for a in ask.known.values() if a.error]
     if not failed or len(failed) == len(ask.known):
         return []
-    return [f"it raises on {len(failed)} of {len(ask.known)} batches: {failed[0]}"]
+    slow = [e for e in failed if e.startswith(("time:", "memory:"))]
+    notes = [f"{len(slow)} of {len(ask.known)} batches were not answered within the limits: {slow[0]}"] if slow else []
+    failed = [e for e in failed if e not in slow]
+    return [*notes, *([f"it raises on {len(failed)} of {len(ask.known)} batches: {failed[0]}"] if failed else [])]
 
 
 def poisoned(answer: Answer) -> str:

@@ -333,8 +333,8 @@ TEMPLATES = {
     "raises on one": Template("A batch of one sample raises {error}.", raises, "A batch of one sample gave no answer."),
     "never finite": Template("Even one sample without padding gives no finite loss.", never_finite),
     "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
-    "threshold": Template("With {many} patches and two tokens, patches of min-max similarity below {low:.4g} get no "
-                          "gradient, those above {high:.4g} do.", no_gradient_below),
+    "threshold": Template("With {many} patches and two tokens, patches of min-max similarity below {low:.6g} get no "
+                          "gradient, those above {high:.6g} do.", no_gradient_below),
     "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "

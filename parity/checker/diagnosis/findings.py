@@ -152,4 +152,6 @@ def compared(part) -> str:
 
 
 def _join(clauses):
+    if len(clauses) < 3 and not any("," in x for x in clauses):
+        return " and ".join(clauses)
     return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"

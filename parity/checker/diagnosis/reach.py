@@ -134,7 +134,7 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
     sizes_alone: neither in float32 nor with a scaled loss.
     """
     out, judge = Reach(), Judge(box, read, models, full, alone)
-    failing = []
+    failing, slow = [], None
     for row in SIZES:
         sizes = dict(zip(KEYS, row)) | ({"B": 1} if alone else {})
         size = sizes["B"] * (sizes["P"] + sizes["L"]) * sizes["D"]
@@ -151,12 +151,16 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
         if error and not judge.unasked(error) and judge.wants_squares(sizes):
             error = judge.error(sizes)
         if error and judge.unasked(error):
+            slow = slow or (sizes if error.startswith("time:") else None)
             continue
         if error is None:
             count(out, sizes, judge.probe(sizes))
         if judge.wrong(sizes):
             failing.append(sizes)
     out.wrong, again = len(failing) / max(len(judge.known), 1), Judge(box, read, models, full, alone)
+    if slow:
+        sizes = "B {B}, L {L}, P {P} and D {D}".format(**slow)
+        out.notes.append(f"With {sizes} a call did not end within its limit of time: such sizes were not tried.")
     if judge.width:
         out.notes.append(say(read, "one width", refused=lambda: again.runs(D=16) and not again.runs(D=24)))
     if judge.squares:
@@ -316,6 +320,8 @@ def in_float32(box: Box, read, out: Reach, alone=False) -> None:
         probe = sized(**sizes)
         plain = box.read(probe, which)
         answer = box.again(probe, dtype="float32")
+        if answer.error and not plain.error and not Judge.unasked(answer.error):
+            out.notes.append(f"In float32 it raises {answer.error}.")
         if plain.error or answer.error or which not in answer.losses:
             return
         loss = loss_off(answer.losses[which], plain.value)

@@ -134,10 +134,17 @@ class Part:
     def bases(self):
         return ("eq6",) if self.name == "global" else ("eq6", "listing1")
 
+    def pooled(self) -> GlobalVariant:
+        """Eq. 1 of the pooled embeddings that are given, or, where none is, of the means that it has to make."""
+        grads = self.read(PROBES["padded"]).grads
+        if not grads or {"v_bar", "t_bar"} & grads.keys():
+            return GlobalVariant()
+        return GlobalVariant(vision="mean", text="mean")
+
     def paper(self, probe: Probe, base: str):
         """What the paper gives: value, gradients.  With the box's harmless epsilons, where it has some."""
         if self.name == "global":
-            source = self.how.pairs or GlobalVariant()
+            source = self.how.pairs or self.pooled()
             vision, text = ("given" if side == "given" else "mean" for side in (source.vision, source.text))
             kind = GlobalVariant(vision, text)
             return self._scaled(evaluated(probe, kind), "global")

@@ -37,7 +37,8 @@ def stages(report):
         "values and gradients."
     )
     most = max([biggest(x) for x in found], default=0.0)
-    figures = "".join(stage_figure(x, x is marked, most) for x in found if seen)
+    drawn = [x for x in found if seen and (x is marked or state(x) != "unseen")]
+    figures = "".join(stage_figure(x, x is marked, most) for x in drawn)
     return f'<section><h2>Stage by stage</h2><p>{lead}</p><ol class="pipe">{pipe}</ol>{figures}</section>'
 
 
@@ -133,7 +134,7 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
     comparable = theirs is not None and theirs.shape == ours.shape
     panels = [("yours", theirs), ("reference", ours)]
     units = "of the largest" if name.startswith(("logits", "loss")) else "rows of length 1"
-    panels += [(f"yours − reference, {units}", change(ours, theirs, name))] if comparable else []
+    panels += [("yours − reference", change(ours, theirs, name))] if comparable else []
     shapes = [x.shape for _, x in panels if x is not None]
     values = np.concatenate([x[np.isfinite(x)].ravel() for _, x in panels[:2] if x is not None] or [np.zeros(1)])
     top = max(float(np.abs(values).max()) if values.size else 1.0, 1e-12)
@@ -164,7 +165,7 @@ def picture(ours, theirs, rows: str = "", columns: str = "", signed: bool = True
             ax.set(xlim=(0, x.shape[1]), ylim=(x.shape[0], 0), xticks=[], yticks=np.arange(x.shape[0]) + 0.5)
             ax.set_yticklabels(range(x.shape[0]) if i == 0 or not comparable else [], fontsize=7)
             ax.tick_params(length=0, pad=2)
-            words = columns if i or not columns else f"{x.shape[1]} {columns}"
+            words = units if between else columns if i or not columns else f"{x.shape[1]} {columns}"
             ax.set_xlabel(words, fontsize=7.5, labelpad=3, parse_math=False)
             if i == 0:
                 ax.set_ylabel(rows, fontsize=7.5, labelpad=1, parse_math=False)

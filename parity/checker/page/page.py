@@ -10,13 +10,13 @@ from pathlib import Path
 from typing import Any
 
 from parity.checker.diagnosis.sizes import ranges
-from parity.checker.page.figures import stages
+from parity.checker.page.figures import matrix, stages, state
 from parity.checker.page.text import as_list, capital, counted, number, off_by, safe
 
 VERDICTS = {
     "eq6": ("good", "Equals eq. 6"),
     "listing1": ("good", "Equals Listing 1"),
-    "conditional": ("partly", "Equals it only under conditions"),
+    "conditional": ("partly", "Equals {base} only under conditions"),
     "explained": ("bad", "Differs, explained"),
     "unexplained": ("bad", "Differs, unexplained"),
     "cannot_run": ("bad", "Cannot run"),
@@ -40,6 +40,7 @@ def write_page(report: Mapping[str, Any], path: str | os.PathLike) -> Path:
 def page(report: Mapping[str, Any]) -> str:
     """The whole page as text."""
     kind, title = VERDICTS.get(str(report.get("verdict")), ("bad", str(report.get("verdict", "No verdict"))))
+    title = title.format(base=report.get("base") or "eq. 6")
     name = report.get("target") or "an implementation"
     parts = [
         opening(report, kind, title, name), error(report), changes(report), conditions(report), behaviour(report),
@@ -60,12 +61,17 @@ def opening(report, kind, title, name):
     each = report.get("losses") or {}
     parts = ""
     if len(each) > 1:
-        words = (f"{safe(loss)} loss: {safe(VERDICTS.get(str(x), ('', x))[1].lower())}" for loss, x in each.items())
+        words = (f"{safe(loss)} loss: {safe(said(loss, str(x)))}" for loss, x in each.items())
         parts = f'<p class="muted">{"; ".join(words)}</p>'
     return (
         f'<h1>SPARC\'s loss, checked: <code>{safe(name)}</code></h1>\n<div class="verdict {kind}">'
         f'<span class="what">{safe(title)}</span>{sentence}{parts}{badge}</div>'
     )
+
+
+def said(loss, verdict):
+    base = "eq. 1" if loss == "global" else "eq. 6"
+    return f"equals {base}" if verdict == "eq6" else VERDICTS.get(verdict, ("", verdict))[1].format(base=base).lower()
 
 
 def error(report):
@@ -96,8 +102,7 @@ def changes(report):
             if found else "None of the known deviations that were tried, alone or together, gives these losses and gradients"
         )
         out.append(
-            f"<section><h2>Where to look</h2><p>{which}, so no cause is named here.{where} The figures and the batches below "
-            "show the difference.</p></section>"
+            f"<section><h2>Where to look</h2><p>{which}, so no cause is named here.{where} {shown(report)}</p></section>"
         )
     if found and not right:
         title = "What to change" if not out else "Found on the way"
@@ -106,6 +111,14 @@ def changes(report):
     elif found:
         out.append(f"<section><h2>The reading of the paper</h2>{''.join(card(x, report) for x in found)}</section>")
     return "".join(out)
+
+
+def shown(report):
+    """What shows the difference."""
+    stages_ = [x for x in as_list(report.get("stages")) if isinstance(x, Mapping) and matrix(x.get("ours")) is not None]
+    if any(state(x) == "off" for x in stages_):
+        return "The figures and the batches below show the difference."
+    return "Of the arrays that were seen none shows it; how far each batch is off stands below."
 
 
 def follows(report, cause=None):
@@ -120,7 +133,7 @@ def card(x, report):
     """One deviation: words, equation, fix, effect, what it does to training, what follows from it."""
     where = ", ".join(safe(x[key]) for key in ("equation", "id") if x.get(key))
     out = [f'<div class="card"><h3>{safe(capital(x.get("title") or x.get("id", "")))}</h3><p class="where">{where}</p>']
-    if x.get("words"):
+    if x.get("words") and str(x["words"]).casefold() != str(x.get("title")).casefold():
         out.append(f"<p>{safe(capital(x['words']))}.</p>")
     if x.get("fix"):
         out.append(f"<pre>{safe(x['fix'])}</pre>")
@@ -224,7 +237,7 @@ def probes(report):
     if not rows:
         return ""
     slack = {key: max(1e-6, number((report.get("rounding") or {}).get(key)) or 0.0) for key in ("loss", "gradient")}
-    pairs = [(x, tuple(cell(x, key, slack[key]) for key in slack)) for x in rows]
+    pairs = [(x, tuple(cell(x, key, rows, slack[key]) for key in slack)) for x in rows]
     shown = "".join(
         f"<tr><td>{safe(str(x.get('probe', '')).replace('_', ' '))}</td>"
         + "".join(f'<td class="n{" off" if wrong else ""}">{text}</td>' for text, wrong in cells)
@@ -243,12 +256,17 @@ def probes(report):
     )
 
 
-def cell(x, key, slack=1e-6):
-    """What is shown, and whether it is wrong.  A loss that is no number in JSON was not finite."""
+def cell(x, key, rows, slack=1e-6):
+    """What is shown, and whether it is wrong.  A loss that is no number in JSON was not finite.
+
+    A norm of zeros is named as the cause where batches without zeros are off by far less.
+    """
     value = number(x.get(key))
     if value is None:
         return ("not finite", True) if key == "loss" else ("–", False)
-    cause = ", of zeros' norm" if value >= 10 and "zero" in str(x.get("probe")) else ""
+    others = [number(y.get(key)) for y in rows if "zero" not in str(y.get("probe"))]
+    zeros = "zero" in str(x.get("probe")) and all(y is None or not y >= value / 10 for y in others)
+    cause = ", of zeros' norm" if value >= 10 and zeros else ""
     return off_by(value) + cause, not value <= slack
 
 

@@ -146,7 +146,7 @@ class Report:
             "rounding": dict(zip(("loss", "gradient"), d.rounding)),
             "limits": [limit(x) for x in d.limits], "edges": [deviation(f, said[f]) for f in d.edges if f in said],
             "off": [
-                {"probe": o.probe, "shows": shows(o.probe), "loss": finite(o.loss), "gradient": finite(o.gradient)}
+                {"probe": o.probe, "shows": shows(o.probe, self.base), "loss": finite(o.loss), "gradient": finite(o.gradient)}
                 for o in d.off
             ],
             "tried": {key: as_numbers(x) for key, x in d.tried.items()},
@@ -211,9 +211,11 @@ def as_numbers(values) -> list:
     return [float(f"{x:.6g}") if isinstance(x, int | float) else x for x in values]
 
 
-def shows(name: str) -> str:
+def shows(name: str, base: str) -> str:
+    """What a batch is for; of the global loss alone, what it is."""
     probe = PROBES.get(name) or HELD_OUT.get(name)
-    return probe.shows if probe else ""
+    words = probe.shows if probe else ""
+    return words.partition(":")[0] if base == "eq. 1" else words
 
 
 def value(x):
@@ -302,7 +304,7 @@ def show(report: Report, console) -> None:
             table.add_column(name, justify="left" if name in ("batch", "") else "right")
         best = sorted(wrong, key=lambda o: o.probe != d.evidence)[:6]
         for o in best:
-            table.add_row(o.probe, percent(o.loss), percent(o.gradient), escape(shows(o.probe)))
+            table.add_row(o.probe, percent(o.loss), percent(o.gradient), escape(shows(o.probe, report.base)))
         console.print(Padding(table, (0, 0, 0, 4)))
         rest = len(d.off) - len(wrong)
         line(f"equal on {rest} of {len(d.off)} batches", 4)
@@ -318,7 +320,7 @@ def show(report: Report, console) -> None:
     where += ", the network open to it" if report.network and report.runs_in in ("process", "fork") else ""
     if d.tried:
         line(f"tried: {ranges(d.tried)}", style="dim")
-    line(f"{report.calls} calls in {where}, {report.seconds:.1f} s{reached}", style="dim")
+    line(f"{report.calls} call{'s' * (report.calls != 1)} in {where}, {report.seconds:.1f} s{reached}", style="dim")
     if any(report.sentences.values()):
         line(counted(report.sentences), style="dim")
 
@@ -348,7 +350,7 @@ def percent(x: float | None) -> str:
     if not math.isfinite(x):
         return "not finite"
     if x >= 10:
-        return f"{x:.2g} times"
+        return f"{float(f'{x:.2g}'):.0f} times" if x < 1e6 else f"{x:.2g} times"
     return f"{100 * x:.3g} %" if x >= 1e-5 else f"{x:.0e}" if x else "0"
 
 

@@ -38,7 +38,7 @@ def percent(x):
     if value is None or not math.isfinite(value):
         return "NaN" if value is None or math.isnan(value) else "∞"
     if value >= 10:
-        return f"{value:.2g} times"
+        return f"{float(f'{value:.2g}'):.0f} times" if value < 1e6 else f"{value:.2g} times"
     return f"{value:.0%}" if value >= 0.095 else f"{value:.1%}" if value >= 0.00095 else f"{value:.1e}" if value else "0"
 
 
