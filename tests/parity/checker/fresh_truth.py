@@ -300,7 +300,7 @@ def check(name, label, in_use):
             g = off_grads(ga, gb) if grad else {}
             zero = abs(b) < 1e-9
             if group == "size" and size == LARGE[name]:
-                large.append(max(d, *g.values()))
+                large.append(max([d, *g.values()]))
                 if not large[-1] > 1e-4 or (group == "gradient" and not d < vtol):
                     bad.append((size, seed, "right", d, g))
             elif group in ("sound", "size"):
