@@ -120,7 +120,7 @@ def test_first_stage_that_goes_wrong_is_marked_and_no_other(with_figures):
     seen = Reader(page(with_figures))
     classes = [(attrs.get("class"), tag) for tag, attrs in seen.tags if tag in ("figure", "li") and attrs.get("class")]
     assert [c for c, tag in classes if tag == "li"] == ["harmless", "same", "off first", "unseen"]
-    assert [c for c, tag in classes if tag == "figure"] == ["harmless", "same", "first"]  # nothing is drawn of what was not seen
+    assert [c for c, tag in classes if tag == "figure"] == ["harmless", "same", "first"]
     assert seen.shown().count("goes wrong here first") == 1
     assert "yours: losses.py:12 sim" in seen.shown()
     assert "Threshold: off by 40%" in seen.shown()
