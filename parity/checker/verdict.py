@@ -92,6 +92,9 @@ def check(
         raise ValueError(f"accept: expected listing1, got {', '.join(sorted(bad))}")
     if edges not in ("loose", "strict"):
         raise ValueError(f'edges: expected "loose" or "strict", got {edges!r}')
+    for limit, given in (("time_limit", time_limit), ("budget", budget), ("memory_limit", memory_limit)):
+        if not given > 0:
+            raise ValueError(f"{limit}: expected more than 0, got {given:g}")
     if device not in ("cpu", "cuda"):
         raise ValueError(f'device: expected "cpu" or "cuda", got {device!r}')
     if isinstance(target, str | Path) and Path(target).is_dir() and Path(target).suffix not in SUFFIXES:

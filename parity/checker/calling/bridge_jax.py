@@ -120,8 +120,10 @@ def call(fn: Callable, arguments: list, named: dict[str, Any], wrt: list, losses
             values, found = run(diff, rest)
             return values, found, []
         values, back, found = jax.vjp(lambda d: run(d, rest), diff, has_aux=True)
-        starts = ([jnp.full_like(x, upstream if i == j else 0.0) for j, x in enumerate(values)] for i in range(len(values)))
-        return values, found, [back(start)[0] for start in starts]
+        if len(values) == 1:
+            return values, found, [back([jnp.full_like(values[0], upstream)])[0]]
+        backs = [jax.vjp(lambda d, i=i: run(d, rest)[0][i], diff)[1] for i in range(len(values))]
+        return values, found, [back(jnp.full_like(x, upstream))[0] for back, x in zip(backs, values)]  # 0 times NaN is NaN
 
     def compiled(with_rest):
         shapes = tuple((str(p), x.shape, str(x.dtype)) for p, x in arrays.items())

@@ -216,7 +216,8 @@ class Each(dict):
 
 
 def flatten(outputs: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any]]:
-    """What an implementation returns as (path, leaf) pairs: nested dicts, lists, tuples and dataclasses taken apart.
+    """What an implementation returns as (path, leaf) pairs: nested dicts, lists, tuples, dataclasses and plain objects taken
+    apart.
 
     Paths read as code: "", "[0]", "['loss']", ".loss".  At most 200 leaves, five levels deep.
     """
@@ -231,10 +232,17 @@ def flatten(outputs: Any, path: str = "", depth: int = 0) -> list[tuple[str, Any
             parts = [(f"{path}[{i}]", x) for i, x in enumerate(outputs)]
         elif hasattr(outputs, "__dataclass_fields__"):
             parts = [(f"{path}.{key}", getattr(outputs, key)) for key in outputs.__dataclass_fields__]
+        elif framework_of(outputs) is None and not callable(outputs) and vars_of(outputs):
+            parts = [(f"{path}.{key}", x) for key, x in vars_of(outputs).items() if not key.startswith("_")]
         else:
             return [(path, outputs)]
         return [leaf for where, x in parts[:200] for leaf in flatten(x, where, depth + 1)][:200]
     return [(path, outputs)]
+
+
+def vars_of(x: Any) -> dict[str, Any]:
+    """What a plain object holds, a SimpleNamespace for example; {} for what holds nothing so."""
+    return dict(getattr(x, "__dict__", None) or {})
 
 
 def own_gradients(outputs: list[tuple[str, Any]], slots: list[tuple[str, tuple[int, ...]]], roles: dict[str, str]):

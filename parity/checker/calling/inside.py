@@ -10,7 +10,6 @@ An argument is written as
     {"value": any JSON}      {"size": "B" | "L" | "P" | "D" | "H" | "W" | "1/P"}      {"module": true}: a stub
 """
 
-import contextlib
 import copy
 import json
 import math
@@ -121,7 +120,7 @@ def call(state, request, arrays):
             pairs = [*zip(request.get("labels", []), args), *named.items()]
             watched.extend((str(name), x, was) for name, x in pairs if (was := bridges.to_numpy(x)) is not None)
         try:
-            with stubs(fn, request.get("stub"), leaves), mode(fn, request.get("train")):
+            with stubs(fn, request.get("stub"), leaves):
                 outputs = called(grouped(fn, list(named)), request, args, named, arrays, fw)
         finally:
             undo()
@@ -272,49 +271,36 @@ def same(x, was):
 def construct(state, request, arrays):
     """The callable itself: a class is constructed (once per set of arguments), a method taken from its instance."""
     target, method = state["target"], state.get("method")
-    dtype = request.get("dtype", "float64")
+    dtype, train = request.get("dtype", "float64"), bool(request.get("train"))
     if isinstance(target, type):
         arguments = {name: size(spec, arrays) if "size" in spec else spec.get("value")
                      for name, spec in request.get("construct", {}).items()}
-        key = json.dumps([arguments, dtype], default=repr, sort_keys=True)
+        key = json.dumps([arguments, dtype, train], default=repr, sort_keys=True)
         if key not in state["made"]:
             seed(0)
             width = np.shape(arrays["v"])[-1]
             arguments |= {name: tower(width) for name, spec in request.get("construct", {}).items() if "module" in spec}
             arguments |= {name: x for name, x in settings_of(target).items() if name not in arguments and not any(
                 n.startswith(f"{name}.") for n in arguments)}
-            state["made"][key] = prepare(grouped(target, list(arguments))(**arguments), state["device"], dtype)
+            state["made"][key] = prepare(grouped(target, list(arguments))(**arguments), state["device"], dtype, train)
         target = state["made"][key]
     elif torch_module(target) is not None:                # a copy: the user's own would change its dtype under their hands
-        if dtype not in state["made"]:
-            state["made"][dtype] = prepare(copy.deepcopy(target), state["device"], dtype)
-        target = state["made"][dtype]
+        key = f"{dtype} {train}"
+        if key not in state["made"]:
+            state["made"][key] = prepare(copy.deepcopy(target), state["device"], dtype, train)
+        target = state["made"][key]
     name = request.get("method") or method
     return getattr(target, name) if name else target
 
 
-def prepare(target, device, dtype):
-    """A module on the device, in the precision of the probe, in evaluation mode: dropout would answer differently each time."""
+def prepare(target, device, dtype, train):
+    """A module on the device, in the precision of the probe; in evaluation mode unless asked otherwise, since dropout would
+    answer differently each time."""
     if (module := torch_module(target)) is not None:
         import torch
 
-        module.to(device=device, dtype=getattr(torch, dtype)).eval()
+        module.to(device=device, dtype=getattr(torch, dtype)).train(train)
     return target
-
-
-@contextlib.contextmanager
-def mode(target, train):
-    """A module in train mode for a while; what it learned by it is taken back."""
-    module = torch_module(target) if train else None
-    if module is None:
-        yield
-        return
-    before = copy.deepcopy(module.state_dict())
-    module.train()
-    try:
-        yield
-    finally:
-        module.eval().load_state_dict(before)
 
 
 def torch_module(target):

@@ -16,8 +16,9 @@ TEXT = {"t", "txt", "text", "texts", "lang", "language", "caption", "captions", 
 TOKEN = {"token", "tokens", "word", "words", "seq", "sequence", "local", "dense", "hidden", "fine", "embeddings"}
 GLOBAL = {"global", "pooled", "pool", "cls", "bar", "mean", "avg", "glob", "g", "class", "sentence", "vb", "tb", "vg",
           "tg"}
-MASK = {"mask", "masks", "valid", "validity", "keep", "real", "pad", "padding", "padded", "attn", "attention", "is", "present",
-        "presence", "exists", "nonpad", "ends"}
+MASK = {"mask", "masks", "valid", "validity", "keep", "real", "pad", "pads", "padding", "paddings", "padded", "attn",
+        "attention", "is", "present", "presence", "exists", "nonpad", "ends"}
+PADDED = {"pad", "pads", "padding", "paddings", "padded"}
 LENGTH = {"length", "lengths", "lens", "len", "counts", "count", "nwords", "ntokens", "sizes"}
 PACKING = {"owner", "owners", "cu", "seqlens", "segment", "segments", "ptr", "offsets", "splits"}  # where packed captions are
 RUN = {"step": 0, "global_step": 0, "epoch": 0, "iteration": 0, "world_size": 1, "rank": 0, "local_rank": 0,
@@ -59,7 +60,7 @@ def hints(name: str, annotation: str = "") -> dict[str, float]:
         return {"size": 3.0} | ({"mask": 3.0} if said & {"tokens", "words"} else {})
     if said & {"eps", "epsilon"}:
         return {"eps": 4}
-    masked = said & {"mask", "masks", "pad", "padding", "padded", "valid", "validity"}
+    masked = said & {"mask", "masks", "valid", "validity", *PADDED}
     if masked and whole & (VISION | PATCH) and not whole & TEXT:
         return {"v_mask": 4}
     if masked or (said & MASK and said & {"attn", "attention", "key"}):
@@ -147,7 +148,7 @@ def mask_forms(name: str, annotation: str = "") -> list[str]:
     plain = ["mask", "mask_float", "mask_int"]
     if said & {"bias", "additive"} or "extended" in said:
         plain.append("additive")
-    if said & {"pad", "padding", "padded", "ignore"}:
+    if said & {"ignore", *PADDED}:
         return ["padding", *plain, "padding_float", "padding_int", "lengths"]
     return [*plain, "padding", "padding_float", "lengths", "additive"]
 
@@ -163,7 +164,7 @@ def packed_forms(name: str) -> list[str]:
 def patch_mask_forms(name: str) -> list[str]:
     """Words for the forms of a mask of patches, most likely first."""
     forms = ["v_mask", "v_mask_float", "v_mask_int", "v_padding", "v_padding_float", "v_padding_int"]
-    return [*forms[3:], *forms[:3]] if set(words(name)) & {"pad", "padding", "padded", "ignore"} else forms
+    return [*forms[3:], *forms[:3]] if set(words(name)) & {"ignore", *PADDED} else forms
 
 
 def is_module(p: dict) -> bool:

@@ -8,7 +8,7 @@ from parity.checker.calling.caller import CLS, MASKS, SHOWN, SLOTTED, Convention
 from parity.checker.calling.measuring import amount, close, distance, full, uneven, values
 from parity.checker.calling.trial import Unclear
 
-SAID = re.compile(r"\bcls|cls\b|_cls|class[ _-]*(token|embed|slot)", re.I)
+SAID = re.compile(r"\bcls|cls\b|_cls|prefix[ _]?tokens?|class[ _-]*(token|embed|slot)", re.I)
 
 
 def decide_text_slot(trial, convention, outputs, given, about) -> Convention:

@@ -72,7 +72,9 @@ def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
         if door.say("behaviour", None, evidence=evidence, again=again):
             findings.append(Finding(found, evidence, causes_))
 
-    for test in (no_gradient, padding_leak, zero_padding, nan_gradient, all_padding, order, batch_split):
+    tests = (no_gradient, padding_leak, zero_padding, nan_gradient, all_padding, order, batch_split)
+    drawn = ask.worker is not None and any(True for _ in repeats(ask))
+    for test in [x for x in tests if not (drawn and x in (order, batch_split))]:  # random numbers have an order of their own
         for found, evidence in test(theirs):
             if found.id in known:
                 continue

@@ -44,6 +44,7 @@ class Explanation:
     equals: list[tuple[Found, ...]] = field(default_factory=list)
     survivors: list[Variant] = field(default_factory=list)
     wrong: gradients.Wrong | None = None
+    cut: str = ""                   # where patches are dropped, with many of them, if not at 1/P and at no constant
 
     @property
     def found(self) -> tuple[Found, ...]:
@@ -159,8 +160,9 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     if not found and samples == 1 and not constant:
         found = beside(read, first, designed, tokens, constant, tol, negatives)
     low, high = threshold.seen.get(MANY, (0.0, 1.0))
-    if not found and 0 < low < high < 1 and not low < 1 / MANY < high:
-        out.facts.append(say(read, "threshold", low=float(low), high=float(high), many=MANY))
+    if threshold.sigma is None and 0 < low < high < 1 and not low < 1 / MANY < high:
+        out.cut = say(read, "threshold", low=float(low), high=float(high), many=MANY)
+        out.facts += [out.cut] if not found else []
     return found
 
 

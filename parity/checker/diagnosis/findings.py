@@ -148,10 +148,9 @@ def compared(part) -> str:
     wanted = ("v_bar", "t_bar", "theta") if part.name == "global" and "v_bar" in given else ("v", "t", "theta")
     there = [LEAVES[leaf] for leaf in wanted if leaf in given]
     lost = len(there) < len(wanted) - ("theta" not in given and part.fixed_temperature)
-    return f"value and gradient for {_join(there)}" if lost and there else "value and gradients"
+    names = " and ".join([", ".join(there[:-1]), there[-1]]) if len(there) > 1 else "".join(there)
+    return f"value and gradient for {names}" if lost and there else "value and gradients"
 
 
 def _join(clauses):
-    if len(clauses) < 3 and not any("," in x for x in clauses):
-        return " and ".join(clauses)
     return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"

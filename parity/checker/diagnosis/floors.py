@@ -47,7 +47,7 @@ class Floor:
 
 def floors(ask: Callable[[Probe], Answer], model: Callable[[Probe], Answer], again: bool = False) -> tuple[Floor, ...]:
     """ask, model: what is checked, and its explanation.  again: on batches that were not asked before."""
-    first, second = (PROBES[name] for name in (("unpadded", "unpadded_again") if again else ("padded", "padded_again")))
+    first, second = (PROBES[name] for name in (("unpadded", "unpadded_again") if again else ("padded", "equal_lengths")))
 
     def off(probe: Probe, tokens: float, patches: float) -> float:
         """Of the loss; 0 where there is no answer to compare."""

@@ -14,6 +14,7 @@ import torch
 from parity.checker.diagnosis import extras, search, variants
 from parity.checker.diagnosis.clauses import say
 from parity.checker.diagnosis.designs import ANGLES, EVEN, LENGTHS, MIXTURES, PAIRS, PARALLEL, SPARE, THETA, UNEVEN
+from parity.checker.diagnosis.deviations import STAGES
 from parity.checker.diagnosis.explain import SECOND, Explanation, Reader, depends_on_theta, named
 from parity.checker.diagnosis.invariance import apart_from_others, left_out
 from parity.checker.diagnosis.matching import Candidate
@@ -73,7 +74,7 @@ def one_sample(read, tol) -> Place:
     tau: float | bool = not depends_on_theta(read, PROBES["single"])
     asked = list(PAIRS)
     if any(not read(p).finite for p in asked):
-        return Place("loss", asked[0].name)
+        return Place("similarity", asked[0].name, "", STAGES[1:STAGES.index("loss") + 1])  # nothing tells it
     if all(abs(read(p).value) < 1e-12 for p in asked):   # a factor of 0 would explain all of it
         return Place("loss", asked[0].name, say(read, "zero pairs"), ("logits",))
     settings = fits(read, asked, tau, tol, only=lambda o: o == Variant()) or fits(read, asked, tau, tol)

@@ -30,6 +30,10 @@ def place_of(box: Box, part: Any, failing: list[str]) -> Place:
         seen = followed(box, part)
         return Place(seen.stage if seen and seen.stage else "loss", "single", say(part.read, "two results"))
     seen = followed(box, part, differing(part.read)) if part.how.reached == "nothing" else None
+    if part.how.cut:                                      # eq. 2's similarities, and others are dropped: the threshold
+        stretched = seen or followed(box, part)
+        if stretched is not None and "minmax" in stretched.seen and not stretched.kind:
+            return Place("threshold", "single", "" if part.how.cut in part.facts else part.how.cut)
 
     def follow_again(probe):
         return followed(box, part, probe)

@@ -159,8 +159,8 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
             failing.append(sizes)
     out.wrong, again = len(failing) / max(len(judge.known), 1), Judge(box, read, models, full, alone)
     if slow:
-        sizes = "B {B}, L {L}, P {P} and D {D}".format(**slow)
-        out.notes.append(f"With {sizes} a call did not end within its limit of time: such sizes were not tried.")
+        where = "B {B}, L {L}, P {P} and D {D}".format(**slow)
+        out.notes.append(f"With {where} a call did not end within its limit of time: such sizes were not tried.")
     if judge.width:
         out.notes.append(say(read, "one width", refused=lambda: again.runs(D=16) and not again.runs(D=24)))
     if judge.squares:

@@ -517,7 +517,8 @@ def test_an_error_of_shapes_that_no_layout_avoids_says_so(worker):
     assert "B 3, P 10, L 6, D 16" in batch and "none runs" in note and "--call" in note
     with pytest.raises(CannotRun) as stop:
         infer(worker("a_typo"))
-    assert stop.value.notes == (batch,) and stop.value.error["type"] == "NameError"
+    assert stop.value.notes[0] == batch and "each raises this" in stop.value.notes[1]
+    assert stop.value.error["type"] == "NameError"
 
 
 def test_two_methods_are_a_question(folder):

@@ -212,7 +212,8 @@ def test_exit_codes_of_the_command(losses, capsys):
     for argv, wanted in (
         ([f"{losses}:listing", "--accept", "listing1"], 0), ([], 2),
         ([f"{losses}:sound", "--init", "dim"], 2),
-        ([f"{losses}:sound", "--call", "v,t"], 3), (["a b"], 2),
+        ([f"{losses}:sound", "--call", "v,t"], 2), (["a b"], 2),
+        ([f"{losses}:breaks", "--call", "v,t,mask,theta"], 3),
     ):
         assert run([*argv, "--html", "none"], capsys)[0] == wanted, argv
 
