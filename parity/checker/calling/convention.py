@@ -20,7 +20,7 @@ from parity.checker.calling.candidates import candidates, runnable, ways
 from parity.checker.calling.items import argument_items, framework_item, sigma_item
 from parity.checker.calling.masks import decide_mask, decide_patch_mask
 from parity.checker.calling.measuring import close, uneven, values
-from parity.checker.calling.outputs import decide_outputs
+from parity.checker.calling.outputs import bare, decide_outputs
 from parity.checker.calling.reading import decide_cls, decide_text_slot, slot_is_idle
 from parity.checker.calling.temperature import as_named, decide_scale, start_notes
 from parity.checker.calling.trial import PLAIN, SQUARE, CannotRun, Trial, Unclear, numeric, probe_of
@@ -235,7 +235,25 @@ def finish(trial: Trial, convention: Convention, about: dict, given: dict) -> li
     holds = "it holds a pooled embedding, as slot 0 of the tokens does" if convention.word("t") == "t_cls" else (
         "it is read as a [CLS] token's, which the paper has not")
     notes = (*start_notes(convention, about), *(f"{x.what}: {x.why}; {holds}" for x in cls), *log_notes)
+    notes = (*notes, *unread_gradients(trial, ready[0]))
     return [replace(c, items=(*common, *said), notes=notes) for c, said in zip(ready, returns)]
+
+
+def unread_gradients(trial: Trial, convention: Convention) -> list[str]:
+    """A note on arrays beside the loss that have an input's shape and were taken for no gradient."""
+    if convention.framework not in ("numpy", "cupy") or convention.single:
+        return []
+    try:
+        reply, sent = trial.worker.ask(convention.request(outputs=True), trial.arrays(PLAIN))
+    except Stopped:
+        return []
+    if any(name.startswith("grad/") for name in sent):
+        return []
+    shapes = {tuple(trial.arrays(PLAIN)[leaf].shape): what for leaf, what in (("v", "patches"), ("t", "tokens"))}
+    odd = [(bare(x["path"]), shapes[tuple(x["shape"])]) for x in reply["outputs"] if tuple(x.get("shape", ())) in shapes]
+    return [f"output {path} has the shape of the {what} and was taken for no gradient: gradients are read where they are named "
+            "for their argument (a dict, d_tokens), or stand behind the loss in the arguments' order, all of them"
+            for path, what in odd[:1]]
 
 
 def count_of(trial, convention, path, out) -> str:

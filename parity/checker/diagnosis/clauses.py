@@ -104,7 +104,7 @@ def no_gradient_below(read, low, high, many) -> bool:
     for name, theta, few, longer in (("again_threshold", 0.0, 2, 1.0), ("again_threshold_warmer", 1.0, 5, 1.7)):
         below = np.linspace(0.1, 0.97, many // few - 1) * low
         wanted = np.concatenate([below, np.linspace(min(1.03 * high, 0.98), 0.99, many - 2 - len(below))])
-        reading = read(replace(threshold_probe(name, wanted, lengthen=longer), theta=theta))
+        reading = read(replace(threshold_probe(f"{name}_{many}", wanted, lengthen=longer), theta=theta))
         size = np.abs(reading.grads["v"][0]).max(-1)[2:]
         if ((size > 1e-13 * max(size.max(), 1e-30)) != (wanted > low)).any():
             return False
@@ -335,6 +335,8 @@ TEMPLATES = {
     "always zero": Template("The loss is 0 on every batch without padding that was tried.", always_zero),
     "threshold": Template("With {many} patches and two tokens, patches of min-max similarity below {low:.6g} get no "
                           "gradient, those above {high:.6g} do.", no_gradient_below),
+    "threshold law": Template("With {many} patches and with {few} that is {law}.", lambda read, at, **_: no_gradient_below(
+        read, at * (1 - 1e-3), at * (1 + 1e-3), 36)),
     "flat": Template("Where a row has no range it gives neither equal weights, nor c = 0, nor NaN.", flat_is_else),
     "two results": Template("Two calls with inputs that differ by 1e-13 give two results.", two_results),
     "followed": Template("Its {made} are the paper's ({where}); what the paper makes next was not found among its "
@@ -391,7 +393,7 @@ TEMPLATES = {
     "captions factor": Template("A batch without padding is off by a factor that embeddings do not change.",
                                 lambda read, settings: no_padding(read, settings, True)),
     "equal lengths": Template("Captions of equal length hide it.", equal_lengths_alone),
-    "no gradients": Template("It gives no gradient, so values alone were compared.", lambda read, **_: no_gradients(read)),
+    "no gradients": Template("No gradient was had of it, so values alone were compared.", lambda read, **_: no_gradients(read)),
     # ------------------------------------------------------------------------------------- an explanation and its clauses
     "survey": Template("{clause}", lambda read, part, found, tol, **_: confirm.supported(read, part, found, tol)),
     "equals": Template("{what} equals {equation}, {compared}{ties}.", explained_by(confirm.equals)),

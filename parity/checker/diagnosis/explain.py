@@ -14,7 +14,7 @@ from parity.checker.diagnosis.clauses import same_losses, say
 from parity.checker.diagnosis.deviations import DEVIATIONS, Found
 from parity.checker.diagnosis.epsilons import small_fill, small_numbers, value_off
 from parity.checker.diagnosis.matching import Candidate, cost, relative
-from parity.checker.diagnosis.numbers import FEW, MANY, find_epsilon, find_threshold, spread
+from parity.checker.diagnosis.numbers import FEW, MANY, find_epsilon, find_threshold, law_of, spread
 from parity.checker.diagnosis.switches import GlobalVariant, Variant, found_in
 from parity.checker.probes import PROBES, Probe, knife_probe, threshold_probe
 
@@ -162,6 +162,9 @@ def first_level(read, first, negatives, tol, out) -> list[Candidate]:
     low, high = threshold.seen.get(MANY, (0.0, 1.0))
     if threshold.sigma is None and 0 < low < high < 1 and not low < 1 / MANY < high:
         out.cut = say(read, "threshold", low=float(low), high=float(high), many=MANY)
+        if out.cut and (law := law_of(threshold.seen)):
+            more = say(read, "threshold law", law=law[0], many=MANY, few=FEW, at=law[1](36))
+            out.cut = " ".join(filter(None, [out.cut, more]))
         out.facts += [out.cut] if not found else []
     return found
 

@@ -1,5 +1,6 @@
 """What a diagnosis holds, and how it is said."""
 
+import re
 from dataclasses import dataclass, field
 
 from parity.checker.diagnosis.clauses import alone_gives, say
@@ -152,5 +153,23 @@ def compared(part) -> str:
     return f"value and gradient for {names}" if lost and there else "value and gradients"
 
 
+def together(clauses: list[str]) -> list[str]:
+    """Clauses on several inputs' gradients that say the same, as one."""
+    one = re.compile(r"the gradient for (\w+) is (.+ times what it should be)")
+    inputs: dict[str, list[str]] = {}
+    for text in clauses:
+        if found := one.fullmatch(text):
+            inputs.setdefault(found[2], []).append(found[1])
+    made: list[str] = []
+    for text in clauses:
+        found = one.fullmatch(text)
+        if found is None or len(names := inputs[found[2]]) == 1:
+            made.append(text)
+        elif names[0] == found[1]:
+            made.append(f"the gradients for {', '.join(names[:-1])} and {names[-1]} are {found[2].replace('it should', 'they should')}")
+    return made
+
+
 def _join(clauses):
+    clauses = together(clauses)
     return clauses[0] if len(clauses) == 1 else f"{', '.join(clauses[:-1])}, and {clauses[-1]}"

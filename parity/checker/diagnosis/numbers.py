@@ -4,6 +4,7 @@ Nothing here knows the rest of the box: whatever follows eq. 3, a patch that was
 """
 
 import math
+from collections.abc import Callable
 from dataclasses import dataclass, field
 
 import numpy as np
@@ -198,3 +199,17 @@ def _cut_at(box, which, temperature, length) -> float | None:
             edge = 1 + temperature * math.log((low + high) / 2 * total(similarities(middle, half)))
             middle = min(max(edge, 0.002), 0.998)
     return None
+
+
+LAWS = {"1/sqrt(P)": lambda n: n**-0.5, "1/(P + 1)": lambda n: 1 / (n + 1), "1/(P - 1)": lambda n: 1 / (n - 1),
+        "1/P^2": lambda n: n**-2.0}
+
+
+def law_of(seen: dict[int, tuple[float, float]]) -> tuple[str, Callable[[int], float]] | None:
+    """A threshold that follows the number of patches: a word for it and its value; None where none fits both numbers."""
+    if set(seen) != {MANY, FEW}:
+        return None
+    factor = simplest(MANY * seen[MANY][0], MANY * seen[MANY][1])
+    laws = LAWS | {f"{factor:.4g}/P": lambda n: factor / n}
+    fits = (x for x in laws.items() if all(low < x[1](n) < high for n, (low, high) in seen.items()))
+    return next(fits, None)

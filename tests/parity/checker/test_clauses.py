@@ -17,7 +17,7 @@ from parity.checker.diagnosis.asking import Box, Reading
 from parity.checker.diagnosis.clauses import TEMPLATES, Door, entropy, same_losses, say
 from parity.checker.diagnosis.deviations import Found
 from parity.checker.diagnosis.explain import Reader
-from parity.checker.diagnosis.findings import Diagnosis
+from parity.checker.diagnosis.findings import Diagnosis, together
 from parity.checker.diagnosis.locate import measured
 from parity.checker.diagnosis.sizes import Limit
 from parity.checker.diagnosis.switches import Variant
@@ -187,6 +187,8 @@ RUNS = {
     "never finite": ((number(lambda p: math.nan), {}), (setting(PAPER), {})),
     "always zero": ((number(lambda p: 0.0), {}), (number(lambda p: 0.0 if len(p.v) == 1 else 0.1), {})),
     "threshold": ((below(0.3), {"low": 0.29, "high": 0.31, "many": 64}), (fading, {"low": 0.388, "high": 0.39, "many": 64})),
+    "threshold law": ((setting(PAPER), {"law": "1/P", "many": 64, "few": 16, "at": 1 / 36}),
+                      (setting(PAPER), {"law": "2/P", "many": 64, "few": 16, "at": 2 / 36})),
     "flat": ((number(flat_else), {"setting": PAPER}), (setting(Variant(flat="zero")), {"setting": PAPER})),
     "two results": ((number(jumps), {}), (setting(PAPER), {})),
     "followed": ((setting(PAPER), MADE | {"where": "x.py:3 s", "followed": trace("minmax", "x.py:3 s")}),
@@ -300,3 +302,11 @@ def test_a_headline_speaks_in_words_and_the_main_fault_comes_first(monkeypatch):
                       limits=(Limit("B", 8, 9, 12, 0.1, 0.1, sharp=False),))
     assert "where this holds" not in findings.sentence(blunt, "fine", part)  # there are sizes beyond at which it does not
     assert findings.sentence(Diagnosis("eq6"), "fine", part, one_of_two=True).startswith("Your fine-grained loss equals eq. 6")
+
+
+def test_gradients_that_are_wrong_alike_are_said_once():
+    one, other = "is 1/B times what it should be", "is 2 times what it should be"
+    clauses = [f"the gradient for patches {one}", "padded tokens compete", f"the gradient for theta {one}",
+               f"the gradient for tokens {other}"]
+    assert together(clauses) == ["the gradients for patches and theta are 1/B times what they should be", "padded tokens compete",
+                                 f"the gradient for tokens {other}"]
