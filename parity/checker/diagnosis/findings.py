@@ -166,7 +166,8 @@ def together(clauses: list[str]) -> list[str]:
         if found is None or len(names := inputs[found[2]]) == 1:
             made.append(text)
         elif names[0] == found[1]:
-            made.append(f"the gradients for {', '.join(names[:-1])} and {names[-1]} are {found[2].replace('it should', 'they should')}")
+            listed = f"{', '.join(names[:-1])} and {names[-1]}"
+            made.append(f"the gradients for {listed} are {found[2].replace('it should', 'they should')}")
     return made
 
 

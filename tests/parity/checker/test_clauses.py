@@ -308,5 +308,5 @@ def test_gradients_that_are_wrong_alike_are_said_once():
     one, other = "is 1/B times what it should be", "is 2 times what it should be"
     clauses = [f"the gradient for patches {one}", "padded tokens compete", f"the gradient for theta {one}",
                f"the gradient for tokens {other}"]
-    assert together(clauses) == ["the gradients for patches and theta are 1/B times what they should be", "padded tokens compete",
-                                 f"the gradient for tokens {other}"]
+    assert together(clauses) == ["the gradients for patches and theta are 1/B times what they should be",
+                                 "padded tokens compete", f"the gradient for tokens {other}"]
