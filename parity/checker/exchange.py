@@ -186,8 +186,12 @@ def read_folder(folder: Path) -> tuple[dict[str, Answer], dict[str, str]]:
         key = key_of(probe)
         called[key] = name
         answers[key] = read_answer(folder, name, arrays, set(names))
-    if all(a.error for a in answers.values()):
+    silent = [called[key] for key, a in answers.items() if a.error]
+    if len(silent) == len(answers):
         raise ValueError(f"{folder}: no out.*.safetensors there: run your program on the in.* files first")
+    if len(silent) > len(answers) / 3:
+        raise ValueError(f"{folder}: {len(silent)} of {len(answers)} batches have no answer, out.{silent[0]}.safetensors for "
+                         "one: let your program go through all of the in.* files")
     return answers, called
 
 
@@ -290,7 +294,8 @@ def judge(folder: Path, edges: bool = False):
         notes.append(f"a folder cannot be asked again: {len(ask.missing)} batches that it does not hold would have told more")
     failed = sorted(ask.names[key] for key, a in ask.answers.items() if a.error)
     if failed:
-        notes.append(f"no answer to {len(failed)} of {len(ask.answers)} batches: {', '.join(failed[:5])}")
+        notes.append(f"no answer to {len(failed)} of {len(ask.answers)} batches: {', '.join(failed[:5])}"
+                     + ", ..." * (len(failed) > 5))
     found = behaviour(ask, diagnosis)
     return Report(str(folder), diagnosis, ask.convention, found, seconds=time.monotonic() - start, calls=len(ask.answers),
                   runs_in="folder", notes=tuple(notes), versions=versions())
