@@ -33,10 +33,12 @@ def test_a_sample_is_a_run_of_one_path_up_to_the_first_dot_of_its_name(tmp_path)
     path = shard(tmp_path / "s.tar", ["a.JPG", "a.Txt", "b/0.png", "b/0.txt", "c/0.png", "c/0.txt", "c.d/1.jpeg", "c.d/1.json",
                                       "2.seg.png", "2.webp", "2.txt", "./3.png", "3.txt", "4.png", "5.txt"])
     samples, skipped = read(path)
-    assert samples == [("a", "a.JPG", "a.Txt", "txt"), ("b/0", "b/0.png", "b/0.txt", "txt"), ("c/0", "c/0.png", "c/0.txt", "txt"),
+    assert samples == [("a", "a.JPG", "a.Txt", "txt"), ("b/0", "b/0.png", "b/0.txt", "txt"),
+                       ("c/0", "c/0.png", "c/0.txt", "txt"),
                        ("c.d/1", "c.d/1.jpeg", "c.d/1.json", "json"), ("2", "2.webp", "2.txt", "txt"),
                        ("3", "3.png", "3.txt", "txt")]
-    assert skipped == {"member is neither picture nor caption": 1, "picture without a caption": 1, "caption without a picture": 1}
+    assert skipped == {"member is neither picture nor caption": 1, "picture without a caption": 1,
+                       "caption without a picture": 1}
 
 
 def test_of_several_texts_the_one_that_is_preferred(tmp_path):

@@ -304,8 +304,8 @@ def test_a_published_set_has_its_own_split_prompts_name_and_counts(tmp_path):
 def test_numbered_names_of_a_json_are_in_the_order_of_their_numbers(tmp_path):
     path = folders(tmp_path / "a", WNIDS[:12])
     names = put(tmp_path / "names.json", json.dumps({str(n): [WNIDS[n], f"number {n}"] for n in reversed(range(12))}))
-    data, _ = open_data(task, f"folders:{path}?classnames={names}")
-    assert data.classes == tuple(f"number {n}" for n in range(12)) and run(f"folders:{path}?classnames={names}").numbers["top1"] == 1
+    spec = f"folders:{path}?classnames={names}"
+    assert open_data(task, spec)[0].classes == tuple(f"number {n}" for n in range(12)) and run(spec).numbers["top1"] == 1
 
 
 def test_the_vector_of_a_class_by_hand():

@@ -298,7 +298,7 @@ def test_class_lists_that_are_none(tmp_path, text):
 
 @pytest.mark.parametrize("ground, ignored", [(0, 255), (7, 9), (-1, 9), (9, -1)])
 def test_every_label_of_a_folder_is_the_one_that_the_list_and_the_options_say(tmp_path, ground, ignored):
-    """Labels with gaps, the background and what is ignored among the names or not; of several lists the one that is asked for."""
+    """Labels with gaps; the background and what is ignored among the names or not; of several lists the one that is named."""
     labels = {2: "cat", 5: "dog", 7: "bus", 9: "sky", 200: "cup"}
     kept = {label: name for label, name in labels.items() if label not in (ground, ignored)}
     raw = np.array([[*kept, *[x for x in (ground, ignored) if x >= 0]]], np.uint8)
@@ -333,9 +333,11 @@ def test_pasted_scenes_are_those_that_the_options_name(tmp_path):
         pixels[2:7, 2:7] = (30 * n, 200, 100, 255)
         Image.fromarray(pixels).save(tmp_path / "stickers" / f"thing{n}.png")
     (tmp_path / "names.jsonl").write_text("".join(
-        json.dumps({"id": f"thing{n}", "name": f"name {n}", "split": "heldout" if n > 4 else "train"}) + "\n" for n in range(8)))
+        json.dumps({"id": f"thing{n}", "name": f"name {n}", "split": "heldout" if n > 4 else "train"}) + "\n"
+        for n in range(8)))
     where, names = tmp_path / "stickers", tmp_path / "names.jsonl"
-    cases = {"": ("test", 64, 256, 0, (1, 4)), "split=heldout&seed=3&pixels=24&count=5&objects=1,2": ("heldout", 24, 5, 3, (1, 2)),
+    cases = {"": ("test", 64, 256, 0, (1, 4)),
+             "split=heldout&seed=3&pixels=24&count=5&objects=1,2": ("heldout", 24, 5, 3, (1, 2)),
              "split=validation&seed=1&objects=3,3": ("validation", 64, 256, 1, (3, 3))}
     for options, (split, size, count, seed, objects) in cases.items():
         data, _ = open_data(task, f"scenes:{where}?names={names}" + f"&{options}" * bool(options))
