@@ -51,3 +51,15 @@ def test_of_several_texts_the_one_that_is_preferred(tmp_path):
     labels, skipped = read(path, prefer="cls", texts=("cls",), what="label")
     assert labels == [("2", "2.png", "2.cls", "cls")]
     assert skipped == {"member is neither picture nor label": 4, "picture without a label": 2}
+
+
+def test_names_that_stand_among_other_fields_are_read_whole(tmp_path):
+    """Long names and other alphabets, as PAX writes them, after fields that say something else."""
+    names = [f"{'long' * 40}/{n}.{end}" for n in "01é" for end in ("png", "txt")]
+    with tarfile.open(tmp_path / "s.tar", "w", format=tarfile.PAX_FORMAT) as file:
+        for name in names:
+            info = tarfile.TarInfo(name)
+            info.pax_headers, info.size = {"comment": "x" * 30, "mtime": "1.5"}, len(name.encode())
+            file.addfile(info, io.BytesIO(name.encode()))
+    samples, skipped = read(tmp_path / "s.tar")
+    assert samples == [(a.removesuffix(".png"), a, b, "txt") for a, b in zip(names[::2], names[1::2])] and not skipped
