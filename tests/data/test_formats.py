@@ -269,6 +269,14 @@ def test_conceptual_captions(folder, photo):
             table(folder, content, name)
 
 
+@pytest.mark.parametrize(("name", "own", "other"), [("t.csv", ",", "\t"), ("t.tsv", "\t", ","), ("t.token", "\t", ","),
+                                                    ("t.txt", "\t", ",")])
+def test_where_two_delimiters_would_do_the_ending_decides(folder, name, own, other):
+    """Of a URL it cannot be told where it ends."""
+    data = table(folder, f"http://x.org/a.png{own}red{other} big\nhttp://x.org/b.jpg{own}blue\n", name)
+    assert read(data) == {"a.png": (" ".join(f"red{other} big".split()),), "b.jpg": ("blue",)} and not data.report.skipped
+
+
 def test_coco_over_several_folders(tmp_path, photo):
     for name in ("train2014/1.jpg", "val2014/2.jpg", "images/3.jpg", "train2014/4.jpg", "val2014/4.jpg"):
         (tmp_path / name).parent.mkdir(exist_ok=True)
