@@ -192,7 +192,8 @@ def test_what_is_reported_stays_at_its_own_batches(monkeypatch, tmp_path):
     drawn = []
     monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: drawn.append(figure) or b"")
     assert cli.run(["cost", "--batch", "1024", "4096", "--out", str(tmp_path / "c.png")]) == 0
-    circles = [line for axis in drawn[0].axes for line in axis.lines if line.get_linestyle() == "None" and len(line.get_xdata())]
+    lines = [line for axis in drawn[0].axes for line in axis.lines if len(line.get_xdata())]
+    circles = [line for line in lines if line.get_linestyle() == "None"]
     assert len(circles) == 2 * len(cost.TABLE_11)
     known = [dict(zip(cost.BATCHES, reported(name, title))) for title in ("TFLOP", "MB") for name in cost.TABLE_11]
     for line in circles:
