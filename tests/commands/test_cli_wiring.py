@@ -150,6 +150,9 @@ def test_pieces_are_learned_from_every_caption_of_every_set(tmp_path):
     assert isinstance(tokenizer, UnigramTokenizer)
     for letter in "abcdefghijkl":
         assert tokenizer.unk_id not in tokenizer.encode(letter).ids, letter
+    texts = ["red circle above it", "blue square left of that", "green ring below both"]
+    many, few = (sources.make_tokenizer([Told(texts * 2)], size, eos=False, lower=False) for size in (28, 24))
+    assert (many.vocab_size, few.vocab_size) == (28, 24) and not few.eos and not few.lower
 
 
 @pytest.mark.parametrize("flags, eos, lower", [((), True, True), (("--no-eos",), False, True), (("--no-lower",), True, False)])
@@ -191,7 +194,9 @@ def test_evaluate_measures_the_split_and_the_sets_that_are_named(run, tmp_path, 
         content = json.loads(file.read_text())
         sets = [DrawnScenes(split, size=16, style="short"), DrawnScenes(other, size=16, seed=3, captions=2)]
         wanted = [evaluate(params, config, data, tokenizer, 7, 3) for data in sets]
-        assert content["step"] == found.step == 1 and len(content["results"]) == 2
+        assert (content["step"], content["checkpoint"]) == (found.step, str(found.path)) == (1, str(found.path))
+        assert list(content["results"]) == [f"drawn?style=short {sets[0].name}",
+                                            f"drawn?seed=3&captions=2&split={other} {sets[1].name}"]
         for (name, got), numbers, data in zip(content["results"].items(), wanted, sets):
             assert data.name in name and close(got, numbers), name
         parts = re.split(r"^(?=.* on drawn-)", printed.out, flags=re.M)[-2:]
