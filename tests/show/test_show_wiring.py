@@ -242,6 +242,16 @@ def test_a_difference_is_measured_by_the_spreads_of_both(wide):
     assert said == "Within the spread over seeds: pointing (60.0 % against 50.0 %, two ahead)."
 
 
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_of_three_runs_the_best_two_are_compared_by_their_own_spreads(wide):
+    """The first is far behind; whether it moves much from seed to seed says nothing of the others."""
+    runs = [Run(f"run {r}", final={"pointing": x}, spread={"pointing": (x, 0.2 if r == wide else 0.001, 5)})
+            for r, x in enumerate((0.1, 0.5, 0.6))]
+    ahead = "pointing (60.0 % against 50.0 %"
+    assert findings(DemoReport("t", runs))[0] == (f"Run 2 is ahead on {ahead})." if wide == 0 else
+                                                  f"Within the spread over seeds: {ahead}, run 2 ahead).")
+
+
 def test_heat_maps_are_those_of_their_run(drawn):
     """A figure an example, all runs in it, with why it was chosen."""
     for i, call in enumerate(drawn[2]["explain"]):
