@@ -154,11 +154,11 @@ def test_what_is_measured_later_is_what_was_named_or_kept_apart(handed_on, tmp_p
     assert [(name, data.split) for name, data in got.checks.items()] == [
         ("0:three-validation", "validation"), ("1:mosaic-validation", "validation"), ("2:two-train, trained on", "train")]
     named = ("drawn?count=5", three, f"{two}?split=test")
-    got = handed_on(*size, "--data", three, "--validation", *named)
+    got = handed_on(*size, "--data", two, "--validation", *named)
     assert got.sources["measured"] == {"": "drawn?count=5", "1:captions": f"{three}?split=validation", "2:captions": named[2]}
     assert {name: data.split for name, data in got.checks.items()} == {
         "drawn-validation": "validation", "three-validation": "validation", "two-test": "test"}
-    assert got.sources["data"] == [three]
+    assert got.sources["data"] == [two]
 
 
 @pytest.mark.parametrize("flags, eos, lower", [((), True, True), (("--no-eos",), False, True), (("--no-lower",), True, False)])
