@@ -224,3 +224,21 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
             (file,) = rows[f"{name}: {what}"]
             assert (ran.out / file).exists() and (ran.out / file).is_relative_to(ran.folders[SEEDS[0], key])
             assert file.endswith(end)
+
+
+@pytest.mark.parametrize("data, steps", [("mosaic", 300), ("drawn", 400)])
+def test_a_demo_without_numbers_names_those_that_it_took(monkeypatch, tmp_path, data, steps):
+    """The warm-up is a quarter of a short training, 50 updates of a long one; evaluations are four."""
+    asked = []
+    monkeypatch.setattr(d, "one_model", lambda *args: {"images": 1.0})
+    monkeypatch.setattr(d, "write_page", lambda *args, **how: asked.append((args, how)))
+    d.demo(d.DemoConfig(out=tmp_path, data=data), say=lambda text: None)
+    [((path, folders, measured), how)] = asked
+    assert how["command"] == f"sparc-ref demo{' --data drawn' * (data == 'drawn')} --seed 0 --steps {steps} --examples 500"
+    assert path == tmp_path / "report.html" and folders == {name: tmp_path / key for key, name in NAMES.items()}
+    assert measured == {prefix.strip("_"): f"{SPECS[data]}split={split}&count=500" for split, prefix in SPLITS[data].items()}
+    assert how["finals"] == dict.fromkeys(NAMES.values(), {"images": 1.0}) and how["seeds"] is None
+    for given, warmup, every in ((None, 50, steps // 4), (8, 2, 2), (2, 0, 1), (1000, 50, 250)):
+        training = d.recipe(d.DemoConfig(data=data, steps=given, seed=7, checkpoint_every=9))[-1]
+        assert (training.steps, training.warmup, training.eval_every) == (given or steps, warmup, every)
+        assert (training.seed, training.checkpoint_every) == (7, 9)
