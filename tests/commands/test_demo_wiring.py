@@ -237,7 +237,7 @@ def test_a_demo_without_numbers_names_those_that_it_took(monkeypatch, tmp_path, 
     assert how["command"] == f"sparc-ref demo{' --data drawn' * (data == 'drawn')} --seed 0 --steps {steps} --examples 500"
     assert path == tmp_path / "report.html" and folders == {name: tmp_path / key for key, name in NAMES.items()}
     assert measured == {prefix.strip("_"): f"{SPECS[data]}split={split}&count=500" for split, prefix in SPLITS[data].items()}
-    assert how["finals"] == dict.fromkeys(NAMES.values(), {"images": 1.0}) and how["seeds"] is None
+    assert how["finals"] == {name: {"images": 1.0} for name in NAMES.values()} and how["seeds"] is None
     for given, warmup, every in ((None, 50, steps // 4), (8, 2, 2), (2, 0, 1), (1000, 50, 250)):
         training = d.recipe(d.DemoConfig(data=data, steps=given, seed=7, checkpoint_every=9))[-1]
         assert (training.steps, training.warmup, training.eval_every) == (given or steps, warmup, every)
