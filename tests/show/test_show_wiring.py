@@ -180,6 +180,20 @@ def test_the_better_one_is_bold_in_the_terminal(monkeypatch):
     assert [x.strip() for x in bold] == [written(n.key, value(n.key, int(n.better == "higher"))) for n in NUMBERS if n.better]
 
 
+def test_equal_numbers_are_not_bold_and_a_loss_is_better_below_its_chance(monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "200")
+    numbers = (Number("miou", "a share", "G", headline=True),
+               Number("loss", "a loss", "G", "nats", "lower", 2.0, headline=True))
+    runs = [Run(name, final={"miou": 0.5, "miou_chance": 0.1, "loss": loss}) for name, loss in (("one", 2.5), ("two", 1.5))]
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    print_results(DemoReport("t", runs, numbers=numbers), terminal)
+    assert [x.strip() for x in re.findall(r"\x1b\[1m([^\x1b]*[\d][^\x1b]*)\x1b", terminal.getvalue())] == ["1.500 nats"]
+    said = findings(DemoReport("t", runs, numbers=numbers))
+    assert [text for text in said if "chance" in text] == ["One is no better than chance on a loss."]
+
+
 def test_what_some_run_lacks_is_not_said_of_all():
     """Seconds of one; a prediction of one; a first example without classes."""
     runs = report().runs

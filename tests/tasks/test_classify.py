@@ -272,7 +272,8 @@ def test_options_say_whose_names_and_which_folders_count(tmp_path, kind):
     assert beside.numbers["top1"] == 1 and beside.examples == 3
     put(tmp_path / "wnids.txt", "\n".join(WNIDS[:3]))
     assert run(f"{kind}:{root}").numbers["top1"] == 0, "the case can tell"
-    put(tmp_path / "classnames.txt", "number 7\nnumber 8\nnumber 9")
+    put(tmp_path / "classnames.txt", "number 1\nnumber 2\nnumber 0")
+    assert run(f"{kind}:{root}?wnids={put(tmp_path / 'w.txt', chr(10).join(order))}").numbers["top1"] == 0, "here too"
     names = put(tmp_path / "given" / "names.txt", "\n".join(f"number {n}" for n in range(3)))
     wnids = put(tmp_path / "given" / "wnids.txt", "\n".join(order))
     got = run(f"{kind}:{root}?classnames={names}&wnids={wnids}&name=my own")
