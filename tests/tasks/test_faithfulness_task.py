@@ -68,6 +68,14 @@ def test_by_hand_with_a_tagged_file(where):
     assert 0 < r.chance["kp"] < 1 and 0 < r.chance["kp_na"] < 1 and r.chance["i2t_r1"] == pytest.approx(1 / 3)
 
 
+def test_white_space_of_a_tagged_caption_is_as_that_of_captions(where):
+    """Both are read with single spaces, so that either may hold runs of them."""
+    spaced = (where / "tags.jsonl").read_text().replace("A red cat sits.", " A red  cat\\tsits. ")
+    (where / "tags.jsonl").write_text(spaced)
+    assert "  cat" in spaced
+    assert measured(f"captions:{where}?tagger={where / 'tags.jsonl'}").numbers["kp_na"] == pytest.approx(2 / 3)
+
+
 FIRST = ("Red cat sits is blue.", "A big, big dog.", "A blue dog runs!")
 
 
