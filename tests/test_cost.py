@@ -187,6 +187,20 @@ def test_every_cell_of_the_table_and_every_point_of_the_figure(options, asked, c
             assert list(line.get_xdata()) == list(cost.BATCHES[:len(line.get_xdata())])
 
 
+def test_what_is_reported_stays_at_its_own_batches(monkeypatch, tmp_path):
+    """Whichever batches are asked for."""
+    drawn = []
+    monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: drawn.append(figure) or b"")
+    assert cli.run(["cost", "--batch", "1024", "4096", "--out", str(tmp_path / "c.png")]) == 0
+    lines = [line for axis in drawn[0].axes for line in axis.lines if len(line.get_xdata())]
+    circles = [line for line in lines if line.get_linestyle() == "None"]
+    assert len(circles) == 2 * len(cost.TABLE_11)
+    known = [dict(zip(cost.BATCHES, reported(name, title))) for title in ("TFLOP", "MB") for name in cost.TABLE_11]
+    for line in circles:
+        points = dict(zip(line.get_xdata().tolist(), line.get_ydata().tolist()))
+        assert any(all(points[batch] == pytest.approx(each[batch]) for batch in points) for each in known)
+
+
 def reported(name, title):
     flops, megabytes = cost.TABLE_11.get(name, ((), ()))
     return list(flops) if title == "TFLOP" else [x / 1000 for x in megabytes]
@@ -205,9 +219,14 @@ def test_every_cell_of_table_11(capsys):
         assert cells == [f"{c.flops / 1e12:.3f}", f"{flops:.2f}", f"{c.flops / 1e12 / flops - 1:+.1%}",
                          f"{(c.flops - clip.flops) / 1e12:.3f}", f"{flops - cost.TABLE_11['clip'][0][i]:.2f}",
                          f"{c.memory / 1e6:.0f}", f"{mb}"], (label, batch)
-    for label, batch, above in re.findall(r"^  (\S+) at (\d+): .*\n.*\n.*which is \d+% (above|below) the report", out, re.M):
+    said = re.findall(r"^  (\S+) at (\d+): reported above CLIP ([\d.]+), predicted ([\d.]+), a ratio of ([\d.]+)\..*\n.*\n"
+                      r".* give ([\d.]+), which is (\d+)% (above|below) the report", out, re.M)
+    assert len(said) == 3
+    for label, batch, *numbers, off, above in said:
         entry = next(e for e in cost.table_11(B16) if (e.objective, e.batch) == (ORDER[label], int(batch)))
         assert above == ("above" if entry.again > entry.more_reported else "below") and not entry.within
+        known = (entry.more_reported, entry.more, entry.more_reported / entry.more, entry.again)
+        assert numbers == [f"{x:.2f}" for x in known] and off == f"{100 * abs(entry.again / entry.more_reported - 1):.0f}"
 
 
 def test_settings_reach_the_formulas():

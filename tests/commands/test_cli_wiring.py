@@ -4,6 +4,7 @@ import inspect
 import json
 import re
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -14,6 +15,7 @@ from PIL import Image
 from sparc_ref.commands import cli, demo
 from sparc_ref.data import DrawnScenes, UnigramTokenizer, WordTokenizer, load_image, open_captions
 from sparc_ref.model import PRESETS
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run import measure, sources
 from sparc_ref.run import train as loop
 from sparc_ref.run.examples import explain_caption
@@ -53,6 +55,17 @@ def test_options_of_model_and_training_are_handed_on(handed_on):
     assert got.datasets == [DrawnScenes("train", size=32, count=30)] and got.tokenizer.words == WordTokenizer(words).words
 
 
+def test_an_option_of_zero_is_an_option(handed_on):
+    got = handed_on("--lambda-f", "0", "--sigma", "0", "--text-depth", "0", "--eval-every", "0", "--weight-decay", "0")
+    assert (got.config.lambda_f, got.config.sigma, got.config.text_depth) == (0, 0, 0) != (PRESETS["tiny"].text_depth,) * 3
+    assert (got.options.eval_every, got.options.weight_decay) == (0, 0)
+
+
+def test_the_objective_and_its_settings_are_handed_on(handed_on):
+    got = handed_on("--objective", "filip", "--filip-keep", "0.4", "--filip-select", "pair")
+    assert got.objective == ObjectiveConfig("filip", filip_keep=0.4, filip_select="pair")
+
+
 @pytest.mark.parametrize("name", PRESETS)
 def test_a_preset_is_the_one_that_is_named(handed_on, name):
     got = handed_on("--preset", name, "--data", "drawn?count=30")
@@ -68,13 +81,16 @@ def test_going_on_and_starting_anew_are_not_confused(handed_on, tmp_path, flag):
 
 
 def test_options_of_the_demo_are_handed_on(monkeypatch, tmp_path):
-    given = []
+    given, again = [], []
     for module in (cli, demo):
-        monkeypatch.setattr(module, "demo", lambda config, **how: given.append(config), raising=False)
+        monkeypatch.setattr(module, "demo", lambda config, **how: given.append(config) or again.append(how["again"]),
+                            raising=False)
     argv = ["--seed", "3", "--seeds", "2", "--steps", "5", "--examples", "9", "--checkpoint-every", "4", "--resume"]
     assert cli.run(["demo", "--out", str(tmp_path), *argv, "--data", "drawn"]) == 0 == cli.run(["demo", "--out", str(tmp_path)])
     wanted = demo.DemoConfig(tmp_path, seed=3, seeds=2, steps=5, examples=9, checkpoint_every=4, resume=True, data="drawn")
     assert given == [wanted, demo.DemoConfig(tmp_path)] and given[1].data == "mosaic"
+    assert again[0] == (f"sparc-ref demo --out {tmp_path} --seed 3 --seeds 2 --steps 5 --examples 9 --checkpoint-every 4 "
+                        "--data drawn --resume") and again[1] == f"sparc-ref demo --out {tmp_path} --resume"
     assert [demo.recipe(config)[-1].steps for config in (*given, replace(wanted, steps=None))] == [5, 300, 400]
 
 
@@ -110,6 +126,39 @@ def test_validation_that_is_named_is_the_one_that_is_used(handed_on):
     got = handed_on("--image-size", "16", "--data", "drawn?count=30", "--validation", "drawn?count=5&seed=9",
                     "drawn?split=unseen&count=4")
     assert list(got.checks.values()) == [DrawnScenes("validation", 16, 5, seed=9), DrawnScenes("unseen", 16, 4)]
+    got = handed_on("--image-size", "16", "--validation", *(f"drawn?count={n}" for n in (5, 6, 7)))
+    assert {name: len(data) for name, data in got.checks.items()} == {
+        "drawn-validation": 5, "drawn-validation#1": 6, "drawn-validation#2": 7}, "of one name, and each is there"
+
+
+def own_splits(folder, *splits):
+    """A caption file that says which split each of its pictures is of, four of each."""
+    folder.mkdir()
+    with open(folder / "captions.jsonl", "w") as file:
+        for n, split in enumerate(split for split in splits for _ in range(4)):
+            Image.fromarray(np.full((8, 8, 3), 9 * n, np.uint8)).save(folder / f"{n}.png")
+            file.write(json.dumps({"image": f"{n}.png", "caption": f"{split} {n}", "split": split}) + "\n")
+    return f"captions:{folder}"
+
+
+def test_what_is_measured_later_is_what_was_named_or_kept_apart(handed_on, tmp_path):
+    """Of each data set by itself: the test split of scenes, of files with splits their own; or what it is validated on."""
+    three, two = own_splits(tmp_path / "three", "train", "val", "test"), own_splits(tmp_path / "two", "train", "test")
+    size = ("--image-size", "16", "--vocab-size", "30", "--eval-limit", "3")
+    got = handed_on(*size, "--data", three, "mosaic?regions=1,1&count=30", two)
+    assert got.sources == {
+        "data": [three, "mosaic?regions=1,1&count=30", two], "command": cli.started(got.again),
+        "measured": {"": f"{three}?split=validation", "1:mosaic": "mosaic?regions=1,1&count=30&split=test",
+                     "2:captions": f"{two}?split=test"}}
+    assert [data.texts[0][0].split()[0] for data in (got.datasets[0], got.datasets[2])] == ["train"] * 2
+    assert [(name, data.split) for name, data in got.checks.items()] == [
+        ("0:three-validation", "validation"), ("1:mosaic-validation", "validation"), ("2:two-train, trained on", "train")]
+    named = ("drawn?count=5", three, f"{two}?split=test")
+    got = handed_on(*size, "--data", two, "--validation", *named)
+    assert got.sources["measured"] == {"": "drawn?count=5", "1:captions": f"{three}?split=validation", "2:captions": named[2]}
+    assert {name: data.split for name, data in got.checks.items()} == {
+        "drawn-validation": "validation", "three-validation": "validation", "two-test": "test"}
+    assert got.sources["data"] == [two]
 
 
 @pytest.mark.parametrize("flags, eos, lower", [((), True, True), (("--no-eos",), False, True), (("--no-lower",), True, False)])
@@ -150,6 +199,9 @@ def test_pieces_are_learned_from_every_caption_of_every_set(tmp_path):
     assert isinstance(tokenizer, UnigramTokenizer)
     for letter in "abcdefghijkl":
         assert tokenizer.unk_id not in tokenizer.encode(letter).ids, letter
+    texts = ["red circle above it", "blue square left of that", "green ring below both"]
+    many, few = (sources.make_tokenizer([Told(texts * 2)], size, eos=False, lower=False) for size in (28, 24))
+    assert (many.vocab_size, few.vocab_size) == (28, 24) and not few.eos and not few.lower
 
 
 @pytest.mark.parametrize("flags, eos, lower", [((), True, True), (("--no-eos",), False, True), (("--no-lower",), True, False)])
@@ -191,7 +243,9 @@ def test_evaluate_measures_the_split_and_the_sets_that_are_named(run, tmp_path, 
         content = json.loads(file.read_text())
         sets = [DrawnScenes(split, size=16, style="short"), DrawnScenes(other, size=16, seed=3, captions=2)]
         wanted = [evaluate(params, config, data, tokenizer, 7, 3) for data in sets]
-        assert content["step"] == found.step == 1 and len(content["results"]) == 2
+        assert (content["step"], content["checkpoint"]) == (found.step, str(found.path)) == (1, str(found.path))
+        assert list(content["results"]) == [f"drawn?style=short {sets[0].name}",
+                                            f"drawn?seed=3&captions=2&split={other} {sets[1].name}"]
         for (name, got), numbers, data in zip(content["results"].items(), wanted, sets):
             assert data.name in name and close(got, numbers), name
         parts = re.split(r"^(?=.* on drawn-)", printed.out, flags=re.M)[-2:]
@@ -233,16 +287,28 @@ def test_evaluate_hands_on_how_to_go_about_it(run, monkeypatch):
     assert call["dataset"] == DrawnScenes("test", size=16), "test scenes, where no split is named"
 
 
+def test_options_of_a_report_are_handed_on(monkeypatch, tmp_path):
+    from sparc_ref.commands import report
+
+    given, how = [], inspect.signature(report.report)
+    monkeypatch.setattr(report, "report", lambda *args, **more: given.append(how.bind(*args, **more).arguments))
+    out = tmp_path / "page.html"
+    assert cli.run(["report", "a", "b", "--data", "drawn", "mosaic", "--limit", "7", "--out", str(out)]) == 0 == cli.run(
+        ["report", "c"])
+    assert given[0] == {"runs": (Path("a"), Path("b")), "data": ("drawn", "mosaic"), "limit": 7, "out": out}
+    assert given[1] == {"runs": (Path("c"),), "data": (), "limit": None, "out": None}
+
+
 def test_explain_draws_the_words_of_the_caption_over_the_picture(run, tmp_path, capsys):
     params, config, tokenizer, _ = load_run(run)
     photo = tmp_path / "photo.png"
     Image.fromarray(np.random.default_rng(0).integers(0, 256, (30, 50, 3), np.uint8)).save(photo)
     with figures_asked_for() as figures:
-        assert cli.run(["explain", str(photo), "a red circle", "--checkpoint", str(run), "--out", str(tmp_path / "x.png")]) == 0
+        assert cli.run(["explain", str(photo), "A Red circle", "--checkpoint", str(run), "--out", str(tmp_path / "x.png")]) == 0
     (call,) = figures["explain"]
     image = load_image(photo, 16)
-    seen = explain_caption(params, config, tokenizer, image, "a red circle")
-    assert np.array_equal(call.image, image) and tuple(call.words) == ("a", "red", "circle") and call.grid == (2, 2)
-    assert [row.kind for row in call.rows] == ["similarity", "weights"] and call.title == "a red circle" and call.masks is None
+    seen = explain_caption(params, config, tokenizer, image, "A Red circle")
+    assert np.array_equal(call.image, image) and tuple(call.words) == ("A", "Red", "circle") and call.grid == (2, 2)
+    assert [row.kind for row in call.rows] == ["similarity", "weights"] and call.title == "A Red circle" and call.masks is None
     for row in call.rows:
         np.testing.assert_allclose(row.values, getattr(seen, row.kind), atol=1e-6, err_msg=row.kind)

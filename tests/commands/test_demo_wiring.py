@@ -36,7 +36,7 @@ SPLITS = {"mosaic": {"test": ""}, "drawn": {"test": "", "unseen": "unseen_"}}
 @pytest.fixture(scope="module", params=WORLDS)
 def ran(request, tmp_path_factory):
     """The demo, its recipe with small sizes; what train() was given; what figures were asked for; what was printed."""
-    out, said, given, recipe, train = tmp_path_factory.mktemp("demo"), [], [], d.recipe, d.train
+    out, said, given, handed, recipe, train = tmp_path_factory.mktemp("demo"), [], [], [], d.recipe, d.train
     printed = io.StringIO()
 
     def small(config):
@@ -47,18 +47,20 @@ def ran(request, tmp_path_factory):
 
     def watched(model, training, datasets, tokenizer, folder, **how):
         given.append((model, training, list(datasets), folder, how["validation"]))
+        handed.append((how["again"], how["resume"], how["overwrite"]))
         return train(model, training, datasets, tokenizer, folder, **how)
 
     with pytest.MonkeyPatch.context() as patch, figures_asked_for() as figures, contextlib.redirect_stdout(printed):
         patch.setattr(d, "recipe", small)
         patch.setattr(d, "train", watched)
         page = d.demo(d.DemoConfig(out=out, seed=SEEDS[0], seeds=2, steps=STEPS, examples=EXAMPLES, checkpoint_every=STEPS,
-                                   data=request.param),
-                      say=said.append)
+                                   data=request.param, resume=request.param == "mosaic", overwrite=request.param == "drawn"),
+                      again="the command", say=said.append)
     folders = {(s, key): out / f"seed_{s:02d}" / key for s in SEEDS for key in NAMES}
     return SimpleNamespace(
         world=request.param, scenes=WORLDS[request.param], out=out,
-        page=page.read_text(encoding="utf-8"), printed=printed.getvalue(), given=given, figures=figures, said=said,
+        page=page.read_text(encoding="utf-8"), printed=printed.getvalue(), given=given, handed=handed, figures=figures,
+        said=said,
         folders=folders, runs={who: load_run(folder) for who, folder in folders.items()},
         finals={who: json.loads((folder / "final.json").read_text()) for who, folder in folders.items()},
     )
@@ -76,6 +78,26 @@ def test_each_model_is_trained_on_training_scenes_and_validated_on_others(ran):
         last = [row for row in read_metrics(ran.folders[seed, key] / "metrics.jsonl") if row["kind"] == "eval"][-1]
         numbers = evaluate(params, model, checks, tokenizer, seed=seed)
         assert all(last[name] == pytest.approx(x, rel=1e-4, abs=1e-5) for name, x in numbers.items())
+
+
+TITLES = {"mosaic": ("SPARC on mosaics: every region has a name", "neither is read through a head that it did not train"),
+          "drawn": ("SPARC on drawn scenes: objects on a ground without a name", "is in docs/learning.md")}
+SPECS = {"mosaic": "mosaic?", "drawn": "drawn?style=short&"}
+
+
+def test_what_is_said_and_remembered_is_of_this_demo(ran):
+    """Each model by its name and seed, in order; each run with its own data, how to go on, and what it is measured on."""
+    assert [line for line in ran.said if line.startswith("---")] == [f"--- {NAMES[key]}, seed {s}" for s, key in ran.folders]
+    assert ran.said[-1].endswith(f"Open {ran.out / 'report.html'}")
+    for world, words in TITLES.items():
+        assert all((text in ran.page) == (world == ran.world) for text in words)
+    assert ran.handed == [("the command", ran.world == "mosaic", ran.world == "drawn")] * 4
+    for (seed, _), folder in ran.folders.items():
+        record = json.loads((folder / "config.json").read_text())
+        assert record["sources"] == {"data": [SPECS[ran.world][:-1]], "measured": {
+            prefix.strip("_"): f"{SPECS[ran.world]}split={split}&count={EXAMPLES}"
+            for split, prefix in SPLITS[ran.world].items()}}
+        assert (record["train"]["seed"], record["train"]["checkpoint_every"], record["train"]["steps"]) == (seed, STEPS, STEPS)
 
 
 def test_final_numbers_are_those_of_test_scenes_and_of_unseen_pairs(ran):
@@ -202,3 +224,21 @@ def test_curves_settings_data_and_files_are_their_own_models(ran):
             (file,) = rows[f"{name}: {what}"]
             assert (ran.out / file).exists() and (ran.out / file).is_relative_to(ran.folders[SEEDS[0], key])
             assert file.endswith(end)
+
+
+@pytest.mark.parametrize("data, steps", [("mosaic", 300), ("drawn", 400)])
+def test_a_demo_without_numbers_names_those_that_it_took(monkeypatch, tmp_path, data, steps):
+    """The warm-up is a quarter of a short training, 50 updates of a long one; evaluations are four."""
+    asked = []
+    monkeypatch.setattr(d, "one_model", lambda *args: {"images": 1.0})
+    monkeypatch.setattr(d, "write_page", lambda *args, **how: asked.append((args, how)))
+    d.demo(d.DemoConfig(out=tmp_path, data=data), say=lambda text: None)
+    [((path, folders, measured), how)] = asked
+    assert how["command"] == f"sparc-ref demo{' --data drawn' * (data == 'drawn')} --seed 0 --steps {steps} --examples 500"
+    assert path == tmp_path / "report.html" and folders == {name: tmp_path / key for key, name in NAMES.items()}
+    assert measured == {prefix.strip("_"): f"{SPECS[data]}split={split}&count=500" for split, prefix in SPLITS[data].items()}
+    assert how["finals"] == {name: {"images": 1.0} for name in NAMES.values()} and how["seeds"] is None
+    for given, warmup, every in ((None, 50, steps // 4), (8, 2, 2), (2, 0, 1), (1000, 50, 250)):
+        training = d.recipe(d.DemoConfig(data=data, steps=given, seed=7, checkpoint_every=9))[-1]
+        assert (training.steps, training.warmup, training.eval_every) == (given or steps, warmup, every)
+        assert (training.seed, training.checkpoint_every) == (7, 9)

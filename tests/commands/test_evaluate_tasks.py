@@ -77,6 +77,8 @@ def test_each_is_measured_once_and_kept(task, data, capsys):
     assert f"classification on ImageNet: 3 examples, folder:{data}/a" in said and task.opened == (64, 4)
     named = [line.strip() for line in said.splitlines() if line.endswith("seen.png")]
     assert sorted(named) == sorted(str(file) for file in (data / "run/evaluation").glob("*/seen.png")) and len(named) == 2
+    kept = [json.loads(file.read_text()) for file in (data / "run/evaluation").glob("*.json")]
+    assert all(each["about"]["trained_on"] == ["captions:/all"] for each in kept) and len(kept) == 2
     assert command(data, "a", "b", "a?prompt=clip7") == 0
     assert "kept from before" in capsys.readouterr().out
     assert [(n, p) for _, n, p in task.measured] == [(3, "bare"), (5, "bare"), (3, "clip7")]
@@ -188,6 +190,12 @@ def test_tables_of_several_runs(task, data, capsys):
     assert "Table 1" in said and f"Open {data / 'run/tables.html'}" in said
     ours = page[:page.index("not comparable</th>")]
     assert ours.index(">run<") < ours.index("30.0") < ours.index("50.0")
+    run(["evaluate", "--checkpoint", str(data / "run"), "--task", "classification", "--data", f"folder:{data}/b", "--out",
+         str(data / "else/run")])
+    capsys.readouterr()
+    assert run(["report", "--tables", str(data / "run"), str(data / "else/run"), "--out", str(data / "t.html")]) == 0
+    rows = [line.split()[:2] for line in capsys.readouterr().out.splitlines() if line.startswith(str(data))]
+    assert rows[:2] == [[str(data / "run"), "30.0"], [str(data / "else/run"), "50.0"]], "of one name, and each is there"
     assert run(["report", "--tables", str(data / "empty")]) == 2
     assert "expected results of sparc-ref evaluate --task" in capsys.readouterr().err
     for option, value in (("--limit", "3"), ("--data", "drawn")):

@@ -1,6 +1,8 @@
 """The page of any run: whose it is, where it goes, what it says of where its numbers come from."""
 
+import importlib
 import json
+import os
 import re
 import shutil
 from dataclasses import replace
@@ -10,14 +12,15 @@ import pytest
 from pages import Tables
 
 from sparc_ref.commands import cli
-from sparc_ref.commands.report import home, measure, report, runs_in, same
+from sparc_ref.commands.report import home, measure, report, runs_in, same, training_seconds
 from sparc_ref.data import DrawnScenes, WordTokenizer
 from sparc_ref.model import PRESETS
+from sparc_ref.objectives.chosen import ObjectiveConfig
 from sparc_ref.run import checkpoint
 from sparc_ref.run.measure import evaluate
-from sparc_ref.run.rundir import load_run
+from sparc_ref.run.rundir import load_run, read_metrics
 from sparc_ref.run.sources import remembered
-from sparc_ref.run.train import TrainConfig, train
+from sparc_ref.run.train import SPARC, TrainConfig, train
 from sparc_ref.show.results import NUMBERS
 
 
@@ -27,14 +30,14 @@ def quick_figures(monkeypatch):
     monkeypatch.setattr("sparc_ref.show.plots.png", lambda figure, dpi=150: b"PNG")
 
 
-def make(out, size=16, spec="drawn?style=short&count=9", **changes):
+def make(out, size=16, spec="drawn?style=short&count=9", objective=SPARC, **changes):
     data = DrawnScenes(size=size, count=9, style="short")
     tokenizer = WordTokenizer(data.vocabulary())
     config = replace(PRESETS["tiny"], image_size=size, vision_width=16, vision_depth=1, text_width=16, text_depth=1,
                      vocab_size=tokenizer.vocab_size, max_tokens=12, **changes)
     train(config, TrainConfig(steps=2, batch=4, eval_every=0, checkpoint_every=1, warmup=1), [data], tokenizer, out,
           validation={"own": data}, sources=remembered([spec]) | {"command": "sparc-ref train --data " + spec},
-          say=lambda text: None)
+          say=lambda text: None, objective=objective)
     return out
 
 
@@ -70,6 +73,53 @@ def test_several_runs_side_by_side_whatever_their_size(run, tmp_path):
     rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table if len(row) == 3}
     assert rows["size"] == ["16", "16"], "both of the first run"
     assert f"sparc-ref train --data drawn?style=short&amp;count=9 --out {run}" in page, "wherever the page lies"
+
+
+def test_each_run_is_measured_and_shown_under_its_own_objective(run, tmp_path, monkeypatch):
+    """Whichever comes first; its settings stand in its own column, and its files, curves and time are its own."""
+    objective = ObjectiveConfig("pacl", pacl_weight_scale=3.0)
+    other, asked = make(tmp_path / "other", objective=objective), []
+    for room, name, place in (("measure", "evaluate", "objective"), ("examples", "explain_examples", "objective")):
+        module = importlib.import_module(f"sparc_ref.run.{room}")
+        real = getattr(module, name)
+
+        def watched(*args, _real=real, _name=name, _place=place, **how):
+            asked.append((_name, args[0], how[_place]))
+            return _real(*args, **how)
+
+        monkeypatch.setattr(module, name, watched)
+    page = quiet([run, other], out=tmp_path / "both.html", data=["drawn?style=short&count=4"])
+    mine, theirs = (load_run(folder)[0] for folder in (run, other))
+    for name, params, under in asked:
+        own = mine if under == ObjectiveConfig() else theirs
+        assert under in (ObjectiveConfig(), objective) and params.keys() == own.keys(), name
+        assert all(np.array_equal(params[n], p) for n, p in own.items()), name
+    assert {(name, under == objective) for name, _, under in asked} >= {
+        ("evaluate", False), ("evaluate", True), ("explain_examples", False), ("explain_examples", True)}
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table}
+    assert rows["objective"] == ["–", "pacl"] and rows["pacl_weight_scale"] == ["–", "3.0"] and rows["steps"] == ["2", "2"]
+    for name, folder in (("mine", run), ("other", other)):
+        for what, file in (("metrics", "metrics.jsonl"), ("configuration", "config.json"),
+                           ("checkpoint", "checkpoints/step_00000002")):
+            assert rows[f"{name}: {what}"] == [os.path.relpath(folder / file, tmp_path)]
+    seconds = [np.mean([row["seconds"] for row in read_metrics(folder / "metrics.jsonl") if row["kind"] == "train"]) * 2
+               for folder in (run, other)]
+    assert [row[1:3] for row in Tables(page).tables[0] if row[0] == "training time"] == [[f"{x:.0f} s" for x in seconds]]
+
+
+def test_the_time_of_a_training_is_that_of_its_updates():
+    """Of all of them, from those that were logged; what evaluations took is not in it."""
+    rows = [{"kind": "train", "step": 5, "seconds": 2.0}, {"kind": "eval", "step": 5, "seconds": 100.0},
+            {"kind": "skipped", "step": 7}, {"kind": "train", "step": 9, "seconds": 4.0}]
+    assert training_seconds(rows) == 27.0 and training_seconds(rows[1:3]) == 0.0
+
+
+def test_what_was_trained_on_and_what_is_measured_are_told_apart(run):
+    """The first of the data is what is shown whole, whatever follows it."""
+    page = quiet([run], data=["drawn?style=short&split=validation&count=5", "mosaic?count=4"])
+    rows = {row[0].removesuffix(" ≠"): row[1:] for table in Tables(page).tables[1:] for row in table if len(row) == 3}
+    assert rows["name"] == ["drawn-train", "drawn-validation"] and rows["count"] == ["9", "5"]
+    assert "mine on drawn-validation" in page and "5 pictures and 5 captions of drawn-validation" in page
 
 
 def test_further_data_is_named_and_has_its_own_numbers(run):

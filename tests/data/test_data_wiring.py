@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparc_ref.data import Batches, Example, WordTokenizer, open_captions
+from sparc_ref.data import Batches, CaptionData, Example, WordTokenizer, open_captions
 from sparc_ref.data.images import load_image, read_image
 
 WORDS = WordTokenizer([f"w{i}" for i in range(60)])
@@ -68,5 +68,42 @@ def test_a_picture_that_is_large_and_allowed_is_allowed_again(tmp_path, monkeypa
     (tmp_path / "captions.jsonl").write_text(json.dumps({"image": "a.png", "caption": "w0"}))
     monkeypatch.setattr(read_image, "__defaults__", ("squash", 100, True))
     monkeypatch.setattr(load_image, "__defaults__", ("squash", 100))
+    monkeypatch.setattr(CaptionData.__init__, "__defaults__", ("", None, 100))
     lazy = open_captions(tmp_path, size=8, max_pixels=400, memory_mb=0, progress=False)
     assert lazy.images == [None] and lazy[0].image.shape == (8, 8, 3)
+
+
+def test_the_hash_of_captioned_files_sees_every_name_caption_byte_and_their_order(tmp_path):
+    rows = [("0.png", "a"), ("1.png", "b"), ("1.png", "c"), ("2.png", "d")]
+
+    def hashed(rows, turn=0, **options):
+        for n in range(3):
+            Image.fromarray(np.full((4, 6, 3), 9 * ((n + turn) % 3), np.uint8)).save(tmp_path / f"{n}.png")
+        (tmp_path / "captions.jsonl").write_text("".join(json.dumps({"image": n, "caption": c}) + "\n" for n, c in rows))
+        return open_captions(tmp_path, size=4, progress=False, **options).digest()
+
+    first = hashed(rows)
+    assert hashed(rows, memory_mb=0, how="crop") == first, "of the files, however they are read"
+    changed = [hashed(rows, 1), hashed([*rows[:3], ("2.png", "e")]), hashed([rows[0], rows[2], rows[1], rows[3]]),
+               hashed(rows[:3]), hashed([rows[3], *rows[:3]]), hashed([*rows, ("2.png", "d")])]
+    (tmp_path / "3.png").write_bytes((tmp_path / "2.png").read_bytes())
+    changed.append(hashed([*rows[:3], ("3.png", "d")]))
+    assert len({first, *changed}) == 8
+
+
+def test_a_data_set_of_files_says_of_itself_what_it_is(tmp_path):
+    """Every field by itself; keys are the files' names; the split of the file's own is that which is asked for."""
+    rows = [("a/0.png", "x", "test"), ("a/0.png", "y", "test"), ("b/1.png", "z", "test"), ("b/2.png", "w", "train")]
+    for folder in "ab":
+        (tmp_path / folder).mkdir()
+    for name, _, _ in rows:
+        Image.new("RGB", (4, 6)).save(tmp_path / name)
+    (tmp_path / "captions.csv").write_text("image,caption,split\n" + "".join(",".join(row) + "\n" for row in rows))
+    for options in ({"split": "test"}, {"own_split": "test"}):
+        data = open_captions(tmp_path, size=5, how="crop", progress=False, **options)
+        told = data.describe()
+        report = told.pop("report")
+        assert told == {"name": f"{tmp_path.name}-test", "kind": "image-caption files", "count": 2, "captions": 3, "size": 5,
+                        "resize": "crop", "split": "test"}
+        assert report == data.report.as_dict() and report["kept"] == {"images": 2, "captions": 3, "captions of other splits": 1}
+        assert [example.key for example in (data[0], data[1])] == ["0.png", "1.png"] and data.splits == {"test": 3, "train": 1}

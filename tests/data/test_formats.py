@@ -182,8 +182,33 @@ def test_a_split_column_is_followed(folder):
     assert read(table(folder, text, split="validation")) == {"b.jpg": ("two",)}
     with pytest.raises(ValueError, match="split: expected one of train, validation or all, the splits that it has, got test"):
         table(folder, text, split="test")
+    spelled = {"train": "train restval Train", "validation": "val valid validation dev DEV", "test": "test Test"}
+    text = "image,split,caption\n" + "".join(f"a.png,{word},{word}\n" for words in spelled.values() for word in words.split())
+    for split, words in spelled.items():
+        data = table(folder, text, split=split)
+        assert data.texts == [tuple(words.split())] and data.splits == {"train": 3, "validation": 5, "test": 2}
     plain = table(folder, "image,caption,split\na.png,one,7\nb.jpg,two,8\n")
     assert len(plain) == 2 and plain.splits == {}
+
+
+@pytest.mark.parametrize("name", ["x.csv", "x.jsonl", "x.json"])
+def test_both_columns_of_captions_are_read_and_the_split_of_each_record(folder, name):
+    """"caption" and "captions" are two; of other names, and of names for the picture, the first in the order of the list."""
+    rows = [{"path": "gone.png", "captions": "two", "image": "a.png", "title": "no", "caption": "one", "split": "train"},
+            {"path": "gone.png", "captions": "four", "image": "b.jpg", "title": "no", "caption": "three", "split": "dev"}]
+    text = "".join(json.dumps(row) + "\n" for row in rows) if name != "x.json" else json.dumps(rows)
+    if name == "x.csv":
+        text = "".join(",".join(row) + "\n" for row in (rows[0], *(row.values() for row in rows)))
+    for split, wanted in (("train", {"a.png": {"one", "two"}}), ("validation", {"b.jpg": {"three", "four"}}),
+                          ("all", {"a.png": {"one", "two"}, "b.jpg": {"three", "four"}})):
+        data = table(folder, text, name, split=split)
+        assert {picture: set(texts) for picture, texts in read(data).items()} == wanted
+        assert all(len(texts) == 2 for texts in data.texts) and data.splits == {"train": 1, "validation": 1}
+
+
+def test_of_two_fields_that_differ_in_case_the_first_is_read(folder):
+    data = table(folder, '{"Image": "a.png", "image": "b.jpg", "TITLE": "one", "title": "two"}\n', "x.jsonl")
+    assert read(data) == {"a.png": ("one",)}
 
 
 LEFT_OUT = ("malformed row", "wrong number of columns", "line is not UTF-8", "header again", "caption empty",
@@ -242,6 +267,14 @@ def test_conceptual_captions(folder, photo):
                           ("u.jsonl", '{"url": "http://x.org/z.png", "caption": "a dog"}\n')):
         with pytest.raises(ValueError, match="picture is a URL, its file is not here"):
             table(folder, content, name)
+
+
+@pytest.mark.parametrize(("name", "own", "other"), [("t.csv", ",", "\t"), ("t.tsv", "\t", ","), ("t.token", "\t", ","),
+                                                    ("t.txt", "\t", ",")])
+def test_where_two_delimiters_would_do_the_ending_decides(folder, name, own, other):
+    """Of a URL it cannot be told where it ends."""
+    data = table(folder, f"http://x.org/a.png{own}red{other} big\nhttp://x.org/b.jpg{own}blue\n", name)
+    assert read(data) == {"a.png": (" ".join(f"red{other} big".split()),), "b.jpg": ("blue",)} and not data.report.skipped
 
 
 def test_coco_over_several_folders(tmp_path, photo):
@@ -330,6 +363,20 @@ def test_pictures_with_texts_beside_them(tmp_path, photo):
         "image without a usable caption": 1}
 
 
+def test_every_text_beside_a_picture_is_a_caption(tmp_path, photo):
+    """Each line of a text alone; with a JSON beside it, as img2dataset writes it, the text is one. A list is several."""
+    (tmp_path / "00000").mkdir()
+    for place, key in ((tmp_path, "top"), *((tmp_path / "00000", key) for key in ("lines", "whole", "list", "text"))):
+        (place / f"{key}.png").write_bytes(photo())
+    (tmp_path / "top.txt").write_text("at the top")
+    for name, text in {"lines.txt": "one\r\n\r\n two \nthree\n", "whole.txt": "not\nthree\nlines", "whole.json": "{}",
+                       "list.json": '{"captions": ["a", "b"], "title": "no"}', "text.json": '{"text": "c"}'}.items():
+        (tmp_path / "00000" / name).write_bytes(text.encode())
+    assert read(open_captions(tmp_path, size=4)) == {
+        "top.png": ("at the top",), "lines.png": ("one", "two", "three"), "whole.png": ("not three lines",),
+        "list.png": ("a", "b"), "text.png": ("c",)}
+
+
 def test_a_folder_with_several_files_or_none_says_so(folder):
     for name in ("first.csv", "second.csv"):
         (folder / name).write_text("image,caption\na.png,x\n")
@@ -351,10 +398,13 @@ def test_a_folder_of_what_is_not_read_says_what_helps(tmp_path):
 
 
 def test_a_file_for_each_split(folder):
-    for name, picture in (("train.csv", "a.png"), ("val.csv", "b.jpg")):
+    for name, picture in (("train.csv", "a.png"), ("val.csv", "b.jpg"), ("my_test.csv", "sub/c d.png")):
         (folder / name).write_text(f"image,caption\n{picture},x\n")
     assert list(read(open_captions(folder, size=4))) == ["a.png"]
-    assert list(read(open_captions(folder, size=4, split="validation"))) == ["b.jpg"]
+    for split, picture in (("train", "a.png"), ("validation", "b.jpg"), ("test", "c d.png")):
+        asked, own = open_captions(folder, size=4, split=split), open_captions(folder, size=4, own_split=split)
+        assert list(read(asked)) == list(read(own)) == [picture] and asked.split == own.split == split
+        assert set(asked.splits) == {"train", "validation", "test"}
 
 
 def test_a_caption_file_that_is_found_must_lie_in_the_folder(folder, tmp_path):

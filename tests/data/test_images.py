@@ -84,6 +84,8 @@ def test_exif_turns_the_image_upright(orientation):
     pixels, changes = read_image(stream.getvalue(), 16)
     assert np.array_equal(pixels, upright)
     assert changes == (["turned upright as its EXIF says"] if orientation > 1 else [])
+    pixels, changes = read_image(stream.getvalue(), 16, upright=False)
+    assert np.array_equal(pixels, stored[orientation]) and changes == [], "as it is stored, where that is asked for"
 
 
 @pytest.mark.filterwarnings("ignore:Corrupt EXIF")
@@ -157,7 +159,14 @@ def test_squash_takes_everything_and_crop_the_middle():
     squashed, cropped = resize(wide, 30), resize(wide, 20, "crop")
     assert squashed.shape == (30, 30, 3) and [squashed[15, x].argmax() for x in (4, 15, 26)] == [0, 1, 2]
     assert (cropped == [0, 255, 0]).all()
+    tall = wide.transpose(1, 0, 2)
+    assert (resize(tall, 20, "crop") == [0, 255, 0]).all() and np.array_equal(resize(tall, 30).transpose(1, 0, 2), squashed)
     assert np.array_equal(resize(wide[:, :20], 20), wide[:, :20])
+    for picture, size, shape in ((wide, 30, (10, 30)), (tall, 30, (30, 10)), (wide, 60, (20, 60)), (wide, 99, (20, 60))):
+        kept = resize(picture, size, "within")
+        assert kept.shape == (*shape, 3), "in its own shape, never made larger"
+        ends = (kept[0, 0], kept[shape[0] // 2, shape[1] // 2], kept[-1, -1])
+        assert [int(colour.argmax()) for colour in ends] == [0, 1, 2]
     for bad, name in (((wide, 8, "fit"), "how"), ((wide, 0), "size")):
         with pytest.raises(ValueError, match=f"{name}: expected"):
             resize(*bad)

@@ -73,6 +73,7 @@ def test_two_names_are_one_picture_only_where_they_are_spellings_of_one(tmp_path
     assert data.texts == [("0", "1", "2")]
     assert data.report.skipped == {"several names fit one file": 2, "captions of skipped images": 2}
     assert listed(tmp_path, ["1.png", "x/1.png"]).texts == [("0",)], "a guess never joins an exact name"
+    assert listed(tmp_path, ["1.png", "/1.png"]).texts == [("0",)], "nor does the path of another machine"
 
 
 def test_absolute_names_inside_the_folder_are_exact(tmp_path, photo):

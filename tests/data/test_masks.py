@@ -106,6 +106,9 @@ def test_what_is_no_label_png_is_named(tmp_path):
             read_labels(tmp_path / f"{name}.png")
     with pytest.raises(Unusable):
         picture_size(tmp_path / "absent.png")
+    for size in ((6000, 10), (10, 6000)):                         # long, and of few pixels
+        Image.new("L", size).save(tmp_path / "long.png")
+        assert read_labels(tmp_path / "long.png").shape == size[::-1]
 
 
 def test_a_pictures_size_is_that_of_the_upright_picture(tmp_path):

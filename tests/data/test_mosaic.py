@@ -7,7 +7,8 @@ import pytest
 
 from sparc_ref.data import MosaicScenes, WordTokenizer
 from sparc_ref.data.drawn import COLOURS
-from sparc_ref.data.mosaic import MATERIALS, SURFACES, pattern
+from sparc_ref.data.mosaic import MATERIALS, SURFACES, cells, pattern
+from sparc_ref.data.scenes import Draws
 
 
 def test_a_scene_is_a_function_of_its_key():
@@ -84,6 +85,27 @@ def test_surfaces_differ_by_more_than_a_shift():
         seen[surface] = (p.any(), len({r.tobytes() for r in p}), len({c.tobytes() for c in p.T}), round(float(p.mean()), 2))
     assert len(set(seen.values())) == len(SURFACES), seen
     assert all(sum(pair[0] == c for pair in MATERIALS) == len(SURFACES) for c in {c for c, _ in MATERIALS})
+
+
+def test_regions_are_those_of_the_draw_whose_smallest_is_largest():
+    """Of sixty at most, the first that is good enough ends them; each pixel belongs to the nearest site."""
+    y, x = np.mgrid[:16, :16]
+    ended = set()
+    for seed in range(12):
+        count, draws, best, least = 3 + seed % 6, Draws(seed, 5), None, -1
+        tried = 0
+        while tried < 60:
+            tried += 1
+            sites = [(draws.below(16), draws.below(16)) for _ in range(count)]
+            owner = np.argmin([(y - a) ** 2 + (x - b) ** 2 for a, b in sites], axis=0)
+            smallest = np.bincount(owner.ravel(), minlength=count).min()
+            if smallest > least:
+                best, least = owner, smallest
+            if 12 * smallest >= 256:
+                break
+        ended.add(tried == 60)
+        assert np.array_equal(cells(Draws(seed, 5), count, 16, 1.0), best), seed
+    assert ended == {True, False}, "the case can tell"
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -48,7 +48,8 @@ def test_masks_spans_and_captions(source):
         example = ds[i]
         assert example.image.shape == (64, 64, 3) and example.image.dtype == np.uint8
         assert np.array([r.mask for r in example.regions]).sum(0).max() == 1
-        assert len({r.label for r in example.regions}) == len(example.regions)
+        assert len({r.label for r in example.regions}) == len(example.regions) and len(example.captions) == 2
+        assert all([k for k, _, _ in region.spans] == [0, 1] for region in example.regions), "each is named in each caption"
         centre = {}
         for region in example.regions:
             for k, start, end in region.spans:
@@ -127,6 +128,53 @@ def test_no_transparency_is_skipped_unless_kept(tmp_path, sticker, photo):
     assert ds.classes == ("good",)
     assert ds.report.skipped == {"no transparency": 2, "nothing visible": 1}
     assert opened(tmp_path, files, keep_opaque=True).classes == ("good", "grey", "opaque")
+
+
+def test_every_option_is_told_and_moves_what_is_shown(source):
+    """None at its default; the seed and the split too draw other scenes of the same pictures."""
+    options = {"split": "test", "size": 40, "count": 7, "seed": 3, "objects": (2, 3), "clutter": False, "style": "short",
+               "captions": 3}
+    ds = PictureScenes(*source, **options)
+    told = ds.describe()
+    report = told.pop("report")
+    assert told == options | {"name": "dots-test", "kind": "picture scenes", "source": str(source[0]), "objects": [2, 3],
+                              "classes": 5}
+    assert report == ds.report.as_dict() and len(ds) == 7 and all(2 <= len(ds[i].regions) <= 3 for i in range(7))
+    assert {len(ds[i].regions) for i in range(7)} == {2, 3} and ds[6].key == "dots-test-3-6"
+    usual = PictureScenes(*source)
+    for name in options.keys() - {"count"}:
+        other = PictureScenes(*source, **{name: options[name]})
+        assert any(digest(other[i]) != digest(usual[i]) for i in range(4)), name
+    assert {len(usual[i].regions) for i in range(30)} == {1, 2, 3, 4}, "from one to four, where nothing is said"
+
+
+def test_the_hash_is_that_of_every_pixel_and_name(tmp_path, sticker):
+    def hashed(names, colours, **options):
+        with zipfile.ZipFile(tmp_path / "x.zip", "w") as archive:
+            for name, colour in zip(names, colours):
+                archive.writestr(f"{name}.png", sticker(colour))
+        return PictureScenes(tmp_path / "x.zip", objects=(1, 1), **options).digest()
+
+    first = hashed("ab", [(9, 9, 9), (80, 0, 0)])
+    others = [hashed("ac", [(9, 9, 9), (80, 0, 0)]), hashed("ab", [(9, 9, 9), (81, 0, 0)]), hashed("a", [(9, 9, 9)])]
+    assert len({first, *others}) == 4 and hashed("ba", [(80, 0, 0), (9, 9, 9)], seed=5, split="test", count=3) == first
+
+
+def test_long_pictures_are_pasted_whole_around_their_centres(tmp_path):
+    """Three times as tall as wide, and the reverse: nothing is cut at the border, and they come near to each border."""
+    for name, shape in (("tall", (36, 12)), ("wide", (12, 36))):
+        pixels = np.zeros((40, 40, 4), np.uint8)
+        pixels[2:2 + shape[0], 2:2 + shape[1]] = (9, 200, 9, 255)
+        stream = io.BytesIO()
+        Image.fromarray(pixels).save(stream, "PNG")
+        ds = opened(tmp_path, [("good.png", stream.getvalue())], clutter=False)
+        boxes = np.array([[(x.min(), x.max() + 1) for x in np.nonzero(ds[i].regions[0].mask)] for i in range(120)])
+        height, width = (boxes[:, :, 1] - boxes[:, :, 0]).T
+        long, short = (height, width) if name == "tall" else (width, height)
+        assert np.all(np.abs(long / short - 3) < 0.5) and set(long) == {64 * n // 1000 for n in module.SIZES}
+        free = np.stack([boxes[:, :, 0], 64 - boxes[:, :, 1]], 2)      # (N,2,2): above and below, left and right
+        assert free.min((0, 2)).tolist() <= ([1, 12] if name == "tall" else [12, 1])
+        assert abs(free[..., 0].mean(0) - free[..., 1].mean(0)).max() < 8, "as far from one side as from the other"
 
 
 def test_hostile_members_are_skipped_with_their_reason(tmp_path, sticker, photo, bomb):

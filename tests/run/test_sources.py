@@ -8,6 +8,7 @@ import pytest
 from PIL import Image
 
 from sparc_ref.commands import cli
+from sparc_ref.data import MosaicScenes
 from sparc_ref.run.sources import open_source, validation_of
 
 CASES = Path(__file__).parents[1] / "data" / "cases" / "captions"
@@ -73,6 +74,22 @@ def test_errors_name_the_page(tmp_path, capsys):
         assert cli.run(["train", "--out", str(tmp_path / "run"), "--data", spec]) == 2
         err = capsys.readouterr().err
         assert words in err and "docs/data.md" in err and err.count("\n") == 1
+
+
+def test_an_option_is_of_its_own_type():
+    """Truth in its usual spellings, whole numbers, a range, a share, text; anything else is named."""
+    def made(options, kind="mosaic"):
+        return open_source(f"{kind}?{options}", 32)
+
+    assert [made(f"fused={x}", "drawn").fused for x in ("true", "True", "1", "false", "FALSE", "0")] == [True] * 3 + [False] * 3
+    data = made("regions=1,3&coverage=.25&grain=2&link=and&split=test&count=9&seed=4&words=2&distractors=1")
+    assert data == MosaicScenes("test", 32, 9, 4, (1, 3), 0.25, 1, 2, "and", 2)
+    for options, words in (("count=2.5", "count: expected int, got '2.5'"), ("coverage=half", "coverage: expected float"),
+                           ("regions=1,x", "regions: expected tuple"), ("seed=", "seed: expected one value, got none")):
+        with pytest.raises(ValueError, match=words):
+            made(options)
+    with pytest.raises(ValueError, match="fused: expected bool, got 'yes'"):
+        made("fused=yes", "drawn")
 
 
 @pytest.mark.parametrize(("options", "words"), [

@@ -16,7 +16,7 @@ from sparc_ref.objectives import sparc
 from sparc_ref.objectives.chosen import NAMES, ObjectiveConfig, after_update, init_own, loss_of, own_shapes, scores_of
 from sparc_ref.objectives.pacl import embed
 from sparc_ref.run import examples, measure
-from sparc_ref.run.examples import explain_examples
+from sparc_ref.run.examples import explain_caption, explain_examples
 from sparc_ref.run.measure import evaluate
 from sparc_ref.run.rundir import load_run, objective_of, read_metrics
 from sparc_ref.run.train import TrainConfig, train
@@ -76,9 +76,13 @@ def test_localisation_reads_the_patches_that_pacl_compares(tmp_path, monkeypatch
     assert {k: got[k] for k in ("i2t_r1", "grounding_gap")} == {k: plain[k] for k in ("i2t_r1", "grounding_gap")}
     monkeypatch.undo()
     (shown,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2], objective=objective)
+    one = DATA[2].image, DATA[2].captions[0]
+    alone = explain_caption(params, CONFIG, TOKENIZER, *one, objective)
+    unlike = explain_caption(params, CONFIG, TOKENIZER, *one)
     monkeypatch.setattr(examples, "images_of", embedded)
     (wanted,) = explain_examples(params, CONFIG, DATA, TOKENIZER, [2])
     assert np.array_equal(shown.weights, wanted.weights), "the maps are of those patches too"
+    assert np.array_equal(alone.weights, wanted.weights) and not np.allclose(unlike.weights, wanted.weights)
 
 
 @pytest.mark.parametrize("objective", [o for o in OTHERS if scores_of(o)], ids=lambda o: f"{o.objective}-{OTHERS.index(o)}")

@@ -8,7 +8,7 @@ import re
 import shutil
 import sys
 import time
-from dataclasses import fields
+from dataclasses import fields, replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -18,11 +18,11 @@ from witness import close
 
 from parity import oracle
 from sparc_ref import optim
-from sparc_ref.data import Batches, Example, WordTokenizer
+from sparc_ref.data import Batches, Example, Joined, WordTokenizer
 from sparc_ref.model import SPARCConfig, init_params
 from sparc_ref.run import checkpoint
 from sparc_ref.run.measure import evaluate
-from sparc_ref.run.rundir import TIMING, read_metrics
+from sparc_ref.run.rundir import TIMING, fingerprint, read_metrics
 from sparc_ref.run.train import NonFiniteLoss, TrainConfig, train
 
 train_room = sys.modules["sparc_ref.run.train"]
@@ -300,3 +300,17 @@ def test_memory_is_asked_for_four_numbers_of_eight_bytes(tmp_path, monkeypatch):
     with pytest.raises(ValueError, match="no"):
         start(tmp_path / "run")
     assert asked == [(CONFIG, 4, 8)]
+
+
+@pytest.mark.parametrize("what", ["image", "captions", "key"])
+def test_the_hash_of_any_data_set_sees_every_example(what):
+    """Of more examples than are decoded for the other hash; joined ones too, the second as well as the first."""
+    def hashed(data):
+        return fingerprint(data)["sha256 of pictures and captions"]
+
+    data, other = Pictures("many", 130, 0, size=2), Pictures("many", 130, 0, size=2)
+    e = other.examples[1]
+    change = {"image": {"image": 255 - e.image}, "captions": {"captions": (*e.captions, "x")}, "key": {"key": "other"}}[what]
+    other.examples[1] = replace(e, **change)
+    assert hashed(data) == hashed(Pictures("many", 130, 0, size=2)) != hashed(other)
+    assert hashed(Joined(SETS[0], data)) != hashed(Joined(SETS[0], other))

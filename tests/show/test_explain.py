@@ -130,10 +130,12 @@ def test_a_word_is_the_mean_of_its_pieces():
         assert "".join(pieces[i] for i in at) == word
         np.testing.assert_allclose(weights, trace["weights"][0, at].mean(0), rtol=1e-6)
         np.testing.assert_allclose(minmax, trace["minmax"][0, at].mean(0), rtol=1e-6, atol=1e-7)
-    start, end = SPLIT.encode(caption).offsets[next(i for i, piece in pieces.items() if "dog".startswith(piece))]
-    region = Region("dog", np.ones((16, 16), bool), ((0, start, end),))
-    told = explain_example(params, config, SPLIT, Example(image, (caption,), (region,)))
-    assert told.objects.tolist() == [-1, 0, -1, -1], "one of its pieces names the region"
+    within = [i for i in pieces if caption.index("dog") <= SPLIT.encode(caption).offsets[i][0] < caption.index(",")]
+    assert len(within) > 1, "the case can tell"
+    for i in within:
+        region = Region("dog", np.ones((16, 16), bool), ((0, *SPLIT.encode(caption).offsets[i]),))
+        told = explain_example(params, config, SPLIT, Example(image, (caption,), (region,)))
+        assert told.objects.tolist() == [-1, 0, -1, -1], "one of its pieces, whichever, names the region"
     assert seen.weights.sum(-1) == pytest.approx(np.ones(4)) and f"mean of {seen.pieces[1]} pieces" in table(seen)
 
 

@@ -110,6 +110,43 @@ def test_crosses_are_on_what_the_threshold_removed_and_nowhere_else(rng):
     assert not any("removed" in text for text in texts(kept)), "a mark that is not there is not explained"
 
 
+def test_crosses_stand_in_the_middle_of_their_patches_on_any_grid(rng):
+    image, _, w, *_ = case(rng)
+    figure = maps.explain(image, ["a", "b", "c"], [maps.Row("", w)], (2, 3))
+    _, drawn = columns(figure, 3)
+    for ax, row in zip(drawn, w, strict=True):
+        (crosses,) = [line.get_xydata().tolist() for line in ax.lines]
+        assert sorted(crosses) == sorted([4 * c + 2, 4 * r + 2] for r, c in np.argwhere(row.reshape(2, 3) == 0).tolist())
+
+
+def test_under_each_map_stands_its_own_share_and_its_rows_own_unit(rng):
+    """Two models with similarities between them: a line under each map of weights, none under the others; words in blocks."""
+    image, s, _, masks, objects = case(rng)
+    one, two = (np.random.default_rng(seed).random((3, 6)) for seed in (1, 2))
+    rows = [maps.Row("one", one), maps.Row("one", s, "similarity"), maps.Row("two", two)]
+    figure = maps.explain(image, ["up", "right", "and"], rows, (2, 3), objects=objects, masks=masks, per_block=2)
+    cover = np.array([[1, 0, 0, 0, 0, 0], [0, 0.5, 1, 0, 0.5, 1]])
+    wanted = {f"inside {100 * w[l] @ cover[l] / w[l].sum():.0f} %" for w in (one, two) for l in (0, 1)}
+    shares = [t for t in figure.texts if t.get_text().startswith("inside")]
+    assert {t.get_text().replace("\xa0", " ") for t in shares} == wanted and len(wanted) == len(shares) == 4
+    drawn = [ax for ax in figure.axes if ax.images and ax.images[0].get_array().shape == (2, 3)]
+    for w in (one, two):
+        for l in (0, 1):
+            (ax,) = [ax for ax in drawn if np.allclose(np.ravel(ax.images[0].get_array()), w[l] / w[l].max())]
+            box = ax.get_position()
+            below = [t for t in shares if box.x0 < t.get_position()[0] < box.x1 and t.get_position()[1] < box.y0]
+            nearest = max(below, key=lambda t: t.get_position()[1])
+            assert nearest.get_text().replace("\xa0", " ") == f"inside {100 * w[l] @ cover[l] / w[l].sum():.0f} %"
+    (third,) = [ax for ax in drawn if np.allclose(np.ravel(ax.images[0].get_array()), two[2] / two[2].max())]
+    names = sorted((-t.get_position()[1], t.get_text().replace("\n", " ")) for t in figure.texts
+                   if re.match("inner|weight,|one |two ", t.get_text().replace("\n", " ")))
+    assert [text for _, text in names] == ["one weights", "weight, the word's top = 1", "one similarity", "inner product",
+                                           "two weights", "weight, the word's top = 1"] * 2, "in each block"
+    assert third.get_position().y1 < min(ax.get_position().y0 for ax in figure.axes if ax.get_title() == "1 up")
+    bars = [ax for ax in figure.axes if ax.get_position().height < third.get_position().height / 4]
+    assert len(bars) == 6
+
+
 def lightness(colour):
     """CIE L* of an sRGB colour in 0..1."""
     linear = np.where(np.asarray(colour) <= 0.04045, np.asarray(colour) / 12.92, ((np.asarray(colour) + 0.055) / 1.055) ** 2.4)
@@ -185,6 +222,10 @@ def test_the_title_is_the_finding_of_what_is_drawn(rng):
     named = maps.explain(image, words, rows, (2, 3), title="T", **more)
     assert [t.get_text() for t in named.texts if t.get_fontsize() == maps.LARGE] == ["T"]
     assert "good: 60 %" in " ".join(texts(named))
+    half = np.full((3, 6), 0.1)                                   # the right half covers half of the patches in the middle
+    half[0, 0] = half[1, 4] = 0.5
+    near = maps.explain(image, words, [maps.Row("half", half)], (2, 3), **more)
+    assert "in their region: half 1 of 2" in " ".join(texts(near)).replace("\n", " "), "half of a patch is not in it"
     alone = maps.explain(image, words, rows, (2, 3), title="T")
     assert not any("of a word's weight" in text or "Ticks" in text for text in texts(alone)), "nothing was measured"
 
@@ -193,7 +234,8 @@ def test_without_regions_the_first_row_is_what_the_weights_find():
     """At least half of the top weight, whatever came before the weights."""
     w = np.array([[0.4, 0.1, 0.1, 0.1, 0.2, 0.1], [0.25, 0.25, 0.25, 0.25, 0, 0]])
     image = np.full((4, 6, 3), 7, np.uint8)
-    figure = maps.explain(image, ["a", "b"], both(-w, w), (2, 3), objects=[-1, -1])
+    other = maps.Row("before", np.full((2, 6), 1 / 6))
+    figure = maps.explain(image, ["a", "b"], [other, *both(-w, w)], (2, 3), objects=[-1, -1])
     first, *_ = columns(figure, 2)
     for ax, found in zip(first, ([1, 0, 0, 0, 1, 0], [1, 1, 1, 1, 0, 0]), strict=True):
         kept = np.kron(np.reshape(found, (2, 3)), np.ones((2, 2))).astype(bool)
@@ -244,8 +286,9 @@ def test_models_are_compared_in_their_order_with_their_own_maps(rng):
     for name in ("one", "two"):
         s, w = stages(rng, 3, 6)
         seen[name] = Explained(image, "up right and", ("up", "right", "and"), s, None, None, w, (2, 3), np.array(objects),
-                               masks=masks)
+                               masks=masks, pieces=(1, 2, 1))
     figure = maps.compare(seen, ("similarity", "weights"))
+    assert any("several pieces: their mean" in text.replace("\n", " ") for text in texts(figure))
     _, *drawn = columns(figure, 3)
     wanted = [(e, kind) for e in seen.values() for kind in ("similarity", "weights")]
     for row, (e, kind) in zip(drawn, wanted, strict=True):

@@ -180,6 +180,20 @@ def test_the_better_one_is_bold_in_the_terminal(monkeypatch):
     assert [x.strip() for x in bold] == [written(n.key, value(n.key, int(n.better == "higher"))) for n in NUMBERS if n.better]
 
 
+def test_equal_numbers_are_not_bold_and_a_loss_is_better_below_its_chance(monkeypatch):
+    pytest.importorskip("rich")
+    monkeypatch.setenv("COLUMNS", "200")
+    numbers = (Number("miou", "a share", "G", headline=True),
+               Number("loss", "a loss", "G", "nats", "lower", 2.0, headline=True))
+    runs = [Run(name, final={"miou": 0.5, "miou_chance": 0.1, "loss": loss}) for name, loss in (("one", 2.5), ("two", 1.5))]
+    terminal = io.StringIO()
+    terminal.isatty = lambda: True
+    print_results(DemoReport("t", runs, numbers=numbers), terminal)
+    assert [x.strip() for x in re.findall(r"\x1b\[1m([^\x1b]*[\d][^\x1b]*)\x1b", terminal.getvalue())] == ["1.500 nats"]
+    said = findings(DemoReport("t", runs, numbers=numbers))
+    assert [text for text in said if "chance" in text] == ["One is no better than chance on a loss."]
+
+
 def test_what_some_run_lacks_is_not_said_of_all():
     """Seconds of one; a prediction of one; a first example without classes."""
     runs = report().runs
@@ -240,6 +254,16 @@ def test_a_difference_is_measured_by_the_spreads_of_both(wide):
             for r, name in enumerate(NAMES)]
     (said, _) = findings(DemoReport("t", runs))
     assert said == "Within the spread over seeds: pointing (60.0 % against 50.0 %, two ahead)."
+
+
+@pytest.mark.parametrize("wide", [0, 1, 2])
+def test_of_three_runs_the_best_two_are_compared_by_their_own_spreads(wide):
+    """The first is far behind; whether it moves much from seed to seed says nothing of the others."""
+    runs = [Run(f"run {r}", final={"pointing": x}, spread={"pointing": (x, 0.2 if r == wide else 0.001, 5)})
+            for r, x in enumerate((0.1, 0.5, 0.6))]
+    ahead = "pointing (60.0 % against 50.0 %"
+    assert findings(DemoReport("t", runs))[0] == (f"Run 2 is ahead on {ahead})." if wide == 0 else
+                                                  f"Within the spread over seeds: {ahead}, run 2 ahead).")
 
 
 def test_heat_maps_are_those_of_their_run(drawn):

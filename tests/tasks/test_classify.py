@@ -1,6 +1,7 @@
 """Zero-shot classification from every layout to the numbers."""
 
 import json
+import tarfile
 import zipfile
 import zlib
 from pathlib import Path
@@ -256,6 +257,68 @@ def test_files_of_names(tmp_path, content, suffix):
     folders(tmp_path / "a", ["a", "b", "c"])
     put(tmp_path / f"names.{suffix}", content)
     assert run(f"folders:{tmp_path / 'a'}?classnames={tmp_path / f'names.{suffix}'}").numbers["top1"] == 1
+
+
+@pytest.mark.parametrize("kind", ["imagenet", "imagenet-c"])
+def test_options_say_whose_names_and_which_folders_count(tmp_path, kind):
+    """Files that are named come before those that lie there; wnids say the folders of the names, in whatever order."""
+    order = [WNIDS[n] for n in (2, 0, 1)]                         # of names 0, 1, 2
+    root = tmp_path / "set"
+    for place in (root,) if kind == "imagenet" else (root / "fog" / "1", root / "own" / "2"):
+        folders(place, order, [0, 1, 2], each=1)
+    listed(tmp_path, 3)
+    put(tmp_path / "wnids.txt", "\n".join(order))
+    beside = run(f"{kind}:{root}")
+    assert beside.numbers["top1"] == 1 and beside.examples == 3
+    put(tmp_path / "wnids.txt", "\n".join(WNIDS[:3]))
+    assert run(f"{kind}:{root}").numbers["top1"] == 0, "the case can tell"
+    put(tmp_path / "classnames.txt", "number 1\nnumber 2\nnumber 0")
+    assert run(f"{kind}:{root}?wnids={put(tmp_path / 'w.txt', chr(10).join(order))}").numbers["top1"] == 0, "here too"
+    names = put(tmp_path / "given" / "names.txt", "\n".join(f"number {n}" for n in range(3)))
+    wnids = put(tmp_path / "given" / "wnids.txt", "\n".join(order))
+    got = run(f"{kind}:{root}?classnames={names}&wnids={wnids}&name=my own")
+    assert got.numbers["top1"] == 1 and got.name == "my own"
+    if kind == "imagenet-c":
+        every = run(f"{kind}:{root}?classnames={names}&wnids={wnids}&corruptions=all")
+        assert every.examples == 6 and {"top1_fog", "top1_own", "top1_severity_1", "top1_severity_2"} <= set(every.numbers)
+
+
+def test_a_published_set_has_its_own_split_prompts_name_and_counts(tmp_path):
+    """Of every shard what is left out is counted; the set's own prompts are those that "data" asks for."""
+    names, own = [f"number {n}" for n in range(4)], ["one {c}", "{c} of four"]
+    samples = [("png", png(n), str(n)) for n in range(4)]
+    root = webdataset(tmp_path / "set", samples, names=names, templates=own)
+    webdataset(root, [("png", png((n + 1) % 4), str(n)) for n in range(4) for _ in range(2)], split="train", names=names,
+               templates=own)
+    for shard in (0, 1):
+        with tarfile.open(root / "test" / f"{shard}.tar", "a") as file:
+            file.addfile(tarfile.TarInfo("alone.cls"))
+    test, train = run(f"webdataset:{root}"), run(f"webdataset:{root}?split=train&name=mine")
+    assert (test.examples, test.numbers["top1"], test.name) == (4, 1, "set")
+    assert (train.examples, train.numbers["top1"], train.name) == (8, 0, "mine")
+    assert test.counts == {"label without a picture": 2}
+    data, _ = open_data(task, f"webdataset:{root}")
+    assert data.templates == tuple(own) == templates_of("data", data.templates)
+    assert run(f"webdataset:{root}?prompt=data").protocol["templates"] == 2
+
+
+def test_numbered_names_of_a_json_are_in_the_order_of_their_numbers(tmp_path):
+    path = folders(tmp_path / "a", WNIDS[:12])
+    names = put(tmp_path / "names.json", json.dumps({str(n): [WNIDS[n], f"number {n}"] for n in reversed(range(12))}))
+    spec = f"folders:{path}?classnames={names}"
+    assert open_data(task, spec)[0].classes == tuple(f"number {n}" for n in range(12)) and run(spec).numbers["top1"] == 1
+
+
+def test_the_vector_of_a_class_by_hand():
+    """Of several prompts the mean of their directions, made unit, or left as it is: the mean of cosines."""
+    model, names, prompts = Noisy(batch=5), ("number 3", "number 8", "number 1"), ("a {c}", "b {c}.")
+    for how in ("embeddings", "similarities"):
+        vectors = class_vectors(model, names, prompts, how)
+        for got, name in zip(vectors, names, strict=True):
+            t = model.pooled_texts([prompt.replace("{c}", name) for prompt in prompts])
+            mean = np.mean(t / np.linalg.norm(t, axis=1, keepdims=True), axis=0)
+            assert 0.1 < np.linalg.norm(mean) < 0.95, "the case can tell"
+            np.testing.assert_allclose(got, mean / np.linalg.norm(mean) if how == "embeddings" else mean, atol=1e-6)
 
 
 # ---------------------------------------------------------------------------------------------------------------- bad input

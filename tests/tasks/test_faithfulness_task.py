@@ -12,7 +12,7 @@ from sparc_ref.data import WordTokenizer
 from sparc_ref.evaluate.faithfulness import k_precision, words
 from sparc_ref.tasks import faithfulness as task
 from sparc_ref.tasks.spec import open_data
-from sparc_ref.tasks.taggers import NLTK, SPACY
+from sparc_ref.tasks.taggers import NLTK, SPACY, open_tagger
 
 CAPTIONS = {"a": ["A red cat sits.", "The cat is red."], "b": ["A blue dog runs!", "Red cat sits is blue."],
             "c": ["They run.", "A big, big dog."]}
@@ -68,6 +68,14 @@ def test_by_hand_with_a_tagged_file(where):
     assert 0 < r.chance["kp"] < 1 and 0 < r.chance["kp_na"] < 1 and r.chance["i2t_r1"] == pytest.approx(1 / 3)
 
 
+def test_white_space_of_a_tagged_caption_is_as_that_of_captions(where):
+    """Both are read with single spaces, so that either may hold runs of them."""
+    spaced = (where / "tags.jsonl").read_text().replace("A red cat sits.", " A red  cat\\tsits. ")
+    (where / "tags.jsonl").write_text(spaced)
+    assert "  cat" in spaced
+    assert measured(f"captions:{where}?tagger={where / 'tags.jsonl'}").numbers["kp_na"] == pytest.approx(2 / 3)
+
+
 FIRST = ("Red cat sits is blue.", "A big, big dog.", "A blue dog runs!")
 
 
@@ -103,6 +111,28 @@ def test_captions_and_pixels_are_those_that_are_asked_for(where):
         image.paste((200 - grey,) * 3, (16, 0, 32, 16))
         image.save(where / f"{name}.png")
     assert [measured(f"captions:{where}{how}", own).numbers["i2t_r1"] for how in ("?eval_resize=crop", "")] == [1, 1 / 3]
+
+
+def test_what_was_chosen_and_left_out_is_told(where):
+    """Every field of the protocol off its default; captions without a word, wherever they stand."""
+    (where / "captions.jsonl").write_text((where / "captions.jsonl").read_text().replace("The cat is red.", "The?")
+                                          .replace("A big, big dog.", "An, a!"))
+    (where / "tags.jsonl").write_text("\n".join(json.dumps({"caption": text, "tags": [[t, TAGS.get(t.lower(), "X")]
+                                                for t in tokens(text.replace("?", " ?"))]}) for text in SAID))
+    chosen = {"ref": "max", "count": "set", "tagger": str(where / "tags.jsonl"), "captions": 2, "eval_resize": "crop"}
+    data, protocol = open_data(task, f"captions:{where}?" + "&".join(f"{k}={v}" for k, v in chosen.items()))
+    assert all(getattr(protocol, k) == v != getattr(task.Protocol(), k) for k, v in chosen.items())
+
+    class Other(Told):
+        def texts(self, texts):
+            return {"t_bar": np.eye(6)[[SAID.index(text) for text in texts]]}
+
+    r = task.measure(Other(["A red cat sits.", "A blue dog runs!", "They run."]), data, protocol, say=print)
+    assert r.protocol == chosen and r.task == "faithfulness" and r.data == f"captions:{where}"
+    assert (r.examples, r.counts["captions"], r.counts["captions without a word besides articles"]) == (3, 6, 2)
+
+
+SAID = ["A red cat sits.", "The?", "A blue dog runs!", "Red cat sits is blue.", "They run.", "An, a!"]
 
 
 def test_perfect_and_blind_models(where):
@@ -145,7 +175,9 @@ def test_spacy_by_its_interface(where, monkeypatch):
     stand_in(monkeypatch, "spacy", load=load)
     for tagger in ("", "?tagger=spacy"):
         assert measured(f"captions:{where}{tagger}").numbers["kp_na"] == pytest.approx(2 / 3)
-    assert asked == [("en_core_web_sm", ["parser", "ner", "lemmatizer"])] * 2
+    twice = ["a cat", "a dog", "a cat"]
+    assert open_tagger("spacy")(twice) == [[(t, TAGS.get(t, "X")) for t in text.split()] for text in twice], "each in its place"
+    assert asked == [("en_core_web_sm", ["parser", "ner", "lemmatizer"])] * 3
 
 
 def test_nltk_by_its_interface(where, monkeypatch):

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from sparc_ref.data import WordTokenizer
+from sparc_ref.data import PictureScenes, WordTokenizer
 from sparc_ref.data.images import resize
 from sparc_ref.evaluate.segmentation import miou, segment
 from sparc_ref.model import PRESETS, init_params
@@ -216,8 +216,10 @@ def test_voc(tmp_path, rng):
         assert all(np.array_equal(data.truth(i), truth) for i, truth in enumerate(truths))
         assert data.picture(1, 32).shape == (32, 32, 3)
     lists = tmp_path / "VOCdevkit/VOC2012/ImageSets/Segmentation"
-    (lists / "train.txt").write_text("p0\n")
-    assert data.name == "VOC 2012" and open_data(task, f"voc:{tmp_path}?split=train")[0].name == "VOC 2012 train"
+    (lists / "train.txt").write_text("p2\n")
+    trained, _ = open_data(task, f"voc:{tmp_path}?split=train")
+    assert (data.name, trained.name, trained.keys) == ("VOC 2012", "VOC 2012 train", ("p2",))
+    assert np.array_equal(trained.truth(0), truths[2])
 
 
 def test_context(tmp_path, rng):
@@ -226,6 +228,9 @@ def test_context(tmp_path, rng):
     data, _ = open_data(task, f"context:{root}")
     assert data.classes == CONTEXT and len(CONTEXT) == 59 and list(CONTEXT) == sorted(CONTEXT)
     assert np.array_equal(data.truth(0), truths[0])
+    (root / "ImageSets/SegmentationContext").mkdir()              # of those that have masks: read before that of all
+    (root / "ImageSets/SegmentationContext/val.txt").write_text("p0\np9\n")
+    assert open_data(task, f"context:{root}")[0].report.skipped == {"image missing": 1}
     (root / "59_labels.txt").write_text("".join(f"{k + 1}: {name}\n" for k, name in enumerate(reversed(CONTEXT))))
     assert open_data(task, f"context:{root}")[0].classes == CONTEXT[::-1]
     (root / "SegmentationClassContext").rename(root / "elsewhere")
@@ -259,6 +264,18 @@ def test_coco_puts_small_objects_on_large_ones_and_ignores_crowds(tmp_path):
     assert data.classes == ("cat", "dog") and data.name == "COCO val2017" and np.array_equal(data.truth(0), expected)
 
 
+def test_every_picture_of_coco_has_its_own_pixels_and_objects(tmp_path):
+    """In the order of the file, however annotations lie in it; one without an object is background."""
+    notes = [{"category_id": k, "segmentation": [BOX], "image_id": i} for k, i in ((3, 2), (90, 0))]
+    root = instances(tmp_path, notes, images=("a.png", "b.png", "c.png"))
+    for n, name in enumerate("abc"):
+        Image.new("RGB", (12, 10), (90 * n, 7, 200)).save(root / "val2017" / f"{name}.png")
+    data, _ = open_data(task, f"coco:{root}")
+    assert data.keys == ("a.png", "b.png", "c.png")
+    for i, label in enumerate((1, -1, 0)):
+        assert data.truth(i)[0, 0] == label and (data.picture(i, 8) == [90 * i, 7, 200]).all()
+
+
 @pytest.mark.parametrize("text, expected", [
     ('{"1": "cat", "2": "dog"}', {1: "cat", 2: "dog"}), ('["cat", "dog"]', {0: "cat", 1: "dog"}),
     ('[{"index": 4, "name": "cat"}]', {4: "cat"}), ('[{"id": 4, "name": "cat"}]', {4: "cat"}),
@@ -277,6 +294,58 @@ def test_class_lists_that_are_none(tmp_path, text):
     (tmp_path / "names.json").write_text(text)
     with pytest.raises(ValueError, match=r"names.json: expected"):
         read_names(tmp_path / "names.json", None)
+
+
+@pytest.mark.parametrize("ground, ignored", [(0, 255), (7, 9), (-1, 9), (9, -1)])
+def test_every_label_of_a_folder_is_the_one_that_the_list_and_the_options_say(tmp_path, ground, ignored):
+    """Labels with gaps; the background and what is ignored among the names or not; of several lists the one that is named."""
+    labels = {2: "cat", 5: "dog", 7: "bus", 9: "sky", 200: "cup"}
+    kept = {label: name for label, name in labels.items() if label not in (ground, ignored)}
+    raw = np.array([[*kept, *[x for x in (ground, ignored) if x >= 0]]], np.uint8)
+    for folder, picture in (("images", np.zeros((1, raw.shape[1], 3), np.uint8)), ("masks", raw)):
+        (tmp_path / folder).mkdir()
+        Image.fromarray(picture).save(tmp_path / folder / "0.png")
+    (tmp_path / "two.json").write_text(json.dumps(
+        {"others": {"1": "x"}, "mine": [{"index": label, "name": name, "id": 300 + label} for label, name in labels.items()]}))
+    spec = f"folder:{tmp_path}?names=two.json&of=mine&background_label={ground}&ignore_label={ignored}"
+    data, _ = open_data(task, spec)
+    assert data.classes == tuple(kept.values())
+    wanted = [*range(len(kept)), *[-1] * (ground >= 0), *[data.ignore] * (ignored >= 0)]
+    assert data.truth(0).tolist() == [wanted] and data.ignore == 255
+
+
+def test_as_many_classes_as_a_byte_holds_leave_room_for_what_is_ignored(tmp_path):
+    """With the background as one more class, 255 would be a class."""
+    (tmp_path / "images").mkdir()
+    (tmp_path / "masks").mkdir()
+    Image.new("RGB", (3, 1)).save(tmp_path / "images" / "0.png")
+    Image.fromarray(np.array([[254, 400, 300]], np.uint16)).save(tmp_path / "masks" / "0.png")
+    (tmp_path / "classes.json").write_text(json.dumps({str(k): f"n{k}" for k in range(255)}))
+    data, _ = open_data(task, f"folder:{tmp_path}?background_label=300&ignore_label=400")
+    assert len(data.classes) == 255 and data.ignore > 255 and data.truth(0).tolist() == [[254, data.ignore, -1]]
+
+
+def test_pasted_scenes_are_those_that_the_options_name(tmp_path):
+    """Of the split, seed, size and number of objects; pictures, masks and names are those of the data set itself."""
+    (tmp_path / "stickers").mkdir()
+    for n in range(8):
+        pixels = np.zeros((9, 9, 4), np.uint8)
+        pixels[2:7, 2:7] = (30 * n, 200, 100, 255)
+        Image.fromarray(pixels).save(tmp_path / "stickers" / f"thing{n}.png")
+    (tmp_path / "names.jsonl").write_text("".join(
+        json.dumps({"id": f"thing{n}", "name": f"name {n}", "split": "heldout" if n > 4 else "train"}) + "\n"
+        for n in range(8)))
+    where, names = tmp_path / "stickers", tmp_path / "names.jsonl"
+    cases = {"": ("test", 64, 256, 0, (1, 4)),
+             "split=heldout&seed=3&pixels=24&count=5&objects=1,2": ("heldout", 24, 5, 3, (1, 2)),
+             "split=validation&seed=1&objects=3,3": ("validation", 64, 256, 1, (3, 3))}
+    for options, (split, size, count, seed, objects) in cases.items():
+        data, _ = open_data(task, f"scenes:{where}?names={names}" + f"&{options}" * bool(options))
+        scenes = PictureScenes(where, names, split, size, count, seed, objects)
+        assert data.classes == scenes.classes and len(data.keys) == count and data.name == f"scenes of stickers-{split}"
+        for i in (0, 3):
+            assert np.array_equal(data.truth(i), truth_of(scenes[i], scenes.classes)), options
+            assert np.array_equal(data.picture(i, 32), resize(scenes[i].image, 32)), options
 
 
 # --- damage: what is done to good data, what is then counted or said
