@@ -6,6 +6,8 @@ import shutil
 import signal
 import threading
 import zipfile
+from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -207,6 +209,30 @@ def test_joined_limited_and_other_data_sets():
     assert fingerprint(Limited(a, 2))[key] == prints[0] and fingerprint(Limited(a, 2))["limited_to"] == 2
 
 
+def test_decoded_pictures_are_sampled_from_everywhere():
+    """130 examples: every third is decoded, the last of them at 129."""
+    class Many:
+        name, classes = "many", ()
+
+        def __init__(self, changed=-1):
+            self.changed = changed
+
+        def __len__(self):
+            return 130
+
+        def __getitem__(self, i):
+            return replace(example, image=example.image + (i == self.changed))
+
+        def describe(self):
+            return {"name": "many"}
+
+        def digest(self):
+            return "the same files"
+    example = DrawnScenes(size=16, count=1)[0]
+    said = {i: fingerprint(Many(i))["sha256 of some decoded pictures"] for i in (-1, 0, 3, 66, 129, 128)}
+    assert len(set(said.values())) == 5 and said[128] == said[-1]
+
+
 # ----------------------------------------------------------------------------------------------------- said at start and end
 
 
@@ -379,6 +405,16 @@ def test_positions_and_counters_that_lie_are_refused(tmp_path, change):
     reindex(checkpoint.find(tmp_path), lambda index: index["record"].update(change))
     with pytest.raises(ValueError, match=r"its counters are|its positions in the data are|seed: expected"):
         go(tmp_path, steps=2, resume=True)
+
+
+@pytest.mark.parametrize("change", [{"hash": "another"}, {"vocab_size": 3}], ids=str)
+def test_a_tokenizer_that_is_not_the_models_is_refused(tmp_path, monkeypatch, change):
+    go(tmp_path, steps=2)
+    real = rundir.load_tokenizer(checkpoint.find(tmp_path) / "tokenizer")
+    other = SimpleNamespace(**{"hash": real.hash, "vocab_size": real.vocab_size} | change)
+    monkeypatch.setattr(rundir, "load_tokenizer", lambda folder: other)
+    with pytest.raises(checkpoint.CheckpointError, match="its tokenizer is not the one that the model was trained with"):
+        load_run(tmp_path)
 
 
 def test_a_file_that_cannot_be_read_is_named(tmp_path, monkeypatch):
