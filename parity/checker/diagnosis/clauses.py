@@ -442,7 +442,7 @@ TEMPLATES = {
                                 lambda read, part, **_: part.one_token),
     "does not hold": Template("On the batch {batch} the explanation does not hold.",
                               lambda read, part, probe, tol, **_: not confirm.gives(part, probe, tol)),
-    "limit": Template("{words}", lambda read, limit, **_: limit.sharp or limit.key in ("float32", "runs")
+    "limit": Template("{words}", lambda read, limit, **_: limit.ends_there or limit.key in ("float32", "runs")
                       or bool(limit.error), "{weaker}"),
     "behaviour": Template("{evidence}", lambda read, again, **_: again()),
 }  # fmt: skip

@@ -146,7 +146,7 @@ def judge(box, part, count_edges=False) -> Diagnosis:
 
 def limited(part, x: Limit) -> str:
     """Where an explanation ends, in words; less of it where fresh numbers do not agree with a limit there."""
-    return say(part.read, "limit", limit=x, words=x.words, weaker=replace(x, sharp=False).words)
+    return say(part.read, "limit", limit=x, words=x.words, weaker=replace(x, sharp=False, scattered=False).words)
 
 
 def said(place, conditions) -> bool:

@@ -114,7 +114,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
     elif sizes and d.verdict == "conditional" and not clauses:
         text = out("inside")
     elif part.explained and clauses:
-        sharp = all(x.sharp for x in d.limits)            # else no sizes say where it ends
+        sharp = all(x.ends_there for x in d.limits)       # else no sizes say where it ends
         text = out("partly" if d.dropped else ("inside except" if sharp else "smaller except") if sizes else "except")
     elif clauses:
         text = out("value except")
@@ -126,7 +126,7 @@ def sentence(d: Diagnosis, name: str, part, patches: int = 196, one_of_two: bool
     else:
         text = out("gradient" if d.stage == "gradient" else "differs")
     more = [f"Beside that, {_join(of_gradient)}."] if of_gradient else []
-    held = held_by if all(x.sharp for x in d.limits) else ()  # else it ends where no size says
+    held = held_by if all(x.ends_there for x in d.limits) else ()  # else it ends where no size says
     if held and not (sizes and not clauses):
         more.append(out("where", conditions=", ".join(held), held=held))
     if not graded:

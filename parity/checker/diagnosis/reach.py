@@ -179,6 +179,9 @@ def reach(box: Box, read, models, full=False, alone=False, sizes_alone=False, se
         failing = [s for s in failing if not limit.beyond(judge.probe(s))]
     out.limits = list({x.condition: x for x in reversed(out.limits)}.values())[::-1]  # one of those that are said alike
     out.limits = [replace(x, sharp=x.sharp and (bool(x.beside) or orderly(judge, x, out.limits))) for x in out.limits]
+    inside = [s for s in judge.asked() if not any(x.beyond(judge.probe(s)) for x in out.limits)]
+    right = not any(judge.wrong(s) for s in inside)
+    out.limits = [replace(x, scattered=x.scattered and right and not x.sharp and not x.beside) for x in out.limits]
     if not out.limits and not out.small and not sizes_alone:
         in_float32(box, read, out, alone)
     return out
@@ -222,12 +225,15 @@ def limit_of(judge: Judge, failing: list[dict]) -> Limit | None:
     limit = Limit(key, held, failed, 0.0, 0.0, None, tuple((k, sizes[k], base[k]) for k in left[:-1]))
     again = all(judge.wrong(judge.alike(sizes, key, seed), seed) and not judge.wrong(judge.alike(good, key, seed), seed)
                 for seed in (1, 2))
+    within = not any(judge.wrong(judge.alike(good, key, seed), seed) for seed in (1, 2))
+    if key in OTHER:
+        within = within and not judge.wrong(good | {OTHER[key]: 4 * good[OTHER[key]]})
     if len(left) == 1 and key in OTHER and again:         # a size of the other kind may decide with it
         other, small = OTHER[key], 2 if key == "P" else 3
         again = judge.wrong(sizes | {other: small}) and not judge.wrong(good | {other: 4 * good[other]})
     worst = max([s for s in failing if limit.beyond(judge.probe(s))] or [sizes], key=lambda s: far(judge, s))
     loss, gradient = judge.off(worst) or (math.inf, None)
-    return replace(limit, worst=measure(judge.probe(worst), key), loss=loss, gradient=gradient, sharp=again,
+    return replace(limit, worst=measure(judge.probe(worst), key), loss=loss, gradient=gradient, sharp=again, scattered=within,
                    stage=stage_of(judge, sizes), error=judge.error(worst) or "")
 
 

@@ -90,6 +90,7 @@ class Limit:
     key     one of KEYS, "upstream", "float32" or "runs"; holds, fails: the sizes on both sides of the limit
     beside  other sizes that it takes: (key, from where on, a small size)
     loss, gradient   how far off on the worst probe that was tried, at size `worst`; gradient None: none to compare
+    scattered  not sharp, for beyond it some batches are right, and none within it is wrong
     sharp   whether fresh numbers on both sides, and all sizes tried, agree with a limit there
     """
 
@@ -101,8 +102,14 @@ class Limit:
     gradient: float | None
     beside: tuple[tuple[str, float, float], ...] = ()
     sharp: bool = True
+    scattered: bool = False
     stage: str | None = None
     error: str = ""
+
+    @property
+    def ends_there(self) -> bool:
+        """Whether it is a limit: within it nothing is wrong."""
+        return self.sharp or self.scattered
 
     @property
     def up(self) -> bool:
@@ -119,7 +126,7 @@ class Limit:
     @property
     def condition(self) -> str:
         """The condition under which it holds."""
-        bound = "at most" if self.up else "at least"
+        bound = ("at most" if self.up else "at least") + " about" * (not self.ends_there)
         many = self.holds != 1
         held = CONDITION[self.key].format(bound=bound, x=plain(self.holds), s="s" * many, es="es" * many)
         beside = [BESIDE[key].format(x=plain(x)) for key, x, _ in self.beside]
@@ -143,7 +150,9 @@ class Limit:
         start = f"From {said(self.key, self.fails)} {ends}{with_} it differs"
         if near:
             start = f"{'Above' if self.up else 'Below'} {said(self.key, self.holds)}{with_} it differs"
-        if not self.sharp:
+        if self.scattered:
+            start = f"{start}, though not on every batch"
+        elif not self.sharp:
             less = f"a little {'less' if self.up else 'more'}" if near else said(self.key, self.holds)
             start = (f"With {said(self.key, self.fails)}{with_} it differs, with {less} it does not, and other sizes do not "
                      "agree with one limit")
@@ -167,7 +176,7 @@ def said(key, x) -> str:
 
 
 def plain(x) -> str:
-    whole = 1e3 <= abs(x) < 1e6 or ((not isinstance(x, float) or x == round(x)) and x < 1e6)
+    whole = 999.5 <= abs(x) < 1e6 or ((not isinstance(x, float) or x == round(x)) and x < 1e6)
     return f"{x:.0f}" if whole else f"{x:.3g}"
 
 
