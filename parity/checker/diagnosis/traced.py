@@ -90,6 +90,7 @@ def log_softmax(z):
     return z - top - np.log(np.exp(z - top).sum(-1, keepdims=True))
 
 
+@np.errstate(all="ignore")                               # their arrays may hold NaN and infinity
 def follow(records, probe: Probe, sigmas=(), taus=(), loose=False) -> Followed | None:
     """Walk through the stages.  None where not even arrays of the similarity's shape are there.
 
