@@ -67,7 +67,7 @@ class Check:
     accept: tuple[Literal["listing1"], ...] = ()  # readings of the paper that are as good as eq. 6
     edges: Literal["loose", "strict"] = "loose"  # strict: what shows on exact ties alone, such as > for >=, is a difference
     call: str | None = None         # words in calling order: v,t,mask,scale or text=t,image=v_bdhw,temperature=tau; or help
-    patches: str | None = None      # layout: v (B,P,D), v_cls, v_bdhw, v_bdp, v_pbd ...; --call help lists them
+    patches: str | None = None      # layout: v (B,P,D), v_cls, v_bdhw, v_bdp, v_pbd ...; the word help lists them
     tokens: str | None = None       # layout of text: t (B,L,D), t_bdl, t_lbd, t_list, t_packed ...
     mask: str | None = None         # mask: true = real token; padding: true = padding; lengths (B,); none ...
     scale: str | None = None        # theta, scale, tau or log_tau: log(1/tau), 1/tau, tau, log tau; fixed: hard-coded
