@@ -14,7 +14,7 @@ demo: .venv/run ## train SPARC and the global loss alone on mosaics; writes runs
 test test-slow: export OMP_NUM_THREADS = 1
 test test-slow: export OPENBLAS_NUM_THREADS = 1
 
-test: .venv/test ## every test that takes seconds (about a quarter of an hour on 2 cores; downloads 475 MB, more where torch is the CUDA build)
+test: .venv/test ## every test that takes seconds (seven to twelve minutes on 2 cores; downloads 475 MB, more where torch is the CUDA build)
 	.venv/bin/python -m pytest -n auto --dist worksteal -m "not slow"
 
 test-slow: .venv/test ## the tests that take minutes: ten kills, real photos, every implementation of the zoo

@@ -226,6 +226,8 @@ def limit_of(judge: Judge, failing: list[dict]) -> Limit | None:
     again = all(judge.wrong(judge.alike(sizes, key, seed), seed) and not judge.wrong(judge.alike(good, key, seed), seed)
                 for seed in (1, 2))
     within = not any(judge.wrong(judge.alike(good, key, seed), seed) for seed in (1, 2))
+    if key in ("B", "L", "P"):                            # odd numbers alone, say
+        within = within and not any(judge.wrong(good | {key: n}) for n in (holds - 1, holds - 2, holds - 5) if n > base[key])
     if key in OTHER:
         within = within and not judge.wrong(good | {OTHER[key]: 4 * good[OTHER[key]]})
     if len(left) == 1 and key in OTHER and again:         # a size of the other kind may decide with it
