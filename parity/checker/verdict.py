@@ -24,7 +24,7 @@ from parity.checker.calling.worker import INSIDE, Stopped, Worker
 
 if TYPE_CHECKING:
     from parity.checker.calling.caller import Caller, Convention
-    from parity.checker.dump import DumpReport
+    from parity.checker.dump.report import DumpReport
     from parity.checker.page.sheet import Report
 
 SUFFIXES = (".npz", ".safetensors")                       # of a batch of a training run
@@ -104,7 +104,7 @@ def check(
             return replace(judge(Path(target), edges == "strict"), accept=accept)
     if isinstance(target, str | Path) and (Path(target).suffix in SUFFIXES or (
             Path(target).suffix in OTHERS and Path(target).is_file())):
-        from parity.checker.dump import judge as judge_dump
+        from parity.checker.dump.judge import judge as judge_dump
 
         if overrides:
             raise ValueError(f"check {target}: {', '.join(overrides)}: these options are for code; a file is read as it stands")

@@ -83,11 +83,11 @@ def behaviour(ask: Any, diagnosis: Diagnosis) -> Behaviour:
             out(found, evidence, functools.partial(test, theirs, on), causes(test, found.id, diagnosis) if same else ())
     if ask.worker is None:                                # a folder of answers cannot be called again
         return Behaviour(tuple(findings), sentences=door.counts)
-    for effect in (repeats, mutates, padding_place, train_mode):
+    turned = any(f.found.id == "edge.order_dependent" for f in findings)
+    for effect, other in ((repeats, ()), (mutates, ()), (padding_place, ("padded_again",)), (train_mode, ("unpadded_again",))):
         for found, evidence in effect(ask):
-            if found.id not in known and not any(f.found.id == "edge.order_dependent" and found.id == "edge.padding_place"
-                                                 for f in findings):
-                out(found, evidence, functools.partial(effect, ask))
+            if found.id not in known and not (turned and effect is padding_place):
+                out(found, evidence, functools.partial(effect, ask, *other))
     half, half_findings, notes = low_precision(ask)
     for x in half_findings:
         out(x.found, x.evidence, lambda: [(x.found, "") for x in low_precision(ask, "padded_again")[1]])
@@ -309,47 +309,46 @@ def mutates(ask: Caller) -> Test:
 PLACED = ("mask", "padding", "additive")                  # masks that say of each place whether a token stands there
 
 
-def padding_place(ask: Caller) -> Test:
+def padding_place(ask: Caller, name: str = "padded") -> Test:
     """Padding before the tokens, as left-padded batches have it, and between them: the same tokens, so the same loss."""
     word = str(ask.convention.word("mask")).split("_")[0]
     if word not in PLACED or ask.convention.word("t") not in ("t", "t_bdl", "t_lbd"):
         return
-    for name in ("padded", "padded_again"):
-        probe = PROBES[name]
-        first = ask(probe)
-        columns = probe.mask.shape[1]
-        orders = {"before the tokens": np.argsort(probe.mask, axis=1, kind="stable"),
-                  "between the tokens": np.tile([*range(1, columns, 2), *range(0, columns, 2)], (len(probe.mask), 1))}
-        for where, order in orders.items():
-            moved = replace(probe, t=np.take_along_axis(probe.t, order[..., None], 1),
-                            mask=np.take_along_axis(probe.mask, order, 1))
-            second = ask(moved)
-            for loss, value in first.losses.items():
-                off = relative(second.losses.get(loss, math.nan), value)
-                if math.isfinite(value) and off > TOLERANCE[first.dtype]:
-                    how = f"it raises {second.error}" if second.error else f"the {loss} loss is {share(off)} off"
-                    yield Found("edge.padding_place", None, where), f"with padding {where} {how}"
-                    return
+    probe = PROBES[name]
+    first = ask(probe)
+    columns = probe.mask.shape[1]
+    orders = {"before the tokens": np.argsort(probe.mask, axis=1, kind="stable"),
+              "between the tokens": np.tile([*range(1, columns, 2), *range(0, columns, 2)], (len(probe.mask), 1))}
+    for where, order in orders.items():
+        moved = replace(probe, t=np.take_along_axis(probe.t, order[..., None], 1),
+                        mask=np.take_along_axis(probe.mask, order, 1))
+        second = ask(moved)
+        for loss, value in first.losses.items():
+            off = relative(second.losses.get(loss, math.nan), value)
+            if math.isfinite(value) and off > TOLERANCE[first.dtype]:
+                how = f"it raises {second.error}" if second.error else f"the {loss} loss is {share(off)} off"
+                yield Found("edge.padding_place", None, where), f"with padding {where} {how}"
+                return
 
 
-def train_mode(ask: Caller) -> Test:
+def train_mode(ask: Caller, name: str = "padded") -> Test:
     """A module in train mode, in which it is made, against eval mode, in which it is asked."""
     if ask.convention.framework != "torch":
         return
-    for name in ("padded", "unpadded"):
-        probe = PROBES[name]
-        first, one, two = ask.call(probe), *(ask.call(probe, train=True, seed=seed) for seed in (0, 1))
-        for loss, value in first.losses.items():
-            a, b = (x.losses.get(loss, math.nan) for x in (one, two))
-            off = relative(a, value)
-            graded = max((distance(g, first.grads[loss][leaf]) for leaf, g in one.grads.get(loss, {}).items()
-                          if leaf in first.grads.get(loss, {}) and np.isfinite(first.grads[loss][leaf]).all()), default=0.0)
-            if math.isfinite(value) and max(off, graded) > TOLERANCE[first.dtype]:
-                how = f"it raises {one.error}" if one.error else f"the {loss} loss is {share(off)} off" if (
-                    off > TOLERANCE[first.dtype]) else f"the gradient of the {loss} loss is {share(graded)} off"
-                drawn = ", and changes from call to call" if relative(a, b) > TOLERANCE[first.dtype] else ""
-                yield Found("edge.train_mode"), f"in train mode {how}{drawn}; all else here is of eval mode"
-                return
+    probe = PROBES[name]
+    first, one, two = ask.call(probe), *(ask.call(probe, train=True, seed=seed) for seed in (0, 1))
+    tolerance = TOLERANCE[first.dtype]
+    for loss, value in first.losses.items():
+        a, b = (x.losses.get(loss, math.nan) for x in (one, two))
+        off, known = relative(a, value), first.grads.get(loss, {})
+        graded = max((distance(g, known[leaf]) for leaf, g in one.grads.get(loss, {}).items()
+                      if leaf in known and np.isfinite(known[leaf]).all()), default=0.0)
+        if math.isfinite(value) and max(off, graded) > tolerance:
+            what, far = ("loss", off) if off > tolerance else ("gradient of the loss", graded)
+            how = f"it raises {one.error}" if one.error else f"the {what.replace('loss', f'{loss} loss')} is {share(far)} off"
+            drawn = ", and changes from call to call" if relative(a, b) > tolerance else ""
+            yield Found("edge.train_mode"), f"in train mode {how}{drawn}; all else here is of eval mode"
+            return
 
 
 def low_precision(ask: Caller, name: str = "padded") -> tuple[dict, list[Finding], list[str]]:

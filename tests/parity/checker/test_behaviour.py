@@ -131,6 +131,14 @@ def test_places_of_padding_and_modes(ask, name, test, wanted, words):
     assert caller.call(PROBES["padded"]).losses == before  # it is in eval mode again, with what it held
 
 
+def test_a_place_of_padding_is_said_only_if_another_batch_shows_it(ask, monkeypatch):
+    caller = ask("counts_from_the_left")
+    assert "edge.padding_place" in [f.found.id for f in behaviour(caller, Diagnosis("eq6")).findings]
+    real = tests.padding_place
+    monkeypatch.setattr(tests, "padding_place", lambda ask, name="padded": real(ask, name) if name == "padded" else iter(()))
+    assert "edge.padding_place" not in [f.found.id for f in behaviour(caller, Diagnosis("eq6")).findings]
+
+
 def test_what_changes_from_call_to_call_is_not_explained(ask):
     found = diagnose(ask("every_tenth"))
     assert found.verdict == "unexplained" and "it holds a state, or draws numbers" in found.note

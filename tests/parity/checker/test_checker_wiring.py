@@ -45,6 +45,15 @@ def test_in_float32_a_wrong_gradient_is_wrong_too(name, factor):
     assert diagnose(asked("float32", scaled(name, factor))).verdict not in ("eq6", "listing1")
 
 
+def test_in_float32_a_gradient_that_is_wrong_at_real_sizes_alone_is_seen():
+    """6 % of its largest entry, with more than 100 patches: twice what rounding may do there."""
+    def change(probe, loss, grads):
+        return loss, (grads | {"v": 1.06 * grads["v"]} if probe.v.shape[1] > 100 else grads)
+
+    found = diagnose(asked("float32", change))
+    assert found.verdict == "conditional" and found.conditions == ("at most 100 patches",), found.note
+
+
 def test_an_explanation_has_to_hold_on_probes_that_the_search_did_not_use():
     """Sigma is 0.3, but not where the explanation is put to the test."""
     held_out = set(HELD_OUT)

@@ -147,6 +147,10 @@ def returns_gradients(v_cls, t, mask, tau):
     dv, dt, dtheta = back()
     return {"loss": loss, "d_v_cls": np.concatenate([0 * dv[:, :1], dv], 1), "d_t": dt, "d_tau": -dtheta / tau}
 
+def returns_one_gradient(v, t, mask, tau):
+    loss, _, back = fine_grained_loss(v, t, mask, -np.log(tau))
+    return loss, -back()[1]
+
 def needs_more(v, t, mask, scale, image_ids, caption_ids):
     return fine(v, t, mask, np.log(scale))
 
@@ -326,6 +330,12 @@ def test_code_that_makes_a_square_of_the_patches_gets_one(workers):
     convention = infer(workers("square_maps"))[0]
     assert convention.written == "v_bdhw,t,mask,scale"
     assert "v_bhwd" not in str(convention.items)
+
+
+def test_an_array_that_is_taken_for_no_gradient_is_named(workers):
+    notes = infer(workers("returns_one_gradient"))[0].notes
+    assert any("output 1 has the shape of the tokens and was taken for no gradient" in x for x in notes)
+    assert not any("taken for no gradient" in x for x in infer(workers("returns_gradients"))[0].notes)
 
 
 def test_numbers_overrule_names_and_say_so(workers):

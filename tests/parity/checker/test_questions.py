@@ -11,17 +11,18 @@ import torch
 import torch.nn as nn
 import torch.nn.functional as F
 
-def local(v, t, mask, scale, sigma=None, cosine=False):
+def local(v, t, mask, scale, sigma=None, cosine=False, cut=None, each=False):
     keys = F.normalize(v, dim=-1) if cosine else v
     s = t @ keys.mT
     lo, hi = s.amin(-1, keepdim=True), s.amax(-1, keepdim=True)
     flat = lo == hi
     s = torch.where(flat, 1.0, (s - lo) / torch.where(flat, 1.0, hi - lo))
-    s = torch.where(s >= (1 / v.shape[1] if sigma is None else sigma), s, 0.0)
+    s = torch.where(s >= (1 / v.shape[1] if sigma is None else sigma), s, 0.0) if cut is None else cut(s)
     c = F.normalize(s / s.sum(-1, keepdim=True) @ v, dim=-1)
     z = scale * c @ F.normalize(t, dim=-1).mT
     ce = -sum(y.masked_fill(~mask[:, None], -torch.inf).log_softmax(-1).diagonal(dim1=1, dim2=2) for y in (z, z.mT))
-    return (torch.where(mask, ce, 0.0).sum(1) / mask.sum(1).clamp_min(1)).mean() / 2
+    ce = torch.where(mask, ce, 0.0)
+    return ce if each else (ce.sum(1) / mask.sum(1).clamp_min(1)).mean() / 2
 
 def two_scalars(a, b, m, alpha, beta):
     return local(a, b, m, beta, sigma=alpha)
@@ -34,6 +35,13 @@ def two_temperatures(v, t, mask, temp1, temp2):
 
 def two_losses(v, t, mask, scale):
     return local(v, t, mask, scale), local(v, t, mask, scale, cosine=True)
+
+def softly(v, t, mask, scale):
+    return local(v, t, mask, scale, cut=lambda s: (s - 1 / s.shape[-1]).clamp(min=0))
+
+def by_length(v, t, mask, scale):
+    ce, length = local(v, t, mask, scale, each=True), torch.where(mask, t.norm(dim=-1), 0.0)
+    return ((ce * length).sum(1) / length.sum(1).clamp_min(1e-9)).mean() / 2
 
 def of_two(v, t, mask, scale):
     return local(v, t, mask, scale, sigma=2 / v.shape[1])
@@ -85,6 +93,16 @@ def test_a_value_that_had_to_be_guessed_is_asked_about(losses):
 def test_what_is_missing_is_named_with_an_option_that_says_it(losses, name, words, given):
     with pytest.raises(ValueError, match=words):
         check(f"{losses}:{name}", **given)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name, stage, words", [
+    ("softly", "threshold", "in proportion to eq. 2's similarities less sigma, a soft threshold"),
+    ("by_length", "reduction", "right where all tokens' embeddings have one length, and wrong where their lengths differ"),
+])
+def test_what_was_seen_is_said_and_no_more(losses, name, stage, words):
+    report = check(f"{losses}:{name}")
+    assert report.diagnosis.stage == stage and words in report.headline
 
 
 @pytest.mark.slow

@@ -68,6 +68,8 @@ CASES = {
     "patches_dropped_12": ("START", "v = v[:, :12]", "patch", 12),
     "upstream_ignored": ("EACH", "each = Whole.apply(each)", "gradient", None),
     "chunks_drop_the_rest": ("EACH", "each = each[: len(each) // 8 * 8] if len(each) > 8 else each", "sample", 8),
+    "minimum_of_64": ("SIMILARITY", "s = torch.cat([s[..., :64], s[..., 64:].maximum(s[..., :64].amin(-1, keepdim=True))], -1)",
+                      "patch", 64),
     "top_64": ("WEIGHTS", "s = torch.where(s >= s.topk(min(64, s.shape[-1]), -1).values[..., -1:], s, 0.0)", "patch", 65),
     "width_scales": ("LOGITS", "z = z * (16 / v.shape[-1]) ** 0.5", "dimensions", 16),
     "half_the_width": ("SIMILARITY", "s = t[..., :256] @ v[..., :256].mT", "dimensions", 256),

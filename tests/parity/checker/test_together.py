@@ -5,9 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from boxes import box, plain
+import torch.nn.functional as F
+from boxes import box, plain, wrapped
 
-from parity.checker.diagnosis.asking import Box
+from parity.checker.diagnosis.asking import Box, loss_off
 from parity.checker.diagnosis.diagnose import diagnose
 from parity.checker.diagnosis.switches import GlobalVariant, Variant
 from parity.checker.diagnosis.variants import evaluate
@@ -88,6 +89,55 @@ def test_sizes_without_a_limit_are_said_to_have_none():
         return Answer({"fine": made.losses["fine"]}, {"fine": {k: made.grads["fine"][k] for k in ("v", "t", "theta")}})
 
     assert "do not agree with one limit" in diagnose(ask).note
+
+
+def test_short_captions_are_not_taken_for_padding():
+    """Captions of one and two tokens are left out of the mean: unequal lengths of three and more are right."""
+    def long_ones(each, mask):
+        n = mask.sum(1)
+        means = torch.where(mask, each, 0.0).sum(1) / n.clamp(min=1)
+        return torch.where(n >= 3, means, 0.0).sum() / (n >= 3).sum().clamp(min=1)
+
+    d = diagnose(wrapped(plain, mean=long_ones))
+    assert d.verdict == "conditional" and "at least 3 tokens in a caption" in d.conditions, d.note
+    assert not {"no padding", "equal lengths"} & set(d.conditions)
+
+
+def test_a_global_loss_that_nothing_explains_is_measured_against_the_means_that_it_makes():
+    def contrast(v, t, mask, theta, change=lambda cosine: cosine):
+        pooled = v.mean(1), torch.where(mask[..., None], t, 0.0).sum(1) / mask.sum(1, keepdim=True).clamp(min=1)
+        z = theta.exp() * change(F.normalize(pooled[0], dim=1) @ F.normalize(pooled[1], dim=1).T)
+        target = torch.arange(len(z))
+        return (F.cross_entropy(z, target) + F.cross_entropy(z.T, target)) / 2
+
+    def as_global(**how):
+        fine = wrapped(contrast, **how)
+        return lambda p: Answer({"global": (a := fine(p)).losses["fine"]}, {"global": a.grads["fine"]})
+
+    odd, eq1 = as_global(change=lambda cosine: cosine.abs().sqrt()), as_global()
+    d = diagnose(odd)
+    assert d.verdict == "unexplained"
+    for off in d.off:
+        given, wanted = (ask(PROBES[off.probe]).losses["global"] for ask in (odd, eq1))
+        assert off.loss == pytest.approx(loss_off(given, wanted), rel=1e-6)
+
+
+def test_what_took_too_long_and_what_float32_raises_is_said():
+    right = box(Variant())
+
+    def ask(probe):
+        slow = probe.v.shape[1] > 150
+        return Answer(error="time: it took longer than 3 s") if slow else right(probe)
+
+    refused = Answer(error="AssertionError: float64 at f.py:1")
+    def again(probe, upstream=1.0, dtype=None):
+        grads = {name: upstream * g for name, g in right(probe).grads["fine"].items()}
+        return refused if dtype else Answer(right(probe).losses, {"fine": grads})
+
+    ask.again = again
+    d = diagnose(ask)
+    assert d.verdict == "eq6" and "a call did not end within its limit of time: such sizes were not tried" in d.note
+    assert "In float32 it raises AssertionError: float64 at f.py:1." in d.note and d.tried["P"][1] == 144
 
 
 def test_nan_gradients_beside_groups_of_no_patches():

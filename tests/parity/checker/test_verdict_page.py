@@ -131,6 +131,13 @@ def test_a_sound_one_has_nothing_marked_and_nothing_to_change():
     assert "goes wrong here" not in text and "What to change" not in text and 'class="verdict good"' in text
 
 
+@pytest.mark.parametrize("off, words", [(0.4, "The figures and the batches below show the difference"),
+                                        (0.0, "Of the arrays that were seen none shows it")])
+def test_an_unexplained_one_says_whether_a_figure_shows_it(off, words):
+    seen = [stage("minmax", [[1.0, 0.5]], [[1.0, 0.5 + off]], off)]
+    assert words in page(report(verdict="unexplained", deviations=[], stage="loss", stages=seen))
+
+
 def test_in_a_sound_one_an_array_that_is_off_is_no_stage():
     found = [stage("minmax", [[1.0, 0.5]], [[1.0, 0.5]], 0.0), stage("loss_vt", [[1.0, 0.5]], [[0.3, 0.5]], 0.7)]
     assert "Loss of groups: not seen" in Reader(page(report(verdict="eq6", stages=found))).shown()

@@ -427,3 +427,19 @@ def test_no_pickle_is_read():
     for path in Path(parity.__file__).parent.rglob("*.py"):
         words = path.read_text()
         assert "import pickle" not in words and "torch.load" not in words and "allow_pickle=True" not in words, path
+
+
+def test_a_jax_loss_beside_one_whose_gradient_is_nan_keeps_its_own():
+    """Zero times NaN is NaN: each loss is taken back by itself."""
+    jnp = pytest.importorskip("jax.numpy")
+    from parity.checker.calling import bridge_jax
+
+    def two(x):
+        return jnp.sum(jnp.sqrt(x - x)), jnp.sum(3 * x)
+
+    def named(out):
+        return dict(zip(("bad", "good"), out))
+
+    _, losses, grads = bridge_jax.call(two, [np.ones(4, np.float32)], {}, [0], named, "two", {}, True)
+    assert float(losses["good"]) == 12 and np.isnan(grads["bad"][0]).all()
+    np.testing.assert_array_equal(grads["good"][0], 3.0)

@@ -3,29 +3,7 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
-import jax
-import jax.numpy as jnp
-from fresh_truth import *  # noqa: F403
-
-jax.config.update("jax_enable_x64", True)
-
-
-def jaxed(f, x, *names):
-    """f(**arrays) of the named leaves -> value, gradients."""
-    given = {n: jnp.asarray(getattr(x, n).detach().numpy()) for n in names}
-    return jax.jit(jax.value_and_grad(lambda p: f(**p)))(given)  # one compilation a batch: few sizes, SIZES below
-
-
-def numpied(*arrays):
-    return tuple(a.detach().numpy().copy() for a in arrays)
-
-
-def keep(x):
-    return jnp.asarray(x.mask.numpy())
-
-
-def r(x, **step):
-    return R(x.v, x.t, x.mask, x.theta, **step)
+from fresh_calls import *  # noqa: F403
 
 
 def pooled_total(x):
@@ -87,6 +65,7 @@ def _m(x):
     a, b = CE(x.theta.exp() * unit(groups) @ unit(x.t[x.mask]).T)
     return sum((both.mean() for both in (a + b).split(x.n.tolist()))) / (2 * len(x.v))
 MODEL["whole_batch_negatives"] = _m
+FLOAT32.add("whole_batch_negatives")                      # its weights: a bool by an integer
 CALL["raw_inner_products"] = lambda m, x: m.loss_fn(x.v, x.t, ~x.mask, x.tau)
 MODEL["raw_inner_products"] = lambda x: r(x, nc=same, nt=same)
 CALL["detached_cosine_weights"] = lambda m, x: m.local_loss(x.v, x.t, x.n, x.theta)
